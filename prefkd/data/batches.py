@@ -1,0 +1,237 @@
+"""Batches: which rows make a step, and how one pair becomes token sequences that a model reads once.
+
+Shape letters used here and in the recipes:
+    B  pairs of a microbatch            A = 2B answers: the B chosen ones, then the B rejected ones
+    R  rows of a model's input          S  padded length of a row
+    N  target tokens (response tokens of all answers, EOS included)
+    P  parents of the longest answer of the microbatch
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, Self
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from prefkd.method.logprobs import parent_logprobs
+
+
+class Segment(IntEnum):
+    """The part of a pair that a position belongs to. A position sees its own segment and the prompt."""
+
+    PROMPT = 0
+    CHOSEN = 1
+    REJECTED = 2
+    PADDING = 3
+
+
+class _Movable:
+    def to(self, device: torch.device) -> Self:
+        """The same batch with all its tensors on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, _Movable))}
+        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class TokenBatch(_Movable):
+    """One model's view of a microbatch.
+
+    Attributes:
+        input_ids: (R, S) token ids, right-padded. With a shared prompt R = B and a row is [prompt, chosen, rejected];
+            otherwise R = 2B and a row is [prompt, answer].
+        position_ids: (R, S) positions; those of the rejected answer go on from the prompt, as if it stood alone.
+        segments: (R, S) a `Segment` for each position.
+        shares_prompt: Whether the rows hold both answers, so that the model needs the mask of `shared_prompt_mask`.
+        predictors: (N,) index into the R*S positions: the position whose hidden state predicts the target.
+        targets: (N,) token ids to be predicted.
+        parents: (N,) index into the A*P parents: the parent token that the target belongs to.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    shares_prompt: bool
+    predictors: Tensor
+    targets: Tensor
+    parents: Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch(_Movable):
+    """A microbatch of preference pairs, tokenised for the student and the teacher.
+
+    Attributes:
+        student, teacher: The pairs as each model reads them.
+        positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
+        parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
+        eos_mask: (2, B, P) True for the parent that is the end of the answer.
+        counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
+        names: B texts "file:row" that name the pairs in messages.
+    """
+
+    student: TokenBatch
+    teacher: TokenBatch
+    positive: TokenBatch | None
+    negative: TokenBatch | None
+    parent_mask: Tensor
+    eos_mask: Tensor
+    counted: Tensor
+    names: list[str]
+
+    def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
+        """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
+        sums = parent_logprobs(token_values[None], tokens.parents[None], self.parent_mask.numel())
+        return sums.view(self.parent_mask.shape)
+
+
+def shared_prompt_mask(tokens: TokenBatch, window: int | None = None) -> Tensor:
+    """Which positions a position may attend to, so that both answers of a row see the prompt but not each other.
+
+    Args:
+        tokens: A batch whose rows hold prompt, chosen and rejected answer.
+        window: Sliding window of the attention in positions, None for full attention.
+
+    Returns:
+        (R, 1, S, S) bool, True = may attend. Padding attends to itself alone, so that no softmax is empty.
+
+    Source: prefix sharing for DPO, arXiv 2410.20305.
+    """
+    query, key = tokens.segments[:, :, None], tokens.segments[:, None, :]
+    order = torch.arange(tokens.segments.shape[1], device=tokens.segments.device)
+    allowed = (order[:, None] >= order[None, :]) & ((key == Segment.PROMPT) | (key == query))
+    if window is not None:
+        distance = tokens.position_ids[:, :, None] - tokens.position_ids[:, None, :]
+        allowed &= distance < window
+    allowed &= (query != Segment.PADDING) | (order[:, None] == order[None, :])
+    return allowed[:, None]
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count."""
+
+    rows: list[int]
+    fillers: int = 0
+
+
+def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
+    """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
+
+    Args:
+        aligned: The data set.
+        microbatch: Which of its rows.
+        share_prompt: Whether the student and the teacher read a pair as one row.
+    """
+    rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
+    num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
+    counts = torch.tensor([[row[f"{answer}_parents"] for row in rows] for answer in ("chosen", "rejected")])
+    ends = torch.tensor([[row[f"{answer}_ends"] for row in rows] for answer in ("chosen", "rejected")])
+    index = torch.arange(num_parents)
+    counted = torch.ones(len(rows))
+    counted[len(rows) - microbatch.fillers :] = 0.0
+
+    def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
+        return _token_batch(rows, prompt=prompt, side=side, shares_prompt=shared, num_parents=num_parents)
+
+    has_contrast = "positive_prompt" in rows[0]
+    student_shares, teacher_shares = share_prompt
+    return PairBatch(
+        student=tokens("student_prompt", "student", student_shares),
+        teacher=tokens("teacher_prompt", "teacher", teacher_shares),
+        positive=tokens("positive_prompt", "teacher", teacher_shares) if has_contrast else None,
+        negative=tokens("negative_prompt", "teacher", teacher_shares) if has_contrast else None,
+        parent_mask=index < counts[:, :, None],
+        eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
+        counted=counted,
+        names=[f"{row['file']}:{row['row']}" for row in rows],
+    )
+
+
+def _token_batch(
+    rows: Sequence[Mapping[str, Any]], *, prompt: str, side: str, shares_prompt: bool, num_parents: int
+) -> TokenBatch:
+    answers = [
+        (segment, pair, f"{side}_{name}")
+        for segment, name in ((Segment.CHOSEN, "chosen"), (Segment.REJECTED, "rejected"))
+        for pair in range(len(rows))
+    ]
+    prompts = [row[prompt] for row in rows]
+    lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in answers]
+    if shares_prompt:
+        half = len(rows)
+        lengths = [lengths[i] + lengths[i + half] - len(prompts[i]) for i in range(half)]
+    input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    position_ids = torch.zeros_like(input_ids)
+    segments = torch.full_like(input_ids, Segment.PADDING)
+    predictors, targets, parents = [], [], []
+
+    def write(row: int, first: int, ids: Sequence[int], position: int, segment: Segment) -> None:
+        end = first + len(ids)
+        input_ids[row, first:end] = torch.tensor(ids, dtype=torch.long)
+        position_ids[row, first:end] = torch.arange(position, position + len(ids))
+        segments[row, first:end] = segment
+
+    for answer, (segment, pair, column) in enumerate(answers):
+        response, prompt_length = rows[pair][column], len(prompts[pair])
+        row = pair if shares_prompt else answer
+        first = prompt_length
+        if shares_prompt and segment is Segment.REJECTED:
+            first += len(rows[pair][f"{side}_chosen"])
+        if not (shares_prompt and segment is Segment.REJECTED):
+            write(row, 0, prompts[pair], 0, Segment.PROMPT)
+        write(row, first, response, prompt_length, segment)
+        # The first token of an answer is predicted by the last token of the prompt, the others by their neighbour.
+        start = row * input_ids.shape[1]
+        positions = torch.arange(start + first - 1, start + first - 1 + len(response))
+        positions[0] = start + prompt_length - 1
+        predictors.append(positions)
+        targets.append(torch.tensor(response, dtype=torch.long))
+        parents.append(torch.tensor(rows[pair][f"{column}_parents"], dtype=torch.long) + answer * num_parents)
+    return TokenBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        segments=segments,
+        shares_prompt=shares_prompt,
+        predictors=torch.cat(predictors),
+        targets=torch.cat(targets),
+        parents=torch.cat(parents),
+    )
+
+
+def pair_lengths(aligned: Dataset) -> list[int]:
+    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
+    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
+    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+
+
+def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Which rows make each optimizer step of an epoch: shuffled, yet of like length within a step.
+
+    Every row occurs once; the last step may be smaller.
+
+    Returns:
+        A list of row indices for each step.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = get_length_grouped_indices(list(lengths), pairs_per_step, generator=generator)
+    steps = [order[i : i + pairs_per_step] for i in range(0, len(order), pairs_per_step)]
+    shuffled = torch.randperm(len(steps), generator=generator).tolist()
+    return [steps[i] for i in shuffled]
+
+
+def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:
+    """The microbatches of at most `size` rows that `rank` runs for a step.
+
+    All ranks get the same number of microbatches, since each forward pass of a sharded model is a meeting of all
+    ranks; a rank with no rows left repeats one that does not count. No row is dropped, none counts twice.
+    """
+    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    rounds = math.ceil(len(chunks) / world_size)
+    mine = [Microbatch(chunk) for chunk in chunks[rank::world_size]]
+    filler = Microbatch([rows[0]], fillers=1)
+    return mine + [filler] * (rounds - len(mine))

@@ -1,0 +1,1 @@
+"""The mathematics of preference distillation: pure functions on tensors, one per equation."""

@@ -1,0 +1,128 @@
+"""Load causal language models and tokenizers from a folder or the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefkd.errors import PrefkdError
+
+
+@dataclass
+class ModelConfig:
+    """A model and how it reads text.
+
+    Attributes:
+        path: Folder with a Hugging Face checkpoint (safetensors), or a Hub id `owner/name`.
+        template: `chat` = the tokenizer's chat template, `plain` = role headings, `auto` = chat where there is one.
+        share_prompt: Read prompt, chosen and rejected answer as one row, so that the prompt is computed once. Set it to
+            false for a model that cannot take a 4D attention mask.
+        trust_remote_code: Run Python code that comes with the checkpoint.
+    """
+
+    path: str
+    template: Literal["auto", "chat", "plain"] = "auto"
+    share_prompt: bool = True
+    trust_remote_code: bool = False
+
+    def problems(self) -> Iterator[str]:
+        folder = Path(self.path)
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                yield f"path: {self.path} holds no config.json; name the folder of a Hugging Face checkpoint"
+            elif not any(folder.glob("*.safetensors")):
+                yield f"path: {self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
+        elif folder.exists():
+            yield f"path: {self.path} is a file; name the folder that holds it"
+        elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
+            yield f"path: no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    """A frozen model.
+
+    Attributes:
+        dtype: Type of the weights in memory. (A student always keeps float32 masters.)
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        return getattr(torch, self.dtype)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's own fast tokenizer.
+
+    Raises:
+        PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")
+    return tokenizer
+
+
+def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model of a checkpoint, dropout off, weights of type `dtype`, on `device`.
+
+    Weights come from safetensors only.
+
+    Raises:
+        PrefkdError: If the checkpoint is missing, damaged, or of an unknown architecture.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
+        raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
+    _switch_dropout_off(model)
+    return model.to(device)
+
+
+def stored_dtype(config: ModelConfig) -> torch.dtype:
+    """The type in which a checkpoint stores its weights; float32 where it does not say."""
+    stored = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of a model, each of which is sharded and recomputed as one piece."""
+    names = set(lm._no_split_modules or ())
+    return [module for module in lm.modules() if type(module).__name__ in names]
+
+
+def sliding_window(lm: PreTrainedModel) -> int | None:
+    """The sliding window of a model's attention in positions, None if every layer sees the whole text."""
+    config = lm.config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    # Policy and reference must be compared on equal terms: with dropout a model differs from its own copy.
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,95 @@
+"""A causal language model as the losses see it: token sequences in, log-probs of the response tokens out."""
+
+import contextlib
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
+from prefkd.errors import PrefkdError
+from prefkd.method.logprobs import linear_token_logprobs, token_logprobs
+from prefkd.models.load import sliding_window
+
+
+class LogprobModel(nn.Module):
+    """Wraps a language model so that its forward ends in log-probs of response tokens, never in a batch of logits.
+
+    It is also the root that FSDP2 shards: embeddings and head are gathered while this forward runs, and only then.
+
+    Args:
+        lm: The language model.
+        chunk_size: Target tokens whose logits exist at one time.
+        precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, chunk_size: int = 512, precision: torch.dtype = torch.float32):
+        super().__init__()
+        self.lm = lm
+        self.chunk_size = chunk_size
+        self.precision = precision
+        self.window = sliding_window(lm)
+
+    def forward(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
+        mixed = self.precision != torch.float32
+        with torch.autocast(tokens.input_ids.device.type, self.precision) if mixed else contextlib.nullcontext():
+            hidden = self.lm.base_model(
+                input_ids=tokens.input_ids,
+                position_ids=tokens.position_ids,
+                attention_mask=self._attention_mask(tokens),
+                use_cache=False,
+            ).last_hidden_state
+        predicting = hidden.flatten(0, 1)[tokens.predictors]
+        head = self.lm.get_output_embeddings().weight
+        if mixed:
+            predicting, head = predicting.to(self.precision), head.to(self.precision)
+        return linear_token_logprobs(predicting, head, tokens.targets, chunk_size=self.chunk_size)
+
+    def freeze(self) -> Self:
+        """Make it a constant: no gradients, evaluation mode."""
+        return self.requires_grad_(False).eval()
+
+    def _attention_mask(self, tokens: TokenBatch) -> Tensor | dict[str, Tensor]:
+        if not tokens.shares_prompt:
+            return (tokens.segments != Segment.PADDING).long()
+        if "sliding_attention" in (getattr(self.lm.config, "layer_types", None) or ()):
+            return {
+                "full_attention": shared_prompt_mask(tokens),
+                "sliding_attention": shared_prompt_mask(tokens, self.window),
+            }
+        return shared_prompt_mask(tokens, self.window)
+
+    @torch.no_grad()
+    def check(self, tokens: TokenBatch, name: str) -> None:
+        """Compare with the model's own logits on one pair, so that no architecture is trained wrongly in silence.
+
+        Raises:
+            PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.
+        """
+        ours = self(tokens)
+        theirs, first = torch.empty_like(ours), 0
+        for segment in (Segment.CHOSEN, Segment.REJECTED):
+            for row_ids, row_segments in zip(tokens.input_ids, tokens.segments, strict=True):
+                answer = row_segments == segment
+                if not answer.any():
+                    continue
+                ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
+                labels = ids.clone()
+                labels[:, : -int(answer.sum())] = -100
+                logits = self.lm(input_ids=ids, use_cache=False).logits
+                count = int(answer.sum())
+                theirs[first : first + count] = token_logprobs(logits, labels)[0, -count:]
+                first += count
+        difference = (ours - theirs).abs().max().item()
+        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype == torch.float32
+        if difference > (1e-3 if exact else 0.5):
+            remedy = (
+                "set share_prompt: false for this model"
+                if tokens.shares_prompt
+                else "this architecture changes its logits after the head and is not supported"
+            )
+            raise PrefkdError(
+                f"{name}: log-probs differ from the model's own logits by {difference:.3g} nats; {remedy}"
+            )

@@ -1,0 +1,94 @@
+"""Metrics: summed over microbatches and ranks, written to metrics.jsonl and to the configured logger."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prefkd.config import Component, build
+from prefkd.errors import PrefkdError
+from prefkd.training.distributed import Ranks
+
+
+class PairSums:
+    """Sums of metrics over pairs, from which means follow once all microbatches and ranks are in."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+
+    def add(self, metrics: Mapping[str, Tensor], counted: Tensor) -> None:
+        """Add the metrics of a microbatch.
+
+        Args:
+            metrics: (B,) values for each name; the same names in each call.
+            counted: (B,) 1.0 for a pair, 0.0 for a filler.
+        """
+        self._names = list(metrics)
+        # Stays on its device, so that nothing waits for it before the step is done.
+        sums = torch.stack(
+            [(value * counted).sum().double() for value in (*metrics.values(), torch.ones_like(counted))]
+        )
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """The mean of each metric over the pairs of all ranks; empty if nothing was added."""
+        if self._sums is None:
+            return {}
+        *totals, pairs = ranks.sum(self._sums).tolist()
+        return {name: total / pairs for name, total in zip(self._names, totals, strict=True)}
+
+
+def require_finite(losses: Tensor, step: int, names: Sequence[str]) -> None:
+    """Stop a run whose loss is not a number before it spoils the weights.
+
+    Raises:
+        PrefkdError: Naming the step and the pairs.
+    """
+    bad = [name for name, finite in zip(names, losses.isfinite().tolist(), strict=True) if not finite]
+    if bad:
+        raise PrefkdError(
+            f"the loss is not finite at step {step} on {', '.join(bad)}; look at these rows, or lower the learning rate"
+        )
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Held-out metrics in a line for the terminal."""
+    if not metrics:
+        return "no held-out pairs"
+    value = {name.removeprefix("held_out/"): number for name, number in metrics.items()}
+    return (
+        f"held-out loss {value['loss']:.4f}, accuracy {value['accuracy']:.1%} (margin over the reference), "
+        f"{value['logprob_accuracy']:.1%} (plain log-prob), saturated {value['saturated']:.1%}"
+    )
+
+
+class MetricsWriter:
+    """Appends one JSON line for each call, and hands the numbers on to a logger such as W&B or TensorBoard.
+
+    Args:
+        folder: Folder of metrics.jsonl.
+        logger: A metric logger of torchtune (`torchtune.training.metric_logging`), or None.
+        ranks: Only the main rank writes.
+    """
+
+    def __init__(self, folder: Path, logger: Component | None, ranks: Ranks):
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if ranks.is_main else None
+        self._logger = build(logger) if logger and ranks.is_main else None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step at once, so that a killed run keeps them."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        if self._logger is not None:
+            self._logger.log_dict(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Flush the file and the logger."""
+        if self._file is not None:
+            self._file.close()
+        if self._logger is not None:
+            self._logger.close()

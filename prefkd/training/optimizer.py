@@ -1,0 +1,32 @@
+"""Optimizer, learning-rate schedule and gradient clipping."""
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from prefkd.config import Component, build, import_dotpath
+
+
+def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The configured optimizer, in its fused form where there is one and the config does not choose otherwise."""
+    accepted = inspect.signature(import_dotpath(component["_component_"])).parameters
+    fused = {"fused": True} if "fused" in accepted and not {"fused", "foreach"} & component.keys() else {}
+    return build(component, list(parameters), **fused)
+
+
+def build_schedule(component: Component, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
+    """The configured schedule. A constant one does not ask for the number of steps, the others get it."""
+    accepted = inspect.signature(import_dotpath(component["_component_"])).parameters
+    length = {"num_training_steps": num_training_steps} if "num_training_steps" in accepted else {}
+    return build(component, optimizer, **length)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

