@@ -1,0 +1,263 @@
+"""Log-probabilities: the published numbers, the naive formula, gradients, masks and precision."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prefkd.method.logprobs import linear_token_logprobs, parent_logprobs, token_logprobs
+
+
+def naive(hidden, head_weight, targets):
+    return (hidden @ head_weight.T).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def case(tokens=13, width=6, vocabulary=17, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype)
+    head_weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    return hidden.requires_grad_(), head_weight.requires_grad_(), targets
+
+
+# token_logprobs
+
+
+def test_token_logprobs_are_the_published_ones(golden: Path):
+    stored = np.load(golden / "dpo_tisdpo.npz")
+    names = {key.split("/")[1] for key in stored if key.startswith("logps/")}
+    assert names
+    for name in sorted(names):
+        prefix = f"logps/{name}/"
+        value = {key.removeprefix(prefix): torch.from_numpy(stored[key]) for key in stored if key.startswith(prefix)}
+        logits = value["logits"].requires_grad_()
+        found = token_logprobs(logits, value["labels"])
+        counts = (value["labels"][:, 1:] != -100).sum(-1)
+        torch.testing.assert_close(found.sum(-1), value["sum"], rtol=0, atol=1e-9)
+        torch.testing.assert_close(found.sum(-1) / counts, value["mean"], rtol=0, atol=1e-9)
+        weighted = (value["weights"] * found).sum(-1)
+        torch.testing.assert_close(weighted, value["weighted_sum"], rtol=0, atol=1e-9)
+        torch.testing.assert_close(weighted / counts, value["weighted_mean"], rtol=0, atol=1e-9)
+        found.sum().backward()
+        torch.testing.assert_close(logits.grad, value["grad"], rtol=0, atol=1e-9)
+
+
+def test_a_label_is_predicted_one_position_earlier_and_position_0_never():
+    logits = torch.randn(1, 4, 5, dtype=torch.float64)
+    labels = torch.tensor([[3, -100, 0, 4]])
+    expected = logits.log_softmax(-1)
+    found = token_logprobs(logits, labels)
+    assert found[0].tolist() == [0, 0, expected[0, 1, 0].item(), expected[0, 2, 4].item()]
+
+
+def test_logits_outside_targets_may_be_anything():
+    logits = torch.randn(2, 5, 7, dtype=torch.float64)
+    labels = torch.tensor([[-100, -100, 2, 3, -100], [5, -100, -100, 6, -100]])
+    clean = logits.clone().requires_grad_()
+    token_logprobs(clean, labels).sum().backward()
+    for filler in (-math.inf, math.nan, math.inf):
+        dirty = logits.clone()
+        dirty[0, [0, 3, 4]] = filler
+        dirty[1, [0, 1, 3, 4]] = filler
+        dirty.requires_grad_()
+        found = token_logprobs(dirty, labels)
+        assert torch.equal(found, token_logprobs(logits, labels))
+        found.sum().backward()
+        assert torch.equal(dirty.grad, clean.grad)
+
+
+def test_a_masked_vocabulary_and_a_certain_token_are_no_padding():
+    logits = torch.full((1, 3, 4), -math.inf, dtype=torch.float64)
+    logits[0, 0, 2] = 7.0  # one possible token: log-probability exactly 0
+    logits[0, 1, :2] = torch.tensor([1.0, 2.0])
+    logits.requires_grad_()
+    found = token_logprobs(logits, torch.tensor([[-100, 2, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[0, 0, -math.log1p(math.e)]], dtype=torch.float64))
+    found.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0, 0] == 0).all()
+
+
+def test_large_logits_in_low_precision_are_stable():
+    logits = torch.tensor([[[300.0, -300.0], [0, 0]]], dtype=torch.bfloat16, requires_grad=True)
+    found = token_logprobs(logits, torch.tensor([[-100, 1]]))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[0.0, -600.0]]
+    found.sum().backward()
+    assert logits.grad.tolist() == [[[-1, 1], [0, 0]]]
+
+
+def test_padding_and_the_order_of_examples_change_nothing():
+    logits = torch.randn(3, 5, 7, dtype=torch.float64)
+    labels = torch.tensor([[-100, 1, 2, 3, -100], [-100, -100, 0, 0, 6], [-100, 4, -100, -100, -100]])
+    found = token_logprobs(logits, labels)
+    wider = torch.cat([logits, torch.randn(3, 2, 7, dtype=torch.float64)], dim=1)
+    padded = token_logprobs(wider, torch.nn.functional.pad(labels, (0, 2), value=-100))
+    assert torch.equal(padded[:, :5], found)
+    assert (padded[:, 5:] == 0).all()
+    order = torch.tensor([2, 0, 1])
+    assert torch.equal(token_logprobs(logits[order], labels[order]), found[order])
+
+
+def test_no_target_at_all_gives_zeros_and_a_zero_gradient():
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    found = token_logprobs(logits, torch.full((2, 3), -100))
+    found.sum().backward()
+    assert (found == 0).all()
+    assert (logits.grad == 0).all()
+
+
+# linear_token_logprobs
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 13, 100])
+def test_chunked_gradients_agree_with_finite_differences(chunk_size):
+    hidden, head_weight, targets = case()
+    assert torch.autograd.gradcheck(
+        lambda *inputs: linear_token_logprobs(*inputs, targets, chunk_size=chunk_size), (hidden, head_weight)
+    )
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "head", "hidden", "both"])
+def test_chunked_values_and_gradients_are_the_naive_ones(frozen):
+    hidden, head_weight, targets = case(tokens=50, vocabulary=9000)  # more than one vocabulary block
+    hidden.requires_grad_(frozen not in ("hidden", "both"))
+    head_weight.requires_grad_(frozen not in ("head", "both"))
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=7)
+    expected = naive(hidden, head_weight, targets)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    learning = [tensor for tensor in (hidden, head_weight) if tensor.requires_grad]
+    assert found.requires_grad == bool(learning)
+    if learning:
+        grad = torch.randn(50, dtype=torch.float64)
+        grads = torch.autograd.grad(found, learning, grad)
+        for one, other in zip(grads, torch.autograd.grad(expected, learning, grad), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_one_graph_serves_two_backward_passes():
+    hidden, head_weight, targets = case()
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=5).sum()
+    first = torch.autograd.grad(found, (hidden, head_weight), retain_graph=True)
+    second = torch.autograd.grad(found, (hidden, head_weight))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("hidden_dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("head_dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_inputs_are_summed_in_float32(hidden_dtype, head_dtype):
+    hidden, _, targets = case(tokens=40, width=64, vocabulary=500, dtype=hidden_dtype)
+    _, head_weight, _ = case(tokens=40, width=64, vocabulary=500, dtype=head_dtype)
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=16)
+    expected = naive(hidden.double(), head_weight.double(), targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+    grads = torch.autograd.grad(found.sum(), (hidden, head_weight))
+    for one, other, tensor in zip(
+        grads, torch.autograd.grad(expected.sum(), (hidden, head_weight)), (hidden, head_weight), strict=True
+    ):
+        assert one.dtype == tensor.dtype
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_does_no_harm(dtype):
+    hidden, head_weight, targets = case(dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=5)
+        grads = torch.autograd.grad(found.sum(), (hidden, head_weight))
+    assert found.dtype == dtype
+    expected = naive(hidden, head_weight, targets)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(grads, torch.autograd.grad(expected.sum(), (hidden, head_weight)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_confident_and_extreme_tokens_are_stable():
+    hidden = torch.tensor([[200.0], [-200.0]], requires_grad=True)
+    head_weight = torch.tensor([[1.0], [-1.0], [0.5]], requires_grad=True)
+    found = linear_token_logprobs(hidden, head_weight, torch.tensor([0, 0]), chunk_size=1)
+    assert found.tolist() == [0.0, -400.0]
+    found.sum().backward()
+    torch.testing.assert_close(hidden.grad, torch.tensor([[0.0], [2.0]]))
+    torch.testing.assert_close(head_weight.grad, torch.tensor([[-200.0], [200.0], [0.0]]))
+
+
+def test_no_tokens_give_no_logprobs_and_zero_gradients():
+    hidden, head_weight, targets = case(tokens=0)
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=4)
+    assert found.shape == (0,)
+    found.sum().backward()
+    assert hidden.grad.shape == (0, 6)
+    assert (head_weight.grad == 0).all()
+
+
+def test_wrong_chunk_sizes_and_targets_are_refused():
+    hidden, head_weight, targets = case()
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        linear_token_logprobs(hidden, head_weight, targets, chunk_size=0)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        linear_token_logprobs(hidden, head_weight, targets.fill_(-100), chunk_size=4)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any result had."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_more_than_a_chunk_never_exist(dtype):
+    hidden, head_weight, targets = case(tokens=64, width=2, vocabulary=1000, dtype=dtype)
+    with Largest() as largest:
+        linear_token_logprobs(hidden, head_weight, targets, chunk_size=4).sum().backward()
+    assert largest.elements <= 4 * 1000
+
+
+# parent_logprobs
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.data())
+def test_parents_sum_their_tokens(examples, positions, data):
+    ids = data.draw(
+        st.lists(
+            st.lists(st.integers(-2, 3), min_size=positions, max_size=positions), min_size=examples, max_size=examples
+        )
+    )
+    values = torch.randn(examples, positions, dtype=torch.float64)
+    found = parent_logprobs(values, torch.tensor(ids), 4)
+    expected = [
+        [sum(v for v, p in zip(row, row_ids, strict=True) if p == parent) for parent in range(4)]
+        for row, row_ids in zip(values.tolist(), ids, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_tokens_in_no_parent_take_no_part():
+    values = torch.tensor([[math.nan, 1.0, 2.0, -math.inf]], requires_grad=True)
+    found = parent_logprobs(values, torch.tensor([[-1, 0, 0, -100]]), 2)
+    assert found.tolist() == [[3.0, 0.0]]
+    found.sum().backward()
+    assert values.grad.tolist() == [[0, 1, 1, 0]]
+
+
+def test_parents_of_everything_sum_to_the_sequence():
+    logits = torch.randn(2, 6, 9, dtype=torch.float64)
+    labels = torch.tensor([[-100, -100, 3, 4, 5, 8], [-100, 1, 2, 8, -100, -100]])
+    ids = torch.tensor([[-1, -1, 0, 0, 1, 2], [-1, 0, 0, 1, -1, -1]])
+    tokens = token_logprobs(logits, labels)
+    torch.testing.assert_close(parent_logprobs(tokens, ids, 3).sum(-1), tokens.sum(-1))
