@@ -1,0 +1,73 @@
+"""What aligning did to a data set, in numbers that a user can judge the two tokenizers and the limits by."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
+
+
+def alignment_report(aligned: Dataset, pairs: Dataset) -> dict[str, Any]:
+    """Count what is in an aligned data set.
+
+    Args:
+        aligned: What `prefkd.data.tokenizing.align_pairs` returned.
+        pairs: What it was given.
+
+    Returns:
+        Numbers, or dictionaries of numbers, ready for JSON:
+
+        pairs, dropped_pairs: how many there are, and how many lost an answer.
+        parents_per_response: mean and percentiles, EOS parents included.
+        tokens_per_parent: for each side the mean over parents of text.
+        share_of_text_aligned_one_to_one: characters in parents of one token on each side, of all that are left.
+        share_of_responses_truncated: those that lost tokens on any side, and with them the EOS.
+        share_of_prompts_truncated, prompt_tokens_dropped, response_tokens_dropped: for each side; EOS included.
+        pairs_without_contrast: with a contrast, pairs whose two instructions were cut off, so that all weights are 1.
+    """
+    report: dict[str, Any] = {"pairs": len(aligned), "dropped_pairs": len(pairs) - len(aligned)}
+    if not len(aligned):
+        return report
+    table = cast(pa.Table, aligned.with_format("arrow")[:])
+
+    def counts(column: str) -> np.ndarray:
+        return table[column].to_numpy()
+
+    def lengths(column: str) -> np.ndarray:
+        return pc.call_function("list_value_length", [table[column]]).to_numpy()
+
+    def of_both_answers(read: Callable[[str], np.ndarray], column: str) -> np.ndarray:
+        return np.concatenate([read(column.format(answer=answer)) for answer in ANSWERS])
+
+    parents = of_both_answers(counts, "{answer}_parents")
+    ends = of_both_answers(counts, "{answer}_ends")
+    single = of_both_answers(counts, "{answer}_single")
+    characters = of_both_answers(counts, "{answer}_characters")
+    tokens = {side: of_both_answers(lengths, f"{side}_{{answer}}") for side in SIDES}
+    response_cut = {side: of_both_answers(counts, f"{side}_{{answer}}_cut") for side in SIDES}
+    prompt_cut = {side: counts(f"{side}_prompt_cut") for side in SIDES}
+    report |= {
+        "parents_per_response": {
+            "mean": round(float(parents.mean()), 2),
+            **{f"percentile_{p}": int(np.percentile(parents, p)) for p in (5, 50, 95)},
+        },
+        "tokens_per_parent": {side: _ratio((tokens[side] - ends).sum(), (parents - ends).sum()) for side in SIDES},
+        "share_of_text_aligned_one_to_one": _ratio(single.sum(), characters.sum()),
+        "share_of_responses_truncated": _ratio((~ends).sum(), len(ends)),
+        "share_of_prompts_truncated": {side: _ratio((prompt_cut[side] > 0).sum(), len(aligned)) for side in SIDES},
+        "response_tokens_dropped": {side: int(response_cut[side].sum()) for side in SIDES},
+        "prompt_tokens_dropped": {side: int(prompt_cut[side].sum()) for side in SIDES},
+    }
+    positive, negative = (f"{name}_prompt" for name in INSTRUCTIONS)
+    if positive in table.column_names:
+        same = zip(table[positive].to_pylist(), table[negative].to_pylist(), strict=True)
+        report["pairs_without_contrast"] = sum(one == other for one, other in same)
+    return report
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return round(float(part) / float(whole), 4)

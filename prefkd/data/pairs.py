@@ -1,0 +1,250 @@
+"""Preference pairs from files, folders or the Hub -> a train and a held-out data set in one form.
+
+The data sets have the columns
+
+    prompt     list of {role, content}, ends with a message of the user
+    chosen     the better answer
+    rejected   the worse answer
+    file, row  where the pair comes from
+
+all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
+
+from prefkd.data.formats import Format, detect_format, read_pair
+from prefkd.data.sources import Rows, open_source, source_problems
+from prefkd.errors import DataError
+
+# Part of every cache key: raise it when the same files come to mean other pairs.
+VERSION = 1
+
+COLUMNS = Features(
+    {
+        "prompt": List({"role": Value("string"), "content": Value("string")}),
+        "chosen": Value("string"),
+        "rejected": Value("string"),
+        "file": Value("string"),
+        "row": Value("int64"),
+    }
+)
+
+
+@dataclass
+class DataConfig:
+    """Which preference pairs to read, and how much of each a model sees.
+
+    Attributes:
+        source: A file (.jsonl, .json, .csv, each also with .gz; .parquet), a folder of such files, or the id of a data
+            set on the Hugging Face Hub.
+        format: The form of the rows, `prefkd.data.formats`; `auto` finds it in each file.
+        subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
+        split: The split of a Hub data set; of a folder, the files that are named after it (train.jsonl,
+            train-00000.parquet), or all those that are named after no split.
+        held_out_source: Pairs to evaluate on. Without it a part of `source` is held out.
+        held_out_split: The split of the held-out pairs, in `held_out_source` if given, else in `source`.
+        held_out_fraction: The part that is held out where neither of the two is given. Pairs with the same prompt stay
+            together, so that no prompt is both trained on and evaluated on.
+        limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
+        reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
+        on_bad_row: What a row that cannot be used does: end everything, or be left out, counted and reported.
+        seed: Seed of the held-out part and of the limits.
+        max_length: Most tokens of a prompt and one answer together, on each side.
+        max_prompt_length: Most tokens of a prompt whose pair is longer than `max_length`.
+        truncation: Which end of such a prompt is kept.
+        workers: Processes that tokenise; None takes as many as are worth it.
+    """
+
+    source: str
+    format: Literal["auto", "standard", "conversational", "hh", "ultrafeedback", "sharegpt"] = "auto"
+    subset: str | None = None
+    split: str = "train"
+    held_out_source: str | None = None
+    held_out_split: str | None = None
+    held_out_fraction: float = 0.1
+    limit: int | None = None
+    held_out_limit: int | None = None
+    reverse: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
+    seed: int = 0
+    max_length: int = 512
+    max_prompt_length: int = 256
+    truncation: Literal["keep_start", "keep_end"] = "keep_end"
+    workers: int | None = None
+
+    @property
+    def held_out(self) -> tuple[str, str] | None:
+        """Source and split of the held-out pairs, None where they are a part of the training pairs."""
+        if self.held_out_source is None and self.held_out_split is None:
+            return None
+        return self.held_out_source or self.source, self.held_out_split or self.split
+
+    def problems(self) -> Iterator[str]:
+        for name in ("source", "held_out_source"):
+            value = getattr(self, name)
+            if value is not None:
+                yield from (f"{name}: {problem}" for problem in source_problems(value))
+        if Path(self.source).is_file() and self.subset is not None:
+            yield f"subset: {self.subset} means nothing to a file; leave it out"
+        if self.held_out_split is not None and Path(self.held_out_source or self.source).is_file():
+            yield f"held_out_split: {self.held_out_split} means nothing to a file; name a held_out_source instead"
+        elif self.held_out == (self.source, self.split):
+            key = "held_out_source" if self.held_out_source else "held_out_split"
+            yield f"{key}: {getattr(self, key)} is what is trained on; name another or leave it out"
+        if not 0 <= self.held_out_fraction < 1:
+            yield f"held_out_fraction: {self.held_out_fraction} is no part of the data; use 0.1 for a tenth"
+        for name in ("limit", "held_out_limit", "workers", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: {value} is too small; use 1 or more"
+        if self.max_length <= self.max_prompt_length:
+            yield (
+                f"max_length: {self.max_length} leaves no room for an answer after {self.max_prompt_length} tokens of "
+                "prompt; raise it or lower max_prompt_length"
+            )
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used."""
+
+    file: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row} of {self.file}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class PairSplits:
+    """The pairs of a run.
+
+    Attributes:
+        train, held_out: Data sets with the columns of this module; `held_out` can be empty.
+        skipped: The rows that were left out (`on_bad_row: skip`).
+    """
+
+    train: Dataset
+    held_out: Dataset
+    skipped: list[BadRow]
+
+
+def load_pairs(config: DataConfig) -> PairSplits:
+    """Read, check, split and limit the pairs of a config. What was read is cached by the content of the files.
+
+    Raises:
+        DataError: A source cannot be read, or a row cannot be used and `on_bad_row` is `error`.
+    """
+    train, bad = _usable(_read_source(config.source, config.split, config), config)
+    if config.held_out:
+        held_out, also_bad = _usable(_read_source(*config.held_out, config), config)
+        bad += also_bad
+    else:
+        train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
+    if not len(train):
+        raise DataError(f"{config.source}: no pairs are left to train on")
+    return PairSplits(
+        train=_limited(train, config.limit, config.seed),
+        held_out=_limited(held_out, config.held_out_limit, config.seed),
+        skipped=bad,
+    )
+
+
+def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
+    """The error that names the first of some bad rows and counts the others."""
+    more = f"; {len(bad) - 1} more rows are bad" if len(bad) > 1 else ""
+    return DataError(f"{bad[0]}{more}; mend the data, or leave such rows out with on_bad_row: skip")
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for data: equal for equal parts (anything JSON can hold), in every process and on every machine."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
+    """All rows of a source, and for each `problem`: why it cannot be used, or None. Cached by content."""
+    opened = open_source(source, split=split, subset=config.subset)
+
+    def all_rows() -> Iterator[dict[str, Any]]:
+        row = None
+        for file, read in opened.parts.items():
+            for row in _checked_rows(file, read(), config.format):
+                yield row
+        if row is None:
+            raise DataError(f"{source}: there are no rows in it")
+
+    try:
+        rows = Dataset.from_generator(
+            all_rows,
+            features=Features({**COLUMNS, "problem": Value("string")}),
+            fingerprint=fingerprint("pairs", VERSION, config.format, list(opened.parts), opened.content),
+        )
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
+    return cast(Dataset, rows)
+
+
+def _checked_rows(file: str, rows: Rows, row_format: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file. Where the format is not named, the first row that has one decides for all."""
+    known = None if row_format == "auto" else cast(Format, row_format)
+    for number, row in rows:
+        place = {"file": file, "row": number}
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if not isinstance(row, dict):
+                raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
+            known = known or detect_format(row)
+            yield {**read_pair(row, known)._asdict(), **place, "problem": None}
+        except DataError as error:
+            yield {"prompt": [], "chosen": "", "rejected": "", **place, "problem": str(error)}
+
+
+def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
+    """The rows that can be used, and those that cannot, if the config lets them be."""
+    problems = rows["problem"][:]
+    bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
+    if bad and config.on_bad_row == "error":
+        raise bad_rows_error(bad)
+    usable = _select(rows.remove_columns("problem"), [i for i, problem in enumerate(problems) if not problem])
+    if config.reverse:
+        swapped = {"chosen": "rejected", "rejected": "chosen"}
+        usable = usable.rename_columns(swapped).select_columns(list(COLUMNS))
+    return usable, bad
+
+
+def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached."""
+    rows_of_prompt: dict[str, list[int]] = {}
+    for i, prompt in enumerate(pairs["prompt"]):
+        rows_of_prompt.setdefault(json.dumps(prompt), []).append(i)
+    held_out: list[int] = []
+    for prompt in sorted(rows_of_prompt, key=lambda prompt: fingerprint(seed, prompt)):
+        if len(held_out) >= round(fraction * len(pairs)):
+            break
+        held_out += rows_of_prompt[prompt]
+    kept = np.setdiff1d(np.arange(len(pairs)), held_out)
+    return _select(pairs, kept.tolist()), _select(pairs, sorted(held_out))
+
+
+def _limited(pairs: Dataset, limit: int | None, seed: int) -> Dataset:
+    """A random part in the old order. With the same seed a smaller part lies in a larger one."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:limit]
+    return _select(pairs, sorted(chosen.tolist()))
+
+
+def _select(pairs: Dataset, rows: list[int]) -> Dataset:
+    if rows == list(range(len(pairs))):
+        return pairs
+    return pairs.select(rows, new_fingerprint=fingerprint(pairs._fingerprint, rows))

@@ -1,0 +1,257 @@
+"""Pairs -> the same pairs as tokens of the student and of the teacher, aligned by parent tokens.
+
+An aligned data set has the columns
+
+    file, row                                    where the pair comes from
+    {side}_prompt                                token ids, for the sides student and teacher
+    {side}_{answer}                              token ids of the answers chosen and rejected: complete parents only,
+                                                 with the EOS at the end if no side was truncated
+    {side}_{answer}_parents                      the parent of each of these tokens, 0 .. P-1
+    {answer}_parents                             P, the parents of the answer; the EOS is the last of them
+    {answer}_ends                                whether the answer has its EOS
+    positive_prompt, negative_prompt             with a contrast: the teacher's prompts under the two instructions
+    {side}_prompt_cut, {side}_{answer}_cut       tokens that truncation took away
+    {answer}_characters, {answer}_single         characters of the answer that are left, and those of them in parents of
+                                                 one token on each side
+
+A response is aligned whole and cut afterwards: two truncated tokenizations would end at different characters.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from prefkd.data.formats import Message, check_answers
+from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error, fingerprint
+from prefkd.data.templates import Frame, ModelSide, shared_response
+from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
+from prefkd.data.workers import Shared, available_cores, one_thread_in_workers
+from prefkd.errors import DataError, PrefkdError
+from prefkd.method.parent_tokens import find_parents_batch, keep_complete
+
+logger = logging.getLogger(__name__)
+
+# Part of every fingerprint: raise it when the same pairs come to give other tokens.
+VERSION = 1
+
+SIDES = ("student", "teacher")
+ANSWERS = ("chosen", "rejected")
+INSTRUCTIONS = ("positive", "negative")
+PAIRS_PER_BATCH = 256
+# Below so many pairs for each, starting another process takes longer than it saves.
+PAIRS_PER_WORKER = 2000
+
+# Why a pair is always left out, whatever `on_bad_row` says: nothing is wrong with the data.
+NO_PARENT = "no parent token of an answer is left after truncation"
+NO_TOKEN = "a tokenizer has no token for an answer"
+
+
+def align_pairs(
+    pairs: Dataset,
+    student: ModelSide,
+    teacher: ModelSide,
+    *,
+    config: DataConfig,
+    contrast: tuple[str, str] | None = None,
+    description: str = "Aligning",
+) -> Dataset:
+    """Tokenise and align pairs in worker processes. The result is cached under a fingerprint of all it depends on.
+
+    Args:
+        pairs: A data set of `prefkd.data.pairs`.
+        student, teacher: How the two models read.
+        config: Lengths, truncation, workers, and what a bad row does.
+        contrast: A positive and a negative instruction with `{prompt}` for the user's last message.
+        description: Title of the progress bar.
+
+    Returns:
+        A data set with the columns of this module. A pair of which an answer has no parent left is not in it; how many
+        there were is logged, and in the alignment report.
+
+    Raises:
+        DataError: A template refuses a pair and `on_bad_row` is `error`.
+    """
+    for instruction in contrast or ():
+        if "{prompt}" not in instruction:
+            raise PrefkdError(f"the instruction {instruction!r} lacks {{prompt}}, the place of the user's message")
+    columns = aligned_columns(with_contrast=contrast is not None)
+    if not len(pairs):
+        return Dataset.from_dict({name: [] for name in columns}, features=columns)
+    limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
+    workers = config.workers or min(available_cores(), len(pairs) // PAIRS_PER_WORKER)
+    rows = pairs.map(
+        _align_batch,
+        batched=True,
+        batch_size=PAIRS_PER_BATCH,
+        remove_columns=pairs.column_names,
+        features=Features({**columns, "problem": Value("string")}),
+        num_proc=workers if workers > 1 else None,
+        fn_kwargs={
+            "shared_sides": Shared({"student": student, "teacher": teacher}),
+            "limits": limits,
+            "contrast": contrast,
+        },
+        new_fingerprint=fingerprint(
+            "aligned", VERSION, pairs._fingerprint, student.fingerprint, teacher.fingerprint, limits, contrast
+        ),
+        desc=description,
+    )
+    return _without_problems(rows, config)
+
+
+def aligned_columns(*, with_contrast: bool) -> Features:
+    """The columns of an aligned data set."""
+    ids, count = List(Value("int32")), Value("int32")
+    columns: dict[str, Any] = {"file": Value("string"), "row": Value("int64")}
+    for side in SIDES:
+        columns |= {f"{side}_prompt": ids, f"{side}_prompt_cut": count}
+        for answer in ANSWERS:
+            columns |= {f"{side}_{answer}": ids, f"{side}_{answer}_parents": ids, f"{side}_{answer}_cut": count}
+    for answer in ANSWERS:
+        columns |= {f"{answer}_parents": count, f"{answer}_ends": Value("bool")}
+        columns |= {f"{answer}_characters": count, f"{answer}_single": count}
+    if with_contrast:
+        columns |= {f"{name}_prompt": ids for name in INSTRUCTIONS}
+    return Features(columns)
+
+
+def with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
+    """The conversation with an instruction around the user's last message."""
+    *earlier, last = messages
+    return [*earlier, Message(role=last["role"], content=instruction.replace("{prompt}", last["content"]))]
+
+
+@dataclass(frozen=True)
+class _WrittenPair:
+    """A pair as text. `frames` has an entry for student and teacher, and for each instruction of a contrast."""
+
+    frames: dict[str, Frame]
+    chosen: str
+    rejected: str
+
+
+def _align_batch(
+    rows: Mapping[str, list],
+    shared_sides: Shared,
+    limits: Limits,
+    contrast: tuple[str, str] | None,
+) -> dict[str, list]:
+    """The aligned columns of some rows, and `problem`: why a row cannot be used, or None."""
+    one_thread_in_workers()
+    sides = shared_sides.value
+    count = len(rows["row"])
+    aligned: list[dict[str, Any]] = [{"file": rows["file"][i], "row": rows["row"][i]} for i in range(count)]
+    written: dict[int, _WrittenPair] = {}
+    for i in range(count):
+        try:
+            written[i] = _write_pair(rows["prompt"][i], rows["chosen"][i], rows["rejected"][i], sides, contrast)
+        except DataError as error:
+            aligned[i]["problem"] = str(error)
+
+    answers = [answer for pair in written.values() for answer in (pair.chosen, pair.rejected)]
+    responses = {side: model.encode_responses(answers) for side, model in sides.items()}
+    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], answers)
+    prompts = {
+        name: sides.get(name, sides["teacher"]).encode_prompts([pair.frames[name] for pair in written.values()])
+        for name in (*SIDES, *(INSTRUCTIONS if contrast else ()))
+    }
+    for n, i in enumerate(written):
+        both = slice(2 * n, 2 * n + 2)
+        aligned[i] |= cut_pair(
+            {name: ids[n] for name, ids in prompts.items()},
+            {side: responses[side][0][both] for side in SIDES},
+            parents[both],
+            sides,
+            limits,
+        )
+    names = [*aligned_columns(with_contrast=contrast is not None), "problem"]
+    return {name: [row.get(name) for row in aligned] for name in names}
+
+
+def _write_pair(
+    messages: list[Message],
+    chosen: str,
+    rejected: str,
+    sides: Mapping[str, ModelSide],
+    contrast: tuple[str, str] | None,
+) -> _WrittenPair:
+    frames = {side: model.frame(messages) for side, model in sides.items()}
+    readers = [(model, frames[side]) for side, model in sides.items()]
+    chosen, rejected = (shared_response(messages, answer, readers) for answer in (chosen, rejected))
+    check_answers(chosen, rejected)
+    for name, instruction in zip(INSTRUCTIONS, contrast, strict=True) if contrast else ():
+        frames[name] = sides["teacher"].frame(with_instruction(messages, instruction))
+    return _WrittenPair(frames, chosen, rejected)
+
+
+def cut_pair(
+    prompts: Mapping[str, list[int]],
+    answers: Mapping[str, Sequence[list[int]]],
+    parents: Sequence[np.ndarray],
+    sides: Mapping[str, ModelSide],
+    limits: Limits,
+) -> dict[str, Any]:
+    """Cut an aligned pair to its limits and add the EOS where nothing of an answer is missing.
+
+    Args:
+        prompts: Token ids for student and teacher, and for positive and negative with a contrast.
+        answers: Side -> token ids of the chosen and the rejected answer, without EOS.
+        parents: (P, 6) of the chosen and of the rejected answer, whole.
+        sides: Student and teacher.
+        limits: What they may have.
+
+    Returns:
+        The columns of an aligned row, or `problem` alone.
+    """
+    row: dict[str, Any] = {}
+    room = {}
+    for side in SIDES:
+        # The teacher reads the answers behind up to three prompts; the longest decides, so that all of them fit.
+        readings = ["student"] if side == "student" else [name for name in prompts if name != "student"]
+        longest = max(len(prompts[name]) for name in readings)
+        kept_prompt, room[side] = kept_lengths(longest, [len(ids) + 1 for ids in answers[side]], limits)
+        for name in readings:
+            row[f"{name}_prompt"] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
+        row[f"{side}_prompt_cut"] = len(prompts[side]) - len(row[f"{side}_prompt"])
+
+    for i, answer in enumerate(ANSWERS):
+        if not len(parents[i]):
+            return {"problem": NO_TOKEN}
+        kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
+        if not len(kept):
+            return {"problem": NO_PARENT}
+        ends = all(len(answers[side][i]) < room[side] for side in SIDES)
+        lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
+        single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
+        row[f"{answer}_parents"] = len(kept) + ends
+        row[f"{answer}_ends"] = ends
+        row[f"{answer}_characters"] = int(kept[-1, 1])
+        row[f"{answer}_single"] = int((kept[:, 1] - kept[:, 0])[single].sum())
+        for side in SIDES:
+            ids = answers[side][i][: lengths[side].sum()]
+            parent_ids = np.arange(len(kept)).repeat(lengths[side]).tolist()
+            if ends:
+                ids, parent_ids = [*ids, sides[side].eos_id], [*parent_ids, len(kept)]
+            row[f"{side}_{answer}"] = ids
+            row[f"{side}_{answer}_parents"] = parent_ids
+            row[f"{side}_{answer}_cut"] = len(answers[side][i]) + 1 - len(ids)
+    return row
+
+
+def _without_problems(rows: Dataset, config: DataConfig) -> Dataset:
+    """The rows that could be aligned. The others are an error or left out, which is said."""
+    problems = rows["problem"][:]
+    bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
+    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN)]
+    if refused and config.on_bad_row == "error":
+        raise bad_rows_error(refused)
+    for reason, count in Counter(row.reason for row in bad).items():
+        first = next(row for row in bad if row.reason == reason)
+        logger.warning("%d of %d pairs are left out; %s", count, len(rows), first)
+    kept = [i for i, problem in enumerate(problems) if not problem]
+    return rows.remove_columns("problem").select(kept)

@@ -1,0 +1,37 @@
+"""Worker processes: how many there can be, and how they come by large objects."""
+
+import os
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import multiprocess
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_thread_in_workers() -> None:
+    """Keep a worker process from tokenising on all cores: its siblings are on them."""
+    if multiprocess.parent_process() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+class Shared:
+    """Something large for worker processes. A forked one inherits it; to send it a tokenizer can take ten seconds."""
+
+    alive: ClassVar[WeakValueDictionary[int, "Shared"]] = WeakValueDictionary()
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.alive[id(self)] = self
+
+    def __reduce__(self):
+        if multiprocess.get_start_method() == "fork":  # pyright: ignore[reportAttributeAccessIssue]
+            return _inherited, (id(self),)
+        return Shared, (self.value,)
+
+
+def _inherited(key: int) -> Shared:
+    return Shared.alive[key]

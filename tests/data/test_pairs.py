@@ -1,0 +1,297 @@
+"""From files and folders to splits: the same rows whatever the container, and nothing lost in silence."""
+
+import csv
+import gzip
+import json
+
+import pytest
+from datasets import Dataset
+
+from prefkd.data import sources
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.errors import DataError
+
+ROWS = [{"prompt": f"Q{i}?", "chosen": f"good {i}", "rejected": f'bad {i}\n, "x"'} for i in range(20)]
+ALL = {"held_out_fraction": 0.0}
+
+
+def write(path, rows=ROWS):
+    """Write rows in the container that the file's name asks for."""
+    container = path.name.removesuffix(".gz").rpartition(".")[2]
+    if container == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+        return path
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "wt", encoding="utf-8", newline="") as file:
+        if container == "csv":
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        elif container == "json":
+            json.dump(rows, file)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def plain(pairs):
+    return [
+        {"prompt": row["prompt"][-1]["content"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in pairs
+    ]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.json.gz", "p.csv", "p.csv.gz", "p.parquet"])
+def test_every_container_gives_the_same_pairs(tmp_path, name):
+    pairs = load_pairs(DataConfig(str(write(tmp_path / name)), **ALL)).train
+    assert plain(pairs) == ROWS
+    assert pairs[3]["file"] == name
+    assert pairs[3]["row"] == 4
+
+
+def test_json_lines_may_be_named_json(tmp_path):
+    path = write(tmp_path / "p.jsonl").rename(tmp_path / "p.json")
+    assert plain(load_pairs(DataConfig(str(path), **ALL)).train) == ROWS
+
+
+def test_a_folder_is_read_file_by_file(tmp_path):
+    write(tmp_path / "b.jsonl", ROWS[:5])
+    write(tmp_path / "a.csv", ROWS[5:])
+    pairs = load_pairs(DataConfig(str(tmp_path), **ALL)).train
+    assert plain(pairs) == ROWS[5:] + ROWS[:5]
+    assert pairs["file"][-1] == "b.jsonl"
+
+
+def test_files_of_a_folder_belong_to_the_split_they_are_named_after(tmp_path):
+    write(tmp_path / "train-00000.parquet", ROWS[:12])
+    (tmp_path / "test").mkdir()
+    write(tmp_path / "test" / "part.jsonl", ROWS[12:])
+    splits = load_pairs(DataConfig(str(tmp_path), held_out_split="test"))
+    assert plain(splits.train) == ROWS[:12]
+    assert plain(splits.held_out) == ROWS[12:]
+    with pytest.raises(DataError, match=r"no file is named after the split dev; there are test/part\.jsonl, train"):
+        load_pairs(DataConfig(str(tmp_path), split="dev"))
+
+
+def test_a_hub_data_set_is_read_like_a_file(monkeypatch):
+    asked = []
+
+    def load_dataset(path, **kwargs):
+        asked.append((path, kwargs))
+        if kwargs.get("name") == "harmless-base":
+            raise ValueError("BuilderConfig 'harmless-base' not found.")
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    pairs = load_pairs(DataConfig("owner/name", subset="harmless-base", split="train_prefs", **ALL)).train
+    assert plain(pairs) == ROWS
+    assert pairs[0]["file"] == "owner/name"
+    assert asked[-1] == ("owner/name", {"data_dir": "harmless-base", "split": "train_prefs"})
+
+
+def test_a_hub_data_set_that_is_not_given_out_is_one_clear_line(monkeypatch):
+    def load_dataset(path, **kwargs):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    with pytest.raises(DataError) as error:
+        load_pairs(DataConfig("owner/name"))
+    assert str(error.value) == "owner/name: no file here, and the Hub does not give it out: no route to host"
+
+
+def test_values_of_a_csv_file_stay_text(tmp_path):
+    rows = [
+        {"prompt": "2+2?", "chosen": "4", "rejected": "None"},
+        {"prompt": "Pi?", "chosen": "3.14", "rejected": "NA"},
+    ]
+    assert plain(load_pairs(DataConfig(str(write(tmp_path / "p.csv", rows)), **ALL)).train) == rows
+
+
+BAD_LINES = {
+    "missing": (json.dumps({"prompt": "Q?", "chosen": "yes"}), "field 'rejected' is missing"),
+    "empty": (
+        json.dumps({"prompt": "Q?", "chosen": "", "rejected": "no"}),
+        "field 'chosen' is empty: expected an answer",
+    ),
+    "wrong type": (
+        json.dumps({"prompt": "Q?", "chosen": {"a": 1}, "rejected": "no"}),
+        "field 'chosen' is an object: expected text",
+    ),
+    "not an object": (json.dumps(["Q?", "yes", "no"]), "it is of type list: expected an object with named fields"),
+    "not JSON": ('{"prompt": "Q?", "chosen"', "no valid JSON (Expecting ':' delimiter at column 26)"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "no valid UTF-8 (invalid start byte at byte 12)"),
+}
+
+
+@pytest.mark.parametrize(("line", "problem"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_row_is_an_error_that_names_file_row_and_field(tmp_path, line, problem):
+    path = write(tmp_path / "p.jsonl")
+    lines = path.read_bytes().splitlines()
+    lines[2] = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError) as error:
+        load_pairs(DataConfig(str(path)))
+    assert str(error.value).startswith(f"row 3 of p.jsonl: {problem}")
+    assert str(error.value).endswith("; mend the data, or leave such rows out with on_bad_row: skip")
+
+    splits = load_pairs(DataConfig(str(path), on_bad_row="skip", **ALL))
+    assert plain(splits.train) == ROWS[:2] + ROWS[3:]
+    assert [str(row) for row in splits.skipped] == [str(error.value).partition("; mend")[0]]
+
+
+def test_all_bad_rows_are_counted(tmp_path):
+    rows = [row | {"chosen": "" if i % 5 == 1 else row["chosen"]} for i, row in enumerate(ROWS)]
+    path = str(write(tmp_path / "p.jsonl", rows))
+    with pytest.raises(DataError, match=r"row 2 of p.jsonl: field 'chosen' is empty.*; 3 more rows are bad; mend"):
+        load_pairs(DataConfig(path))
+    for _ in range(2):  # the second time out of the cache
+        splits = load_pairs(DataConfig(path, on_bad_row="skip", **ALL))
+        assert [row.row for row in splits.skipped] == [2, 7, 12, 17]
+        assert len(splits.train) == 16
+
+
+def test_a_first_row_without_a_form_does_not_decide_for_the_others(tmp_path):
+    path = str(write(tmp_path / "p.jsonl", [{"text": "?"}, *ROWS]))
+    splits = load_pairs(DataConfig(path, on_bad_row="skip", **ALL))
+    assert plain(splits.train) == ROWS
+    assert splits.skipped[0].reason == "field 'chosen' is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("p.parquet", b"PAR0", "p.parquet: cannot be read as .parquet"),
+        ("p.jsonl.gz", b"{}", "p.jsonl.gz: cannot be read as .jsonl.gz"),
+        ("p.json", b'[{"prompt": ', "p.json: cannot be read as .json"),
+        ("p.csv", b'prompt,chosen,rejected\n"a,b\n', "p.csv: cannot be read as .csv"),
+        ("p.jsonl", b"", "p.jsonl: there are no rows in it"),
+    ],
+)
+def test_a_broken_file_is_one_clear_line(tmp_path, name, content, problem):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        load_pairs(DataConfig(str(path)))
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_reverse_swaps_the_answers(tmp_path):
+    path = str(write(tmp_path / "p.jsonl"))
+    straight, reverse = (load_pairs(DataConfig(path, reverse=flag)) for flag in (False, True))
+    for one, other in ((straight.train, reverse.train), (straight.held_out, reverse.held_out)):
+        assert one["chosen"][:] == other["rejected"][:]
+        assert one["rejected"][:] == other["chosen"][:]
+        assert one["row"][:] == other["row"][:]
+        assert one.features == other.features
+        assert one._fingerprint != other._fingerprint
+
+
+def test_a_part_is_held_out_by_prompt_and_seed(tmp_path):
+    rows = [row | {"prompt": f"Q{i // 2}?"} for i, row in enumerate(ROWS)]
+    path = str(write(tmp_path / "p.jsonl", rows))
+    splits = load_pairs(DataConfig(path, held_out_fraction=0.3))
+    train, held_out = plain(splits.train), plain(splits.held_out)
+    assert len(held_out) == 6
+    assert sorted(row["chosen"] for row in train + held_out) == sorted(row["chosen"] for row in rows)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    assert plain(load_pairs(DataConfig(path, held_out_fraction=0.3)).held_out) == held_out
+    assert plain(load_pairs(DataConfig(path, held_out_fraction=0.3, seed=1)).held_out) != held_out
+
+
+def test_a_limit_takes_a_seeded_part(tmp_path):
+    path = str(write(tmp_path / "p.jsonl"))
+    small, large, other = (
+        load_pairs(DataConfig(path, limit=limit, seed=seed, **ALL)).train["row"][:]
+        for limit, seed in ((5, 0), (10, 0), (5, 1))
+    )
+    assert len(small) == 5
+    assert set(small) < set(large)
+    assert small == sorted(small)
+    assert small != other
+    held_out = load_pairs(DataConfig(path, held_out_fraction=0.5, held_out_limit=4)).held_out
+    assert len(held_out) == 4
+
+
+def test_a_held_out_source_is_read_whole(tmp_path):
+    train, held_out = write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl", ROWS[:3])
+    splits = load_pairs(DataConfig(str(train), held_out_source=str(held_out)))
+    assert (len(splits.train), len(splits.held_out)) == (20, 3)
+
+
+def test_the_cache_knows_content_not_place(tmp_path):
+    first = load_pairs(DataConfig(str(write(tmp_path / "p.jsonl")))).train
+    (tmp_path / "elsewhere").mkdir()
+    moved = load_pairs(DataConfig(str(write(tmp_path / "elsewhere" / "p.jsonl")))).train
+    assert moved._fingerprint == first._fingerprint
+    assert moved.cache_files == first.cache_files
+    changed = load_pairs(DataConfig(str(write(tmp_path / "p.jsonl", [*ROWS[:-1], ROWS[0]])))).train
+    assert changed._fingerprint != first._fingerprint
+
+
+PROBLEMS = {
+    "no file": ({"source": "data/pears.jsonl"}, "source: data/pears.jsonl does not exist; did you mean pairs.jsonl?"),
+    "no id": ({"source": "pairs"}, "source: pairs does not exist"),
+    "unknown suffix": (
+        {"source": "data/pairs.txt"},
+        "source: data/pairs.txt cannot be read; use .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet",
+    ),
+    "empty folder": (
+        {"source": "empty"},
+        "source: empty holds no data files; expected .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet",
+    ),
+    "same source": (
+        {"held_out_source": "data/pairs.jsonl"},
+        "held_out_source: data/pairs.jsonl is what is trained on; name another or leave it out",
+    ),
+    "same split": (
+        {"source": "owner/name", "held_out_split": "train"},
+        "held_out_split: train is what is trained on; name another or leave it out",
+    ),
+    "split of a file": (
+        {"held_out_split": "test"},
+        "held_out_split: test means nothing to a file; name a held_out_source instead",
+    ),
+    "subset of a file": ({"subset": "x"}, "subset: x means nothing to a file; leave it out"),
+    "fraction": (
+        {"held_out_fraction": 1.0},
+        "held_out_fraction: 1.0 is no part of the data; use 0.1 for a tenth",
+    ),
+    "limit": ({"limit": 0}, "limit: 0 is too small; use 1 or more"),
+    "lengths": (
+        {"max_length": 256},
+        "max_length: 256 leaves no room for an answer after 256 tokens of prompt; raise it or lower max_prompt_length",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "problem"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_config_that_cannot_work_says_so(tmp_path, monkeypatch, settings, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "data" / "pairs.jsonl")
+    (tmp_path / "data" / "pairs.txt").touch()
+    assert list(DataConfig("data/pairs.jsonl").problems()) == []
+    assert list(DataConfig("owner/name").problems()) == []
+    assert list(DataConfig(**({"source": "data/pairs.jsonl"} | settings)).problems()) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("hh_harmless_pairs", 1200), ("hh_harmless_raw", 200), ("sharegpt_dpo_en", 300)]
+)
+def test_real_data_is_read_without_loss(pairs, name, count):
+    splits = load_pairs(DataConfig(str(pairs / f"{name}.jsonl.gz")))
+    assert len(splits.train) + len(splits.held_out) == count
+    assert len(splits.held_out) == pytest.approx(count / 10, abs=3)
+    assert splits.skipped == []
+    for row in splits.train:
+        assert row["prompt"][-1]["role"] == "user"
+        assert row["chosen"].strip() and row["rejected"].strip()
+
+
+@pytest.mark.parametrize("name", ["hh_harmless_pairs", "hh_harmless_raw"])
+def test_hh_transcripts_become_turns(pairs, name):
+    for row in load_pairs(DataConfig(str(pairs / f"{name}.jsonl.gz"), **ALL)).train:
+        turns = row["prompt"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+        assert all(turn["content"] == turn["content"].strip() for turn in turns)

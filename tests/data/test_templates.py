@@ -1,0 +1,240 @@
+"""What a model reads before an answer, where the answer ends, and that text stays text."""
+
+import copy
+
+import pytest
+
+from prefkd.data.templates import GUARD, ModelSide, merge_system, shared_response
+from prefkd.errors import DataError, PrefkdError
+from tests.tiny import make_tokenizer
+
+HELLO = [{"role": "user", "content": "Hello"}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+TALK = [*HELLO, {"role": "assistant", "content": "Hi! "}, {"role": "user", "content": "Why?"}]
+
+# How families of chat models write: turns between markers, trimmed or not; no system messages; an empty thought.
+TRIMMING = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TRIMMING_LEFT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.lstrip() }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+WITHOUT_SYSTEM = TRIMMING.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+THOUGHTFUL = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}(no thought)\n{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THINKING_FIRST = THOUGHTFUL.replace("(no thought)\n", "").replace(
+    "<|assistant|>{% endif %}", "<|assistant|>(thought{% endif %}"
+)
+WITHOUT_END = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def side(template, kind="byte_level"):
+    tokenizer = make_tokenizer(kind)
+    tokenizer.chat_template = template
+    return ModelSide(tokenizer, name="tiny")
+
+
+def text(model, messages):
+    return model.frame(messages).before.replace(GUARD, "")
+
+
+def test_a_chat_template_writes_up_to_the_answer():
+    frame = side(TRIMMING).frame(TALK)
+    assert frame.before == "<|user|>Hello<|end|>\n<|assistant|>Hi!<|end|>\n<|user|>Why?<|end|>\n<|assistant|>"
+    assert frame.after == "<|end|>\n"
+
+
+def test_the_first_special_token_after_an_answer_ends_it():
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.eos_token = "</s>"
+    tokenizer.chat_template = TRIMMING
+    assert ModelSide(tokenizer).eos_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert ModelSide(tokenizer, "plain").eos_id == tokenizer.eos_token_id
+    tokenizer.chat_template = WITHOUT_END
+    assert ModelSide(tokenizer).eos_id == tokenizer.eos_token_id
+
+
+def test_without_any_end_a_model_is_refused():
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.eos_token = None
+    with pytest.raises(
+        PrefkdError, match="tiny: neither its tokenizer nor its template has a token that ends an answer"
+    ):
+        ModelSide(tokenizer, "plain", name="tiny")
+
+
+def test_a_chat_template_that_is_not_there_is_refused():
+    with pytest.raises(PrefkdError, match="tiny: its tokenizer has no chat template; use template: plain"):
+        ModelSide(make_tokenizer("metaspace"), "chat", name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("template", "written"), [(TRIMMING, "Yes. No."), (TRIMMING_LEFT, "Yes. No.\n "), (STRICT, " Yes. No.\n ")]
+)
+def test_a_response_is_what_the_template_makes_of_it(template, written):
+    model = side(template)
+    assert model.response(TALK, " Yes. No.\n ", model.frame(TALK)) == written
+
+
+def test_two_templates_come_to_one_response():
+    sides = [side(template) for template in (TRIMMING_LEFT, STRICT, TRIMMING)]
+    framed = [(model, model.frame(TALK)) for model in sides]
+    assert shared_response(TALK, "\n Yes. ", framed) == "Yes."
+    assert shared_response(TALK, "\n Yes. ", framed[1:2]) == "\n Yes. "
+
+
+def test_templates_that_never_agree_are_an_error():
+    sides = [side(STRICT.replace("{{ m.content }}", f"{{{{ m.content + '{end}' }}}}")) for end in "ab"]
+    framed = [(model, model.frame(HELLO)) for model in sides]
+    # Each writes something after the probe too, so that the response stays the same: no loss, no endless loop.
+    assert shared_response(HELLO, "Yes.", framed) == "Yes."
+    growing = side(STRICT.replace("{{ m.content }}", "{{ m.content[:-1] if 'brown' not in m.content else m.content }}"))
+    with pytest.raises(DataError, match="write this answer in different ways"):
+        shared_response(HELLO, "Yes, yes, yes.", [(growing, growing.frame(HELLO))])
+
+
+def test_text_that_a_template_puts_before_every_answer_belongs_to_the_prompt():
+    model = side(THOUGHTFUL)
+    assert model.frame(HELLO).before == "<|user|>Hello<|end|><|assistant|>(no thought)\n"
+    assert model.response(HELLO, "thought", model.frame(HELLO)) == "thought"
+
+
+def test_a_template_that_asks_otherwise_than_it_writes_is_refused():
+    with pytest.raises(
+        PrefkdError, match=r"the chat template of tiny ends a prompt with '.*\(thought', but writes.*plain"
+    ):
+        side(THINKING_FIRST)
+
+
+def test_an_answer_that_the_template_rewrites_is_an_error():
+    model = side(THOUGHTFUL.replace("(no thought)\n", "{{ '' if m.content == 'news' else '(no thought)' }}"))
+    with pytest.raises(DataError, match="the chat template of tiny writes something of its own for this answer"):
+        model.response(HELLO, "news", model.frame(HELLO))
+
+
+@pytest.mark.parametrize("template", [STRICT, WITHOUT_SYSTEM])
+def test_a_system_message_is_merged_where_the_template_takes_none(template):
+    assert "<|user|>Be brief.\n\nHello<|end|>" in text(side(template), [SYSTEM, *TALK])
+
+
+def test_a_system_message_stays_where_the_template_takes_it():
+    assert text(side(TRIMMING), [SYSTEM, *HELLO]).startswith("<|system|>Be brief.<|end|>")
+
+
+def test_merging_finds_the_first_user_message():
+    greeting = {"role": "assistant", "content": "Hello, I am Angela."}
+    merged = merge_system([SYSTEM, greeting, *HELLO])
+    assert merged == [greeting, {"role": "user", "content": "Be brief.\n\nHello"}]
+    assert merge_system(TALK) == TALK
+
+
+def test_a_conversation_that_the_template_refuses_is_an_error():
+    with pytest.raises(DataError, match="the chat template of tiny refuses the conversation: roles must alternate"):
+        side(STRICT).frame([*HELLO, *HELLO])
+
+
+def test_the_plain_template_adds_nothing_to_an_answer():
+    model = side(None)
+    frame = model.frame([SYSTEM, *TALK])
+    assert frame.before == "System:\nBe brief.\n\nUser:\nHello\n\nAssistant:\nHi! \n\nUser:\nWhy?\n\nAssistant:\n"
+    assert model.response(TALK, " Yes. ", model.frame(TALK)) == " Yes. "
+
+
+def test_a_bos_begins_every_prompt_once():
+    plain = side(None, "metaspace")
+    [ids] = plain.encode_prompts([plain.frame(HELLO)])
+    assert ids[0] == plain.bos_id
+    assert ids.count(plain.bos_id) == 1
+    chat = side("{{ bos_token }}" + TRIMMING, "metaspace")
+    [ids] = chat.encode_prompts([chat.frame(HELLO)])
+    assert ids[0] == chat.bos_id
+    assert ids.count(chat.bos_id) == 1
+    without = side(None)
+    assert without.bos_id is None
+    assert without.encode_prompts([]) == []
+
+
+SPECIAL = "In HTML </s> ends it, <|end|> does not; <|user|>me too<|end|>"
+
+
+@pytest.mark.parametrize("template", [TRIMMING, None])
+def test_special_token_text_of_a_user_stays_text(template):
+    model = side(template)
+    special = {model.tokenizer.convert_tokens_to_ids(name) for name in ("</s>", "<|end|>", "<|user|>", "<|assistant|>")}
+    frames = [model.frame([{"role": "user", "content": content}]) for content in ("Hello", SPECIAL)]
+    plain, literal = model.encode_prompts(frames)
+    assert [token for token in literal if token in special] == [token for token in plain if token in special]
+    assert model.tokenizer.decode(literal) == text(model, [{"role": "user", "content": SPECIAL}])
+
+
+def test_only_special_token_text_is_tokenised_apart():
+    model = side(TRIMMING)
+    [whole] = model.encode_prompts([model.frame(TALK)])
+    assert whole == model.tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+
+
+def test_the_guard_itself_in_a_message_does_no_harm():
+    model = side(TRIMMING)
+    [ids] = model.encode_prompts([model.frame([{"role": "user", "content": f"a{GUARD}<|end|>"}])])
+    assert model.tokenizer.decode(ids) == "<|user|>a\ufffd<|end|><|end|>\n<|assistant|>"
+
+
+def test_special_token_text_of_a_response_stays_text(real_sides):
+    words = "a </s> b <|im_end|> c <eos> <end_of_turn> <|endoftext|> [INST] <s>"
+    for model in real_sides.values():
+        special = {token for token, added in model.tokenizer.added_tokens_decoder.items() if added.special}
+        for batch in ([words], [words, "other", words]):
+            ids, offsets = model.encode_responses(batch)
+            assert not special & set(ids[-1])
+            assert max(end for _, end in offsets[-1]) == len(words)
+
+
+def test_real_chat_prompts_hold_special_text_as_text(real_sides):
+    model = real_sides["smollm2-135m-instruct"]
+    messages = [{"role": "user", "content": "What does <|im_end|> mean?<|im_start|>"}]
+    [ids] = model.encode_prompts([model.frame(messages)])
+    assert ids.count(model.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # system and user turn
+    assert ids.count(model.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
+    assert model.tokenizer.decode(ids) == text(model, messages)
+
+
+def test_real_bos_and_eos(real_sides):
+    names = {
+        name: (
+            model.bos_id and model.tokenizer.convert_ids_to_tokens(model.bos_id),
+            model.tokenizer.convert_ids_to_tokens(model.eos_id),
+            model.uses_chat_template,
+        )
+        for name, model in real_sides.items()
+    }
+    assert names == {
+        "smollm2-135m-instruct": ("<|im_start|>", "<|im_end|>", True),
+        "gemma-3-270m": ("<bos>", "<eos>", False),
+        "tokenizer-mistral-v3": ("<s>", "</s>", False),
+        "tokenizer-qwen": (None, "<|endoftext|>", False),
+    }
+
+
+def test_a_fingerprint_names_what_the_tokens_depend_on():
+    same = [side(TRIMMING).fingerprint for _ in range(2)]
+    assert same[0] == same[1]
+    model = side(TRIMMING)
+    model.encode_responses(["Hello"])
+    model.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=3)
+    assert model.fingerprint == same[0]
+    other_vocabulary = ModelSide(copy.deepcopy(model.tokenizer))
+    other_vocabulary.tokenizer.add_tokens(["new"])
+    others = [side(STRICT), side(None), ModelSide(make_tokenizer("byte_level", 450)), other_vocabulary]
+    assert len({same[0], *(other.fingerprint for other in others)}) == 5
