@@ -1,0 +1,49 @@
+"""`prefkd cp`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from prefkd import catalog
+from prefkd.cli.output import say
+from prefkd.errors import PrefkdError
+
+
+def cp(
+    name: Annotated[str, arg(metavar="NAME")],
+    dest: Annotated[Path, arg(metavar="DEST")],
+    /,
+    *,
+    force: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False,
+) -> None:
+    """Copy a recipe or a config, to change it.
+
+    For example:
+        prefkd cp demo/tis_dpo_distill ./mine.yaml
+        prefkd cp tis_dpo_distill ./mine.py
+
+    Args:
+        name: Name of a recipe or a config, as `prefkd ls` shows it.
+        dest: File to write, with or without suffix, or a folder. Folders on the way are made.
+        force: Overwrite a file that is there.
+    """
+    source = catalog.find_shipped(name)
+    target = dest / source.name if dest.is_dir() else dest if dest.suffix else dest.with_suffix(source.suffix)
+    if target.suffix != source.suffix:
+        raise PrefkdError(f"{name} is a {source.suffix} file; give {target} that suffix, or none")
+    if target.exists() and not force:
+        raise PrefkdError(f"{target} is already there; name another file, or overwrite it with --force")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+    say(f"wrote {target}\nrun it: {_run_command(source, target)}")
+
+
+def _run_command(source: Path, copy: Path) -> str:
+    """How a copy is run: a recipe with its first shipped config, a config with its own recipe."""
+    path = shlex.quote(str(copy))
+    if source.suffix == ".yaml":
+        return f"prefkd run {source.stem} --config {path}"
+    configs = next(recipe.configs for recipe in catalog.recipes() if recipe.path == source)
+    return f"prefkd run {path} --config {configs[0] if configs else 'CONFIG'}"

@@ -1,0 +1,121 @@
+"""Run a recipe file, in this process or in several through torchrun, for each of which this module is the program."""
+
+import importlib.util
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from prefkd.cli.output import USE_LESS_MEMORY, explain
+from prefkd.config import load_config
+from prefkd.errors import PrefkdError
+
+
+def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> None:
+    """Load a recipe and its config, and run it in this process.
+
+    Raises:
+        PrefkdError: If the file is no recipe.
+        ConfigError: With everything that is wrong in the config.
+    """
+    recipe = load_recipe(recipe_path)
+    recipe.main(load_config(recipe.Config, config_path, overrides))
+
+
+def load_recipe(path: Path) -> ModuleType:
+    """Import a recipe file. Modules beside it and in the current folder can be imported, by it and by its config.
+
+    Raises:
+        PrefkdError: If it cannot be imported, or lacks `Config` or `main`.
+    """
+    for folder in (str(path.resolve().parent), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end, so that it hides no installed module
+    name = f"prefkd_recipe_{path.stem}"  # not the bare stem: a recipe may be called like an installed module
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PrefkdError(f"{path} is no Python file; a recipe ends in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        file = os.path.relpath(error.filename or path)
+        raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
+    except ImportError as error:
+        raise PrefkdError(f"{path} cannot be imported: {error}") from error
+    for part in ("Config", "main"):
+        if not hasattr(module, part):
+            raise PrefkdError(f"{path} is no recipe: it defines no {part}; `prefkd cp` gives you one to start from")
+    return module
+
+
+def launch_processes(
+    options: Mapping[str, str | int], recipe_path: Path, config_path: Path, overrides: Sequence[str]
+) -> None:
+    """Run a recipe in several processes.
+
+    Args:
+        options: torchrun's options, by name with underscores.
+
+    Raises:
+        PrefkdError: With what the first process to fail had to say.
+        SystemExit: If it failed through a mistake in the program; its trace is on the terminal.
+    """
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import get_args_parser, run
+
+    torchrun = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    if set(options) == {"nproc_per_node"}:
+        torchrun.append("--standalone")  # a free port, so that two runs on one machine do not meet
+    torchrun += ["-m", "prefkd.cli.launch", str(recipe_path), str(config_path), *overrides]
+    if not os.environ.get("PREFKD_DEBUG"):
+        logging.disable(logging.ERROR)  # torchrun's own account of a failure
+    try:
+        run(get_args_parser().parse_args(torchrun))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = failure.signal_name()
+            raise PrefkdError(f"process {rank} was ended by {name}; if memory ran out, {USE_LESS_MEMORY}") from error
+        recorded: Any = failure.error_file_data["message"]
+        if failure.exitcode != 2 or not isinstance(recorded, dict):
+            raise SystemExit(failure.exitcode) from error
+        raise PrefkdError(recorded["message"].removeprefix("PrefkdError: ")) from error
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    except (ValueError, RendezvousError, DistError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise PrefkdError(f"torchrun cannot start the processes: {first_line}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def main() -> int:
+    """One process of torchrun: what a user can mend is recorded for the parent, which prints it once."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    recipe_path, config_path, *overrides = sys.argv[1:]
+    try:
+        launch(Path(recipe_path), Path(config_path), overrides)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        explanation = explain(error)
+        if explanation is None or os.environ.get("PREFKD_DEBUG"):
+            # Where another process failed first, this one has lost its partner: torchrun ends it while it waits here.
+            time.sleep(1)
+            raise
+        get_error_handler().record_exception(PrefkdError(explanation))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

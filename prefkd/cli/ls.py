@@ -1,0 +1,23 @@
+"""`prefkd ls`."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefkd import catalog
+
+
+def ls() -> None:
+    """List the shipped recipes and their configs.
+
+    For example:
+        prefkd ls
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("recipe, with its configs", no_wrap=True)
+    table.add_column("what it does")
+    for recipe in catalog.recipes():
+        table.add_row(Text(recipe.name, "bold"), Text(recipe.summary))
+        for config in recipe.configs:
+            table.add_row(Text(f"  {config}"), "")
+    Console().print(table)

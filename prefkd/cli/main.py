@@ -1,0 +1,93 @@
+"""The command `prefkd`: one verb each for finding, copying, checking, fetching and running."""
+
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import partial, wraps
+from typing import Any
+
+import tyro
+from rich.text import Text
+
+import prefkd
+from prefkd.cli.cat import cat
+from prefkd.cli.cp import cp
+from prefkd.cli.download import download
+from prefkd.cli.ls import ls
+from prefkd.cli.output import complain, say
+from prefkd.cli.run import run
+from prefkd.cli.validate import validate
+from prefkd.errors import PrefkdError, nearest
+
+VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in (ls, cp, cat, validate, download, run)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        _parsed(sys.argv[1:] if arguments is None else arguments)()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stderr.close()
+    except KeyboardInterrupt as interrupt:
+        complain(PrefkdError(str(interrupt) or "interrupted"))
+        return 130
+    except Exception as error:
+        if not complain(error):
+            raise
+        return 2
+    return 0
+
+
+def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
+    """The call that a command line asks for."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help"):
+        return partial(say, _overview())
+    if verb not in VERBS:
+        raise PrefkdError(f"there is no verb {verb}{nearest(verb, VERBS)} (`prefkd --help` explains them)")
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            return tyro.cli(_deferred(VERBS[verb]), prog=f"prefkd {verb}", args=_overrides_last(rest))
+    except SystemExit as end:
+        if not end.code:  # the help was asked for
+            raise
+        problem = _unknown_option(verb, rest) or _in_one_line(printed.getvalue())
+        raise PrefkdError(f"{problem} (`prefkd {verb} --help` explains)") from None
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:10}{_first_line(verb)}" for name, verb in VERBS.items())
+    return f"{_first_line(prefkd)}\n\n{verbs}\n\nprefkd VERB --help explains a verb, with examples."
+
+
+def _first_line(documented: Any) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
+def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A function of the same signature that only binds its arguments, so that parsing ends before the verb starts."""
+    return wraps(verb)(lambda *args, **kwargs: partial(verb, *args, **kwargs))
+
+
+def _overrides_last(arguments: Sequence[str]) -> list[str]:
+    """key=value and ~key moved to the end, where tyro takes them as one list; users write them anywhere."""
+    return sorted(arguments, key=lambda text: bool(re.match(r"~[\w.\[\]-]+$|\w[\w.\[\]-]*=", text)))
+
+
+def _unknown_option(verb: str, arguments: Sequence[str]) -> str | None:
+    """What to say of the first option that the verb's help does not know; tyro would rather miss a required one."""
+    with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+        tyro.cli(_deferred(VERBS[verb]), args=["--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
+    options = (text.partition("=")[0] for text in arguments if text.startswith("--"))
+    return next((f"there is no option {name}{nearest(name, known)}" for name in options if name not in known), None)
+
+
+def _in_one_line(box: str) -> str:
+    """The text of a message that tyro has drawn as a box with a title and a pointer to the help at its end."""
+    rows = [re.sub(r"^[│|] ?| *[│|]$", "", row).strip() for row in Text.from_ansi(box).plain.splitlines()[1:-1]]
+    text = " ".join(";" if re.fullmatch("[─-]+", row) else row for row in rows)
+    return re.split(" ; For full helptext| ; Got errors| ; Argument helptext", text)[0].replace(" ;", ";")

@@ -1,0 +1,63 @@
+"""What the command line prints: plain lines that a terminal may break but that stay whole when copied or piped."""
+
+import errno
+import os
+import sys
+import traceback
+
+from rich.console import Console
+from rich.text import Text
+
+from prefkd.errors import PrefkdError
+
+USE_LESS_MEMORY = "lower the batch size or the maximal length, or turn activation checkpointing on"
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EROFS: "write to another folder",
+    errno.EEXIST: "a folder of that name is needed; name another one",
+    errno.ENOTDIR: "a folder of that name is needed; name another one",
+    errno.EACCES: "change its permissions, or use another folder",
+    errno.EPERM: "change its permissions, or use another folder",
+}
+
+
+def say(text: str) -> None:
+    """Print a line, or several, for the user."""
+    Console().print(Text(text), soft_wrap=True)
+
+
+def explain(error: BaseException) -> str | None:
+    """What a user can do about an error, in one line for each thing; None where it is a mistake in the program."""
+    if isinstance(error, PrefkdError):
+        return str(error)
+    text = " ".join(str(error).split())
+    torch = sys.modules.get("torch")  # not imported for the question's sake
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"the memory is used up; {USE_LESS_MEMORY}"
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"the memory of the GPU is used up; {USE_LESS_MEMORY}"
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{os.strerror(error.errno).lower()}; {_REMEDIES[error.errno]}"
+    if "No space left on device" in text:  # safetensors and torch wrap it in exceptions of their own
+        return f"{text}; {_REMEDIES[errno.ENOSPC]}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {(error.strerror or text).lower()}" if error.filename else text
+    return None
+
+
+def complain(error: BaseException) -> bool:
+    """Print `error: ...` for each line of an explained error; False if it has no explanation and nothing was printed.
+
+    PREFKD_DEBUG=1 prints the trace as well.
+    """
+    explanation = explain(error)
+    if explanation is None:
+        return False
+    if os.environ.get("PREFKD_DEBUG"):
+        traceback.print_exception(error)
+    console = Console(stderr=True)
+    for line in explanation.splitlines():
+        console.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+    return True

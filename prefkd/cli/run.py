@@ -1,0 +1,63 @@
+"""`prefkd run`."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes
+
+from prefkd import catalog
+from prefkd.cli.arguments import Config, Overrides, RecipeName, optional
+from prefkd.cli.launch import launch, launch_processes
+
+
+@dataclass(frozen=True)
+class Torchrun:
+    """With one of these the recipe runs through torchrun, else in this process, where a debugger works.
+
+    Attributes:
+        nproc_per_node: Processes on this machine: a number, or gpu for one on each GPU.
+        nnodes: Number of machines.
+        node_rank: Which of the machines this one is, from 0.
+        rdzv_backend: How the machines find each other, c10d for example.
+        rdzv_endpoint: Host and port where they meet.
+        rdzv_id: Name of the job that they share.
+        master_addr: Host of machine 0, where there is no rendezvous.
+        master_port: Its port.
+    """
+
+    nproc_per_node: Annotated[str | None, optional("N")] = None
+    nnodes: Annotated[str | None, optional("N")] = None
+    node_rank: Annotated[int | None, optional("N")] = None
+    rdzv_backend: Annotated[str | None, optional("NAME")] = None
+    rdzv_endpoint: Annotated[str | None, optional("HOST:PORT")] = None
+    rdzv_id: Annotated[str | None, optional("NAME")] = None
+    master_addr: Annotated[str | None, optional("HOST")] = None
+    master_port: Annotated[int | None, optional("PORT")] = None
+
+
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = (),
+    /,
+    *,
+    config: Config,
+    torchrun: OmitArgPrefixes[Torchrun] = Torchrun(),
+) -> None:
+    """Run a recipe with a config, on one device or many.
+
+    For example:
+        prefkd run tis_dpo_distill --config demo/tis_dpo_distill
+        prefkd run ./mine.py --config ./mine.yaml optimizer.lr=1e-5 optimizer=torch.optim.SGD ~training.max_steps
+        prefkd run tis_dpo_distill --config ./mine.yaml --nproc-per-node 8
+
+    Args:
+        recipe: Name of a recipe, or the path of your own.
+        overrides: Settings that replace those of the config; ~key removes one.
+        config: Name of a config, or the path of your own.
+    """
+    recipe_path, config_path = catalog.find_recipe(recipe), catalog.find_config(config)
+    options = {name: value for name, value in asdict(torchrun).items() if value is not None}
+    if options:
+        launch_processes(options, recipe_path, config_path, overrides)
+    else:
+        launch(recipe_path, config_path, overrides)

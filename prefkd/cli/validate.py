@@ -1,0 +1,24 @@
+"""`prefkd validate`."""
+
+from prefkd import catalog
+from prefkd.cli.arguments import Config, Overrides, RecipeName
+from prefkd.cli.launch import load_recipe
+from prefkd.cli.output import say
+from prefkd.config import load_config
+
+
+def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config) -> None:
+    """Check a config: everything that is wrong with it, at once, before any model is loaded.
+
+    For example:
+        prefkd validate tis_dpo_distill --config demo/tis_dpo_distill
+        prefkd validate tis_dpo_distill --config ./mine.yaml optimizer.lr=1e-5 training.batch_size=8
+
+    Args:
+        recipe: Name of a recipe, or the path of your own.
+        overrides: Settings that replace those of the config; ~key removes one.
+        config: Name of a config, or the path of your own.
+    """
+    module = load_recipe(catalog.find_recipe(recipe))
+    load_config(module.Config, catalog.find_config(config), overrides)
+    say(f"{config} is fine for {recipe}")

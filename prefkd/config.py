@@ -1,0 +1,243 @@
+"""From a YAML file and key=value overrides to a recipe's dataclass, every mistake reported at once.
+
+The file is laid over the dataclass's defaults, the overrides over both. A component (see prefkd/components.py) that
+the file writes with its `_component_` stands for itself; without it, its keys change the default's arguments.
+
+A dataclass may define `problems(self) -> Iterator[str]` for checks between its fields and of files: lines of the form
+`field: problem; remedy`. They are asked for where all values of the section are sound.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationToMissingValueError,
+    InterpolationValidationError,
+    OmegaConfBaseException,
+)
+
+from prefkd import catalog
+from prefkd.components import Component, bind, build, component, component_problems, import_dotpath, swapped
+from prefkd.errors import ConfigError, nearest
+from prefkd.hints import describe, members
+
+__all__ = ["Component", "bind", "build", "component", "import_dotpath", "load_config", "save_config"]
+
+ConfigType = TypeVar("ConfigType")
+
+
+@dataclass
+class _Findings:
+    """The problems found so far, one line each, and the keys whose values cannot be used."""
+
+    lines: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, key: str, problem: str) -> None:
+        self.lines.append(f"{key}: {problem}")
+        self.broken.append(key)
+
+    def touch(self, key: str) -> bool:
+        """Whether the value at a key, or one below it, is unusable. The empty key is the whole config."""
+        return any(not key or broken == key or broken.startswith((f"{key}.", f"{key}[")) for broken in self.broken)
+
+
+def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read a config.
+
+    Args:
+        config_class: The recipe's dataclass; it may hold further dataclasses, each a section of the file.
+        path: The YAML file.
+        overrides: `a.b=value` sets a key, `~a.b` removes one; `optimizer=torch.optim.SGD` puts another callable in a
+            component's place and keeps those arguments that it has.
+
+    Raises:
+        ConfigError: With all problems, one line each.
+    """
+    OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
+    config = OmegaConf.structured(config_class)
+    values = OmegaConf.create(_overlaid(_container(config), _read(path)))
+    found = _Findings()
+    component_keys = set(_component_keys(config_class))
+    for override in overrides:
+        _apply(override, values, component_keys, found)
+    _fill(config, _container(values), "", found)
+    _resolve(config, "", found)
+    _ask(config, "", found)
+    if found.lines:
+        raise ConfigError(found.lines)
+    return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a config as YAML that `load_config` reads back as the same values."""
+    OmegaConf.save(OmegaConf.create(_plain(asdict(config))), path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        loaded = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        twice = re.fullmatch("found duplicate key (.+)", error.problem or "")
+        problem = f"the key {twice[1]} stands here for the second time; remove one" if twice else error.problem
+        raise ConfigError([f"{path}, line {line}: {problem}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not a YAML text in UTF-8; save it as one"]) from error
+    except GrammarParseError as error:
+        raise ConfigError([f"{path}: {error.full_key}: its ${{...}} is malformed; write ${{key}}"]) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{path}: {_reason(error)}"]) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        loaded = ListConfig([])  # a single value
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError([f"{path}: holds no keys; write `key: value` lines"])
+    return _container(loaded)
+
+
+def _overlaid(base: Any, over: Any) -> Any:
+    """Values laid over others, section by section; a component with its `_component_` takes the whole place."""
+    if not (isinstance(base, dict) and isinstance(over, dict)) or "_component_" in over:
+        return over
+    return base | {key: _overlaid(base.get(key), value) for key, value in over.items()}
+
+
+def _apply(override: str, values: DictConfig, component_keys: Set[str], found: _Findings) -> None:
+    removal = re.fullmatch(r"~([\w.\[\]-]+)", override)
+    setting = re.fullmatch(r"([\w.\[\]-]+)=(.*)", override, re.DOTALL)
+    if removal:
+        parent, _, name = removal[1].rpartition(".")
+        section = OmegaConf.select(values, parent) if parent else values
+        if isinstance(section, DictConfig) and name in section:
+            del section[name]
+        else:
+            known = nearest(name, map(str, section)) if isinstance(section, DictConfig) else ""
+            found.add(removal[1], f"there is no such key to remove{known}")
+    elif setting:
+        key, text = setting.groups()
+        try:
+            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        except (yaml.YAMLError, OmegaConfBaseException):
+            found.add(key, f"{text!r} is not a YAML value; look for a bracket or a quote that is not closed")
+            return
+        old = OmegaConf.select(values, key, throw_on_resolution_failure=False)
+        in_place = isinstance(old, DictConfig) and "_component_" in old
+        if isinstance(value, str) and (in_place or key in component_keys):
+            value = swapped(_container(old) if in_place else {}, value)
+        OmegaConf.update(values, key, value, merge=False)
+    else:
+        found.add(override, "an override has the form key=value, or ~key to remove a key")
+
+
+def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findings) -> None:
+    """Put values into a section, each converted to the type of its field."""
+    hints = _hints(config)
+    for name, value in values.items():
+        path = _join(key, name)
+        if name not in hints:
+            found.lines.append(f"{path}: unknown key{nearest(str(name), hints)}")
+            continue
+        section = next((member for member in members(hints[name]) if is_dataclass(member)), None)
+        if section is not None and value == "???":  # a section without a default: its own fields say what is missing
+            value = {}
+        if section is not None and isinstance(value, Mapping):
+            if not isinstance(OmegaConf.select(config, name), DictConfig):
+                config[name] = OmegaConf.structured(section)
+            _fill(config[name], value, path, found)
+            continue
+        try:
+            OmegaConf.update(config, name, value, merge=False)
+        except OmegaConfBaseException:
+            found.add(path, f"{'null' if value is None else repr(value)} is not {describe(hints[name])}")
+
+
+def _resolve(config: Any, key: str, found: _Findings) -> None:
+    """Find values that are missing, and interpolations that lead nowhere."""
+    hints = _hints(config)
+    in_list = not isinstance(config, DictConfig)
+    names: Any = range(len(config)) if in_list else config
+    for name in names:
+        path = f"{key}[{name}]" if in_list else _join(key, name)
+        if OmegaConf.is_missing(config, name):
+            if not found.touch(path):
+                found.add(path, f"missing; give {describe(hints.get(name, Any))}")
+            continue
+        try:
+            value = config[name]
+        except InterpolationToMissingValueError:
+            found.broken.append(path)  # the missing value itself is reported where it stands
+            continue
+        except InterpolationValidationError:
+            found.add(path, f"{_container(config)[name]!r} leads to a value that is not {describe(hints[name])}")
+            continue
+        except OmegaConfBaseException as error:
+            found.add(path, f"{_container(config)[name]!r} cannot be resolved: {_reason(error)}")
+            continue
+        if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(config, name):
+            _resolve(value, path, found)
+
+
+def _ask(config: DictConfig, key: str, found: _Findings) -> None:
+    """Check the components of a section and of those in it, and ask each sound section for its own problems."""
+    hints = _hints(config)
+    section: Any = OmegaConf.get_type(config)
+    for part in fields(section):
+        path, value = _join(key, part.name), OmegaConf.select(config, part.name, throw_on_resolution_failure=False)
+        if not isinstance(value, DictConfig):
+            continue
+        if is_dataclass(OmegaConf.get_type(value)):
+            _ask(value, path, found)
+        elif not found.touch(path) and (_is_component(hints[part.name]) or "_component_" in value):
+            lines = component_problems(_container(value, resolve=True), part.metadata.get("supplied", ()))
+            found.lines += (f"{path}.{line}" for line in lines)
+    if hasattr(section, "problems") and not found.touch(key):
+        settings: Any = OmegaConf.to_object(config)
+        found.lines += (_join(key, line) for line in settings.problems())
+
+
+def _container(config: Any, *, resolve: bool = False) -> Any:
+    """Plain dicts and lists; interpolations stay as they are written unless they are to be resolved."""
+    return OmegaConf.to_container(config, resolve=resolve)
+
+
+def _hints(config: Any) -> dict[Any, Any]:
+    section = OmegaConf.get_type(config)
+    return get_type_hints(section, include_extras=True) if is_dataclass(section) else {}
+
+
+def _component_keys(section: Any, key: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        if _is_component(hint):
+            yield _join(key, name)
+        for member in members(hint):
+            if is_dataclass(member):
+                yield from _component_keys(member, _join(key, name))
+
+
+def _is_component(hint: Any) -> bool:
+    return Component in members(hint)
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    first = str(error).splitlines()[0]
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)

@@ -1,0 +1,66 @@
+"""Type hints of config fields: what they ask for, in words, and whether a value from YAML fits them."""
+
+import types
+from dataclasses import is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    list: "a list",
+    dict: "a section of keys and values",
+    types.NoneType: "null",
+    Any: "a value",
+}
+
+
+def describe(hint: Any) -> str:
+    """What a type hint asks for, in words that follow "is not" and "give"."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is tuple:
+        return f"a list of {len(get_args(hint))} ({', '.join(map(describe, get_args(hint)))})"
+    if get_origin(hint) in (list, dict):
+        return f"{_WORDS[get_origin(hint)]}, each {describe(get_args(hint)[-1])}"
+    if is_union(hint):
+        return " or ".join(describe(member) for member in members(hint))
+    if get_origin(hint) is Annotated:
+        return "a component, a section with _component_: dotted.path"
+    if is_dataclass(hint):
+        return "a section of keys and values"
+    return _WORDS.get(get_origin(hint) or hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a hint is a Union, an Optional or of the form A | B."""
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def members(hint: Any) -> list[Any]:
+    """The alternatives of a union, or the hint itself. No file holds a tensor: `float | Tensor` asks for a number."""
+    if not is_union(hint):
+        return [hint]
+    return [member for member in get_args(hint) if getattr(member, "__name__", "") != "Tensor"]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value suits a parameter's hint. In doubt (a class that YAML knows nothing of) it does."""
+    if is_union(hint):
+        return any(fits(value, member) for member in members(hint))
+    try:
+        slot = OmegaConf.structured(make_dataclass("Slot", [("value", hint)]))
+    except (OmegaConfBaseException, TypeError, NameError):
+        return True
+    try:
+        OmegaConf.update(slot, "value", value, merge=False)
+    except OmegaConfBaseException:
+        return False
+    # OmegaConf would turn the text "0.1" into a number, but the component gets the value as it stands in the file.
+    return not isinstance(value, str) or isinstance(slot.value, (str, Path))
