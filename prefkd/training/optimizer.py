@@ -13,9 +13,10 @@ from prefkd.config import Component, build, import_dotpath
 
 
 def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The configured optimizer, in its fused form where there is one and the config does not choose otherwise."""
-    accepted = inspect.signature(import_dotpath(component["_component_"])).parameters
-    fused = {"fused": True} if "fused" in accepted and not {"fused", "foreach"} & component.keys() else {}
+    """The configured optimizer; Adam and AdamW in their fused form, unless the config chooses otherwise."""
+    # The fused form of SGD cannot step sharded weights.
+    is_adam = import_dotpath(component["_component_"]) in (torch.optim.Adam, torch.optim.AdamW)
+    fused = {"fused": True} if is_adam and not {"fused", "foreach"} & component.keys() else {}
     return build(component, list(parameters), **fused)
 
 

@@ -23,8 +23,8 @@ class Display:
         self.console = Console(quiet=not ranks.is_main, highlight=False)
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text)
+        """Print a line, however long."""
+        self.console.print(text, soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print names and values under a title."""
@@ -49,7 +49,7 @@ class Display:
         """A progress bar with the latest metrics, time passed and time left."""
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
@@ -73,7 +73,6 @@ class Bar:
         self._progress = progress
         self._task = task
 
-    def advance(self, metrics: Mapping[str, float] | None = None) -> None:
+    def advance(self, metrics: str = "") -> None:
         """Go one step on and show the given metrics."""
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
-        self._progress.update(self._task, advance=1, metrics=shown)
+        self._progress.update(self._task, advance=1, metrics=metrics)

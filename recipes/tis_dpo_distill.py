@@ -1,0 +1,270 @@
+"""Distil preferences into a student with another tokenizer: parent-token importance-weighted DPO, teacher as reference.
+
+The student is trained on pairs of answers. Where DPO compares it with its own frozen start, here the reference is the
+teacher, and every parent token (a piece of text whose borders are token borders for both models) has a weight that
+says how much it tells good from bad. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
+
+    prefkd run tis_dpo_distill --config demo/tis_dpo_distill
+
+Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from prefkd.config import Component, bind, component, save_config
+from prefkd.data.alignment_report import alignment_report
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.method.preference import parent_margin
+from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import shard
+from prefkd.models.teacher import LiveTeacher
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.export import save_pretrained
+from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.progress import Display, parameter_count
+from prefkd.training.settings import TrainingConfig, output_problems
+from prefkd.training.weighting import WeightConfig, parent_weights, weight_metrics
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
+        loss: Called with the weighted margins of chosen and rejected answers, (B,) each.
+    """
+
+    output_dir: Path
+    student: ModelConfig
+    teacher: TeacherConfig
+    data: DataConfig
+    reference: Literal["teacher", "student"] = "teacher"
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    loss: Component = component(
+        "prefkd.method.preference.tis_dpo_loss", supplied=("chosen_margin", "rejected_margin"), beta=0.1
+    )
+    optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
+    lr_schedule: Component = component(
+        "transformers.get_cosine_schedule_with_warmup",
+        supplied=("optimizer", "num_training_steps"),
+        num_warmup_steps=10,
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metric_logger: Component | None = None
+
+    def problems(self) -> Iterator[str]:
+        yield from output_problems(self.output_dir)
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `train` uses."""
+
+    ranks: Ranks
+    display: Display
+    train_pairs: Dataset
+    held_out_pairs: Dataset
+    steps: list[list[int]]
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+    student: LogprobModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: LiveTeacher
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the models, and say what is going to happen."""
+    training, device = config.training, ranks.device
+    display = Display(ranks)
+    set_seed(training.seed)
+
+    student_tokenizer = load_tokenizer(config.student)
+    student_side = ModelSide(student_tokenizer, config.student.template)
+    teacher_side = ModelSide(load_tokenizer(config.teacher), config.teacher.template)
+    pairs = load_pairs(config.data)
+    align = partial(
+        align_pairs, student=student_side, teacher=teacher_side, config=config.data, contrast=config.weights.prompts
+    )
+    train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+    if not len(train_pairs):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    lengths = pair_lengths(train_pairs)
+    steps = [
+        rows
+        for epoch in range(training.epochs)
+        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
+    ][: training.max_steps]
+
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    reference = teacher = None
+    if config.reference == "student":
+        start = load_causal_lm(config.student, dtype=torch.float32, device=device)
+        reference = LogprobModel(start, chunk_size=training.chunk_size, precision=training.compute_dtype).freeze()
+    if config.reference == "teacher" or config.weights.prompts:
+        teacher_lm = load_causal_lm(config.teacher, dtype=config.teacher.torch_dtype, device=device)
+        teacher = LogprobModel(teacher_lm, chunk_size=training.chunk_size, precision=teacher_lm.dtype).freeze()
+
+    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
+    probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
+    student.check(probe.student, "student")
+    if teacher is not None:
+        teacher.check(probe.teacher, "teacher")
+
+    shard(student.train(), ranks)
+    optimizer = build_optimizer(config.optimizer, student.parameters())
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+        (config.output_dir / "alignment_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    display.table(
+        "tis_dpo_distill",
+        {
+            "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
+            "teacher": f"{config.teacher.path}  {parameter_count(teacher)} parameters, {config.teacher.dtype}",
+            "reference": f"the {config.reference}",
+            "weights": config.weights.contrast,
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
+            "alignment": f"{report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    return Run(
+        ranks=ranks,
+        display=display,
+        train_pairs=train_pairs,
+        held_out_pairs=held_out_pairs,
+        steps=steps,
+        collate=collate,
+        student=student,
+        student_tokenizer=student_tokenizer,
+        teacher=LiveTeacher(teacher, reference=reference, reduce=config.weights.reduce),
+        loss=bind(config.loss),
+        optimizer=optimizer,
+        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+    )
+
+
+def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    scores = run.teacher(batch)
+    weights = parent_weights(config.weights, scores.log_ratio, batch)  # (2, B, P)
+    token_logprobs = run.student(batch.student)  # (N,)
+    policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
+    chosen_margin, rejected_margin = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (B,) each
+    losses, chosen_rewards, rejected_rewards = run.loss(chosen_margin, rejected_margin)
+    chosen_logprob, rejected_logprob = policy.detach().sum(-1)
+    margin = chosen_rewards - rejected_rewards
+    return losses, {
+        "loss": losses.detach(),
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "logprob_accuracy": (chosen_logprob > rejected_logprob).float(),
+        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
+        "chosen_reward": chosen_rewards,
+        "rejected_reward": rejected_rewards,
+        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+        **weight_metrics(weights, batch.parent_mask),
+    }
+
+
+@torch.no_grad()
+def evaluate(config: Config, run: Run) -> dict[str, float]:
+    """Means over the held-out pairs."""
+    ranks, sums = run.ranks, PairSums()
+    rows = sorted(range(len(run.held_out_pairs)), key=pair_lengths(run.held_out_pairs).__getitem__, reverse=True)
+    for microbatch in split_step(rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
+        sums.add(compare(config, run, batch)[1], batch.counted)
+    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+
+
+def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Train the student; returns the held-out metrics before and after."""
+    training, ranks = config.training, run.ranks
+    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    before = latest = evaluate(config, run)
+    writer.write(0, before)
+    run.display.say(f"before training: {describe(before)}")
+    with run.display.progress("training", total=len(run.steps)) as bar:
+        for step, rows in enumerate(run.steps, start=1):
+            # ------------------------------------------------------------------------------------ one training step
+            began, sums = time.perf_counter(), PairSums()
+            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+                losses, metrics = compare(config, run, batch)
+                require_finite(losses, step, batch.names)
+                # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
+                ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
+                sums.add(metrics, batch.counted)
+            gradient_norm = clip_gradients(run.student.parameters(), training.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.lr_schedule.step()
+            # ------------------------------------------------------------------------------------------------------
+            means = sums.means(ranks)
+            means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
+            means |= {"gradient_norm": gradient_norm, "lr": run.lr_schedule.get_last_lr()[0]}
+            if step % training.evaluate_every == 0 or step == len(run.steps):
+                latest = evaluate(config, run)
+                run.display.say(f"step {step}: {describe(latest)}")
+                means |= latest
+            writer.write(step, means)
+            bar.advance(brief(means))
+    writer.close()
+    return before, latest
+
+
+def save(config: Config, run: Run) -> Path:
+    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
+    folder = config.output_dir / "student"
+    dtype = stored_dtype(config.student)
+    save_pretrained(run.student.lm, run.student_tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    return folder
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.training.device) as ranks:
+        run = setup(config, ranks)
+        before, after = train(config, run)
+        folder = save(config, run)
+        run.display.result(
+            before,
+            after,
+            {
+                "student": folder,
+                "metrics": config.output_dir / "metrics.jsonl",
+                "config": config.output_dir / "config.yaml",
+                "alignment": config.output_dir / "alignment_report.json",
+            },
+            f"talk to it: transformers chat {folder}",
+        )

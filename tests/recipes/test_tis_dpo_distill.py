@@ -1,0 +1,181 @@
+"""The recipe, run through the command line on tiny models: it trains, and no way of batching changes what it computes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefkd.cli.main import main
+from tests.tiny import make_model, write_pairs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a student, a teacher of another architecture and tokenizer, and pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    make_model(folder / "student", "qwen2", "metaspace", seed=1)
+    make_model(folder / "teacher", "llama", "byte_level", seed=2)
+    write_pairs(folder / "pairs.jsonl", 12)
+    write_pairs(folder / "held_out.jsonl", 5)
+    return folder
+
+
+def run(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> list[dict]:
+    """Run the recipe and return its metrics, one dictionary for each step."""
+    config = out.parent / f"{out.name}.yaml"
+    config.write_text(
+        f"""
+        output_dir: {out}
+        student: {{path: {world}/student}}
+        teacher: {{path: {world}/teacher, dtype: float32}}
+        data: {{source: {world}/pairs.jsonl, held_out_source: {world}/held_out.jsonl}}
+        optimizer: {{_component_: torch.optim.SGD, lr: 0.1}}
+        lr_schedule: {{_component_: transformers.get_constant_schedule_with_warmup, num_warmup_steps: 1}}
+        training: {{batch_size: 4, microbatch_size: 4, precision: float32, evaluate_every: 2, max_grad_norm: 1000.0}}
+        """,
+        encoding="utf-8",
+    )
+    assert main(["run", *options, "tis_dpo_distill", "--config", str(config), *overrides]) == code
+    if code:
+        return []
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "student" / "model.safetensors")
+
+
+def assert_same_run(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]], tolerance: float) -> None:
+    for left, right in zip(one[1], other[1], strict=True):
+        for name in left.keys() - {"tokens_per_second"}:
+            assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), name
+    for (name, left), right in zip(weights(one[0]).items(), weights(other[0]).values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The run that the others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    return out, run(world, out)
+
+
+def test_it_trains_and_writes_what_it_says(plain, capsys):
+    out, metrics = plain
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert metrics[-1]["held_out/loss"] != metrics[0]["held_out/loss"]
+    assert not (out / ".student.unfinished").exists()
+    report = json.loads((out / "alignment_report.json").read_text())
+    assert report["pairs"] == 12 and 0 < report["share_of_text_aligned_one_to_one"] < 1
+    student = AutoModelForCausalLM.from_pretrained(out / "student")
+    tokenizer = AutoTokenizer.from_pretrained(out / "student")
+    answer = student.generate(**tokenizer("Question", return_tensors="pt"), max_new_tokens=4)
+    assert answer.shape[1] > 1
+
+
+def test_the_written_config_runs_again(plain, tmp_path):
+    out, metrics = plain
+    again = tmp_path / "again"
+    assert main(["run", "tis_dpo_distill", "--config", str(out / "config.yaml"), f"output_dir={again}"]) == 0
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert_same_run(plain, (again, lines), 0)
+    assert metrics
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.microbatch_size=1", "training.microbatch_size=3", "student.share_prompt=false", "training.chunk_size=1",
+     "teacher.share_prompt=false", "training.activation_checkpointing=true", "data.workers=2"],
+)  # fmt: skip
+def test_how_a_batch_is_computed_changes_nothing(world, plain, tmp_path, override):
+    out = tmp_path / "out"
+    assert_same_run(plain, (out, run(world, out, override)), 2e-5)
+
+
+def test_two_processes_are_one(world, plain, tmp_path):
+    if sys.platform == "win32":
+        pytest.skip("torchrun with gloo")
+    out = tmp_path / "out"
+    metrics = run(world, out, "training.microbatch_size=2", options=("--nproc-per-node", "2"))
+    assert_same_run(plain, (out, metrics), 2e-5)
+
+
+def test_a_remainder_is_neither_dropped_nor_repeated(world, tmp_path):
+    one = run(world, tmp_path / "one", "training.batch_size=5", "training.microbatch_size=5")
+    two = run(
+        world, tmp_path / "two", "training.batch_size=5", "training.microbatch_size=2", options=("--nproc-per-node=2",)
+    )
+    assert len(one) == 4  # steps of 5, 5 and 2 pairs
+    assert_same_run((tmp_path / "one", one), (tmp_path / "two", two), 2e-5)
+
+
+def test_a_model_as_its_own_teacher_is_dpo(world, tmp_path):
+    """Uniform weights and the student as its own teacher: ln 2 at the start, then exactly DPO's gradients."""
+    out = tmp_path / "out"
+    own = (f"teacher.path={world}/student", "weights.contrast=uniform", "training.max_steps=1")
+    metrics = run(world, out, *own, "training.batch_size=12", "training.microbatch_size=5")
+    assert metrics[0]["held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics[1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+    # DPO written down once more, from whole logits, without anything of prefkd.
+    tokenizer = AutoTokenizer.from_pretrained(world / "student")
+    model = AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32)
+    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+
+    def logprob(lm: torch.nn.Module, prompt: str, answer: str) -> torch.Tensor:
+        heading = f"User:\n{prompt}\n\nAssistant:\n"
+        before = [tokenizer.bos_token_id, *tokenizer(heading, add_special_tokens=False)["input_ids"]]
+        after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([before + after])
+        logits = lm(ids).logits[0, len(before) - 1 : -1]
+        return logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None]).sum()
+
+    losses = []
+    for row in rows:
+        margin = 0.0
+        for sign, answer in ((1, row["chosen"]), (-1, row["rejected"])):
+            with torch.no_grad():
+                anchor = logprob(reference, row["prompt"], answer)
+            margin = margin + sign * (logprob(model, row["prompt"], answer) - anchor)
+        losses.append(-F.logsigmoid(0.1 * margin))
+    torch.stack(losses).mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
+    assert metrics[1]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_reference_student_starts_at_ln_2_with_any_weights(world, tmp_path):
+    metrics = run(world, tmp_path / "out", "reference=student", "training.max_steps=1")
+    assert metrics[0]["held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics[0]["held_out/chosen_weight_deviation"] > 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("weights.method=rank_based",), ("weights.method=binary", "weights.parameters={top_percent: 50}"),
+     ("weights.reduce=mean", "weights.eos_weight=0.0"), ("weights.contrast=uniform", "data.reverse=true"),
+     ("loss.label_smoothing=0.1",), ("lr_schedule._component_=transformers.get_linear_schedule_with_warmup",)],
+)  # fmt: skip
+def test_settings_change_the_run(world, plain, tmp_path, overrides):
+    metrics = run(world, tmp_path / "out", *overrides)
+    assert metrics[-1]["held_out/loss"] != plain[1][-1]["held_out/loss"]
+
+
+def test_mixed_precision_stays_near_full_precision(world, plain, tmp_path):
+    metrics = run(world, tmp_path / "out", "training.precision=bfloat16", "teacher.dtype=bfloat16")
+    assert metrics[0]["held_out/loss"] == pytest.approx(plain[1][0]["held_out/loss"], rel=0.2)
+    assert weights(tmp_path / "out")["model.norm.weight"].dtype == torch.float32  # as the checkpoint came
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows(world, tmp_path, capsys):
+    run(world, tmp_path / "out", "optimizer.lr=1e30", code=2)
+    message = capsys.readouterr().err
+    assert "step 3" in message and "pairs.jsonl:" in message and "learning rate" in message
+    assert not (tmp_path / "out" / "student").exists()
