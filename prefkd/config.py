@@ -62,7 +62,7 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    values = OmegaConf.create(_overlaid(_container(config), _read(path)))
+    values = OmegaConf.create(_plain(_overlaid(_container(config), _read(path))))
     found = _Findings()
     component_keys = set(_component_keys(config_class))
     for override in overrides:
@@ -81,6 +81,7 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """Only types that YAML has."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

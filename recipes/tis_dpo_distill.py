@@ -104,11 +104,12 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student_tokenizer = load_tokenizer(config.student)
     student_side = ModelSide(student_tokenizer, config.student.template)
     teacher_side = ModelSide(load_tokenizer(config.teacher), config.teacher.template)
-    pairs = load_pairs(config.data)
     align = partial(
         align_pairs, student=student_side, teacher=teacher_side, config=config.data, contrast=config.weights.prompts
     )
-    train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}

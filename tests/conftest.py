@@ -3,9 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Before datasets is imported, and for the processes that tests start: a cache that does not outlive them.
+_CACHE = tempfile.TemporaryDirectory(prefix="prefkd-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 

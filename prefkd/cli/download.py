@@ -69,6 +69,7 @@ def _snapshot(repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revi
     try:
         # Asked first, because snapshot_download takes a half-filled folder for the whole where the Hub does not answer.
         commit = HfApi(token=token).model_info(repo_id, revision=revision).sha
+        folder.mkdir(parents=True, exist_ok=True)
         snapshot_download(
             repo_id, revision=commit, local_dir=folder, ignore_patterns=list(ignore_patterns), token=token
         )

@@ -22,8 +22,17 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
         PrefkdError: If the file is no recipe.
         ConfigError: With everything that is wrong in the config.
     """
+    _hush_libraries()
     recipe = load_recipe(recipe_path)
     recipe.main(load_config(recipe.Config, config_path, overrides))
+
+
+def _hush_libraries() -> None:
+    """Leave the terminal to the recipe: no progress bar for each file of weights, no notes about optional kernels."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def load_recipe(path: Path) -> ModuleType:

@@ -87,7 +87,10 @@ def _unknown_option(verb: str, arguments: Sequence[str]) -> str | None:
 
 
 def _in_one_line(box: str) -> str:
-    """The text of a message that tyro has drawn as a box with a title and a pointer to the help at its end."""
-    rows = [re.sub(r"^[│|] ?| *[│|]$", "", row).strip() for row in Text.from_ansi(box).plain.splitlines()[1:-1]]
-    text = " ".join(";" if re.fullmatch("[─-]+", row) else row for row in rows)
-    return re.split(" ; For full helptext| ; Got errors| ; Argument helptext", text)[0].replace(" ;", ";")
+    """The text of a message that tyro draws as a box: a title, parts between lines, and last a pointer to the help.
+
+    The box has a frame where the terminal knows UTF-8, else blanks.
+    """
+    rows = [re.sub("^[│╭╰]|[│╮╯]$", "", row).strip() for row in Text.from_ansi(box).plain.splitlines()[1:]]
+    text = " ".join(";" if re.fullmatch("[─-]+", row) else row for row in rows if row).strip("; ")
+    return re.split("; For full helptext| Got errors| ; Argument helptext", text)[0].rstrip(" ;").replace(" ;", ";")

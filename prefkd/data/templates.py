@@ -98,10 +98,12 @@ class Frame:
 
     Attributes:
         before: The prompt. Special-token text of a message stands between two `GUARD`s.
+        gap: A blank between prompt and answer that is in neither, because the tokenizer begins every text with one.
         after: The end of the answer and whatever follows it.
     """
 
     before: str
+    gap: str
     after: str
 
 
@@ -118,6 +120,7 @@ class ModelSide:
         eos_id: The token that ends an answer.
         bos_id: The token that begins every prompt, or None.
         uses_chat_template: Which of the two templates it is.
+        begins_with_blank: Whether the tokenizer begins every text with a blank, as SentencePiece does.
 
     Raises:
         PrefkdError: The tokenizer or its template cannot be used.
@@ -138,6 +141,7 @@ class ModelSide:
         self.uses_chat_template = template != "plain" and bool(tokenizer.chat_template)
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
         self.special_tokens = _special_tokens(self.tokenizer)
+        self.begins_with_blank = self.tokenizer.tokenize("a")[0].startswith("▁")
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.eos_id = self._find_eos()
 
@@ -155,11 +159,12 @@ class ModelSide:
                 f"the chat template of {self.name} ends a prompt with {asked[-30:]!r}, but writes answers after "
                 f"{before[-30:]!r}; use template: plain"
             )
-        return Frame(before, after)
+        gap = before.removeprefix(asked)
+        return Frame(asked, gap, after) if gap == " " and self.begins_with_blank else Frame(before, "", after)
 
     def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
         """The answer as the template writes it: many trim it."""
-        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "")
+        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
         if not written.startswith(before) or not written.endswith(frame.after):
             raise DataError(f"the chat template of {self.name} writes something of its own for this answer")
         return written[len(before) : len(written) - len(frame.after)]

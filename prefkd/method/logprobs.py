@@ -98,9 +98,11 @@ def parent_logprobs(token_logprobs: Tensor, parent_ids: Tensor, num_parents: int
 class _LinearTokenLogprobs(torch.autograd.Function):
     """`linear_token_logprobs` with its own backward.
 
-    With p = softmax(W h) and the one-hot target y, the gradients of l = log p[y] are (y - p) W for h, and (y - p) h'
-    for W, each times the gradient g that arrives for l. Since g is one number per token, the gradient for h is finished
-    up to g in forward, where p is at hand; only the gradient for W has to compute p again.
+    With e = exp(W h - peak), p = e / total and the one-hot target y, the gradients of l = log p[y] are (y - p) W for h
+    and (y - p) h' for W, each times the gradient g that arrives for l. Since g is one number per token, the gradient
+    for h is finished up to g in forward, where e is at hand. The gradient for W has to wait for g: the last chunk waits
+    in memory, the rest is computed again, for a stripe of the vocabulary at a time. The chunk that waits costs nothing
+    at the peak, because backward begins here and needs as much room.
     """
 
     @staticmethod
@@ -114,61 +116,87 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         wants_hidden_grad: bool,
     ) -> Tensor:
         wide = _wide(hidden)
-        found, log_total = hidden.new_empty(2, len(hidden), dtype=wide)
+        found, peaks, totals = hidden.new_empty(3, len(hidden), dtype=wide)
         hidden_grad = hidden.new_zeros(hidden.shape, dtype=wide) if wants_hidden_grad else None
         buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(head_weight), dtype=wide)
-        for start in range(0, len(hidden), chunk_size):
+        for start in reversed(range(0, len(hidden), chunk_size)):  # the chunk that waits is the first, and a full one
             part = slice(start, start + chunk_size)
-            target = targets[part].unsqueeze(-1)
-            logits = _logits(buffer, hidden[part], head_weight, factors)
-            peak = logits.amax(-1, keepdim=True)
-            target_logit = logits.gather(-1, target) - peak
-            exponentials = logits.sub_(peak).exp_()
-            total = exponentials.sum(-1, keepdim=True)
-            found[part] = (target_logit - total.log()).squeeze(-1)
-            log_total[part] = (peak + total.log()).squeeze(-1)
-            if hidden_grad is not None:  # (y - p) W, with p = exponentials / total
-                difference = exponentials.scatter_add_(-1, target, -total)
-                for block in _blocks(head_weight):
+            difference, target_logits, peaks[part], totals[part] = _chunk(
+                buffer, hidden[part], head_weight, targets[part], factors
+            )
+            found[part] = target_logits - peaks[part] - totals[part].log()
+            if hidden_grad is not None:  # (y - p) W
+                for block in _blocks(len(head_weight), VOCABULARY_BLOCK):
                     _add_product(hidden_grad[part], difference[:, block], head_weight[block], factors)
-                hidden_grad[part].div_(-total)
-        ctx.save_for_backward(hidden, head_weight, targets, log_total, hidden_grad)
+                hidden_grad[part].div_(-totals[part].unsqueeze(-1))
+        ctx.save_for_backward(hidden, head_weight, targets, peaks, totals, hidden_grad)
+        ctx.waiting = buffer if ctx.needs_input_grad[1] else None
         ctx.chunk_size, ctx.factors = chunk_size, factors
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, head_weight, targets, log_total, hidden_grad = ctx.saved_tensors
+        hidden, head_weight, targets, peaks, totals, hidden_grad = ctx.saved_tensors
         if hidden_grad is not None:
             hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
-        if not ctx.needs_input_grad[1]:
-            return hidden_grad, None, None, None, None, None
-        head_grad = head_weight.new_zeros(head_weight.shape, dtype=log_total.dtype)
-        buffer = hidden.new_empty(min(ctx.chunk_size, len(hidden)), len(head_weight), dtype=log_total.dtype)
-        for start in range(0, len(hidden), ctx.chunk_size):
-            part = slice(start, start + ctx.chunk_size)
-            logits = _logits(buffer, hidden[part], head_weight, ctx.factors)
-            difference = logits.sub_(log_total[part].unsqueeze(-1)).exp_()
-            difference.scatter_add_(-1, targets[part].unsqueeze(-1), difference.new_full((len(difference), 1), -1))
-            weighted_hidden = grad[part].unsqueeze(-1) * hidden[part]
-            for block in _blocks(head_weight):  # (y - p) g h'
-                _add_product(head_grad[block], difference[:, block].T, weighted_hidden, ctx.factors, scale=-1)
-        return hidden_grad, head_grad.to(head_weight.dtype), None, None, None, None
+        head_grad = None
+        if ctx.needs_input_grad[1]:
+            head_grad = _head_grad(ctx, hidden, head_weight, targets, peaks, totals, grad).to(head_weight.dtype)
+        return hidden_grad, head_grad, None, None, None, None
 
 
-def _logits(buffer: Tensor, hidden: Tensor, head_weight: Tensor, factors: torch.dtype) -> Tensor:
-    """``hidden @ head_weight.T``, in the leading rows of `buffer`."""
+def _head_grad(
+    ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, peaks: Tensor, totals: Tensor, grad: Tensor
+) -> Tensor:
+    """``sum over tokens of g (y - p) h'``, (V, H), for `_LinearTokenLogprobs`."""
+    vocabulary, tokens, chunk = len(head_weight), len(hidden), min(ctx.chunk_size, len(hidden))
+    head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
+    weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
+    buffer, ctx.waiting = ctx.waiting, None
+    if buffer is None:  # a second backward pass: the first one has used the chunk's room
+        buffer = hidden.new_empty(chunk, vocabulary, dtype=totals.dtype)
+        _chunk(buffer, hidden[:chunk], head_weight, targets[:chunk], ctx.factors)
+    for block in _blocks(vocabulary, VOCABULARY_BLOCK):
+        _add_product(head_grad[block], buffer[:, block].T, weighted_hidden[:chunk], ctx.factors)
+    if chunk == tokens:
+        return head_grad
+    rest, count = slice(chunk, tokens), tokens - chunk
+    for block in _blocks(vocabulary, max(1, min(buffer.numel() // count, VOCABULARY_BLOCK))):
+        rows = head_weight[block]
+        stripe = buffer.view(-1)[: count * len(rows)].view(count, len(rows))
+        _add_product(stripe, hidden[rest], rows.T, ctx.factors, keep=False)
+        stripe.sub_(peaks[rest].unsqueeze(-1)).exp_()
+        _less_targets(stripe, targets[rest] - block.start, totals[rest])
+        _add_product(head_grad[block], stripe.T, weighted_hidden[rest], ctx.factors)
+    return head_grad
+
+
+def _chunk(
+    buffer: Tensor, hidden: Tensor, head_weight: Tensor, targets: Tensor, factors: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``e - total y`` of a chunk in the leading rows of `buffer`; its targets' logits, its peaks, its totals."""
     logits = buffer[: len(hidden)]
-    for block in _blocks(head_weight):
+    for block in _blocks(len(head_weight), VOCABULARY_BLOCK):
         _add_product(logits[:, block], hidden, head_weight[block].T, factors, keep=False)
-    return logits
+    target_logits = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    peaks = logits.amax(-1)
+    exponentials = logits.sub_(peaks.unsqueeze(-1)).exp_()
+    totals = exponentials.sum(-1)
+    return _less_targets(exponentials, targets, totals), target_logits, peaks, totals
 
 
-def _blocks(head_weight: Tensor) -> Iterator[slice]:
-    """The vocabulary in parts, so that a change of precision never copies much at a time."""
-    for start in range(0, len(head_weight), VOCABULARY_BLOCK):
-        yield slice(start, start + VOCABULARY_BLOCK)
+def _less_targets(exponentials: Tensor, columns: Tensor, totals: Tensor) -> Tensor:
+    """``e - total y`` in place; targets outside these columns of the vocabulary are left alone."""
+    inside = (columns >= 0) & (columns < exponentials.shape[1])
+    column = columns.clamp(0, exponentials.shape[1] - 1)
+    return exponentials.scatter_add_(-1, column.unsqueeze(-1), (-totals).where(inside, 0).unsqueeze(-1))
+
+
+def _blocks(vocabulary: int, width: int) -> Iterator[slice]:
+    """The vocabulary in stripes, so that a change of precision never copies much at a time."""
+    for start in range(0, vocabulary, width):
+        yield slice(start, start + width)
 
 
 def _add_product(

@@ -37,6 +37,15 @@ class Ranks:
             dist.all_reduce(total)
         return total
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank runs the block before the others, so that these find its work in the cache."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.world_size > 1:

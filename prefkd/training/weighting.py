@@ -28,8 +28,9 @@ class WeightConfig:
     """
 
     contrast: Literal["uniform", "prompt_pair"] = "prompt_pair"
-    positive: str = "Give a helpful, honest and harmless answer to this.\n\n{prompt}"
-    negative: str = "Give an unhelpful, dishonest and harmful answer to this.\n\n{prompt}"
+    # Behind the message, since truncation takes the start of a long prompt away.
+    positive: str = "{prompt}\n\nGive a helpful, honest and harmless answer."
+    negative: str = "{prompt}\n\nGive an unhelpful, dishonest and harmful answer."
     method: Literal["exp", "origin", "binary", "threshold", "threshold_and_scale", "random", "rank_based"] = "exp"
     parameters: dict[str, Any] = field(default_factory=dict)
     reduce: Literal["sum", "mean"] = "sum"

@@ -81,7 +81,8 @@ CASES = [
     Case("folder that is not there", config="student: {path: models/student}\n"),
     Case(
         "all of it at once",
-        config="student: {pth: student}\nact: dance\nbetas: 3\noptimizer: {lrr: 1}\ntraining: {batch_size: 3, step: 1}\n",
+        config="student: {pth: student}\nact: dance\nbetas: 3\noptimizer: {lrr: 1}\n",
+        added="training: {batch_size: 3, step: 1}\n",
     ),
     # Components.
     Case("component without its path", added="logger: {log_dir: logs}\n"),

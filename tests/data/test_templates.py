@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from transformers import AutoTokenizer
 
 from prefkd.data.templates import GUARD, ModelSide, merge_system, shared_response
 from prefkd.errors import DataError, PrefkdError
@@ -16,6 +17,10 @@ TALK = [*HELLO, {"role": "assistant", "content": "Hi! "}, {"role": "user", "cont
 TRIMMING = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TRIMMING_LEFT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content.lstrip() }}<|end|>{% endfor %}"
@@ -208,6 +213,39 @@ def test_real_chat_prompts_hold_special_text_as_text(real_sides):
     assert ids.count(model.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # system and user turn
     assert ids.count(model.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
     assert model.tokenizer.decode(ids) == text(model, messages)
+
+
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "eos"),
+    [
+        ("smollm2-135m-instruct", None, "<|im_end|>"),
+        ("gemma-3-270m", GEMMA, "<end_of_turn>"),
+        ("tokenizer-mistral-v3", MISTRAL, "</s>"),
+        ("tokenizer-qwen", CHATML, "<|im_end|>"),
+    ],
+)
+def test_prompt_response_and_eos_are_the_tokens_of_the_whole_chat(real_models, name, template, eos):
+    tokenizer = AutoTokenizer.from_pretrained(real_models / name)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    model = ModelSide(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(model.eos_id) == eos
+    answer = "Because it is so.\n\n\tprint('👍')"
+    frame = model.frame(TALK)
+    [prompt] = model.encode_prompts([frame])
+    [response], _ = model.encode_responses([model.response(TALK, answer, frame)])
+    whole = [*TALK, {"role": "assistant", "content": answer}]
+    ids = tokenizer.apply_chat_template(whole, return_dict=False)
+    assert [*prompt, *response, model.eos_id] == ids[: len(prompt) + len(response) + 1]
 
 
 def test_real_bos_and_eos(real_sides):

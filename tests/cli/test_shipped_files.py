@@ -1,0 +1,56 @@
+"""ls, cp and cat."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefkd import catalog
+
+RECIPE = catalog.recipes()[0]
+
+
+def test_ls_shows_every_recipe_with_its_summary_and_configs(prefkd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = prefkd("ls").out
+    for recipe in catalog.recipes():
+        assert f"{recipe.name} " in shown
+        assert recipe.summary in shown
+        assert all(f"  {config}" in shown for config in recipe.configs)
+
+
+def test_cat_prints_the_file(prefkd):
+    assert prefkd("cat", RECIPE.name).out == RECIPE.path.read_text(encoding="utf-8")
+
+
+def test_cat_into_a_reader_that_stops(folder):
+    shell = f"{sys.executable} -m prefkd cat {RECIPE.name} | head -n 1"
+    ended = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("dest", ["mine.py", "mine", "new/folder/mine", "student"])
+def test_cp_adds_suffix_and_folders(dest, prefkd):
+    ended = prefkd("cp", RECIPE.name, dest)
+    written = Path("student", RECIPE.path.name) if dest == "student" else Path(dest).with_suffix(".py")
+    assert ended.code == 0
+    assert written.read_bytes() == RECIPE.path.read_bytes()
+    assert f"wrote {written}\n" in ended.out
+    assert f"prefkd run {written} --config " in ended.out
+
+
+def test_cp_overwrites_only_by_force(prefkd):
+    Path("mine.py").write_text("precious")
+    assert prefkd("cp", RECIPE.name, "mine").code == 2
+    assert Path("mine.py").read_text() == "precious"
+    assert prefkd("cp", RECIPE.name, "mine", "--force").code == 0
+    assert Path("mine.py").read_bytes() == RECIPE.path.read_bytes()
+
+
+@pytest.mark.parametrize("name", catalog.configs())
+def test_cp_of_a_config_names_its_recipe(name, prefkd):
+    ended = prefkd("cp", name, "my own")
+    assert Path("my own.yaml").read_bytes() == catalog.configs()[name].read_bytes()
+    assert f"prefkd run {Path(name).name} --config 'my own.yaml'" in ended.out

@@ -1,0 +1,23 @@
+"""Large objects reach a worker process, inherited or sent."""
+
+import pickle
+
+import multiprocess
+import pytest
+
+from prefkd.data.workers import Shared, available_cores
+
+
+@pytest.mark.parametrize(("method", "inherited"), [("fork", True), ("spawn", False)])
+def test_a_shared_object_is_inherited_or_sent(monkeypatch, method, inherited):
+    monkeypatch.setattr(multiprocess, "get_start_method", lambda: method)
+    shared = Shared({"large": "x" * 10_000})
+    message = pickle.dumps(shared)
+    received = pickle.loads(message)
+    assert (len(message) < 1000) == inherited
+    assert (received is shared) == inherited
+    assert received.value == shared.value
+
+
+def test_there_is_a_core():
+    assert available_cores() >= 1

@@ -1,0 +1,148 @@
+"""What a user sees after a mistake in paths, models, rows or settings of the real recipe: a clear line, exit code 2."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prefkd.cli.main import main
+from tests.tiny import make_model, write_pairs
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "student", "qwen2", "metaspace", seed=1)
+    make_model(folder / "teacher", "llama", "byte_level", seed=2)
+    return folder
+
+
+@pytest.fixture
+def folder(models, tmp_path, monkeypatch) -> Path:
+    """The current folder: two models and pairs, in which a test breaks something."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / "student", "student")
+    shutil.copytree(models / "teacher", "teacher")
+    write_pairs(Path("pairs.jsonl"), 6)
+    Path("config.yaml").write_text(
+        "output_dir: out\nstudent: {path: student}\nteacher: {path: teacher}\n"
+        "data: {source: pairs.jsonl, held_out_fraction: 0.3}\n"
+    )
+    return tmp_path
+
+
+def errors(capsys, *overrides: str) -> list[str]:
+    """The error lines of a run that ends with exit code 2."""
+    assert main(["run", "tis_dpo_distill", "--config", "config.yaml", *overrides]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return [line.removeprefix("error: ") for line in printed.splitlines() if line.startswith("error: ")]
+
+
+def set_row(number: int, row: object) -> None:
+    lines = Path("pairs.jsonl").read_text().splitlines()
+    lines[number - 1] = row if isinstance(row, str) else json.dumps(row)
+    Path("pairs.jsonl").write_text("\n".join(lines) + "\n")
+
+
+SETTINGS = {
+    "teacher.path=techer": "teacher.path: no folder techer; fetch the model with `prefkd download`, "
+    "or name a Hub id owner/name",
+    "student.path=pairs.jsonl": "student.path: pairs.jsonl is a file; name the folder that holds it",
+    "data.source=pears.jsonl": "data.source: pears.jsonl does not exist; did you mean pairs.jsonl?",
+    "output_dir=pairs.jsonl": "output_dir: pairs.jsonl is a file; name a folder",
+    "training.batch_size=0": "training.batch_size: 0 is too small; use 1 or more",
+    "training.max_grad_norm=0": "training.max_grad_norm: 0.0 would stop all learning; use a positive number, 1.0 say",
+    "training.precision=half": "training.precision: 'half' is not one of float32, bfloat16",
+    "data.max_length=100": "data.max_length: 100 leaves no room for an answer after 256 tokens of prompt; raise it or "
+    "lower max_prompt_length",
+    "weights.positive=Be good.": "weights.positive: 'Be good.' lacks {prompt}; put it where the user's message belongs",
+    "weights.parameters.hi=2": "weights.parameters.hi: unknown to method exp; did you mean high?",
+    "reference=techer": "reference: 'techer' is not one of teacher, student",
+    "loss.bta=0.2": "loss.bta: prefkd.method.preference.tis_dpo_loss has no such argument; did you mean beta?",
+    "optimizer=torch.optim.AdanW": "optimizer._component_: torch.optim.AdanW: torch.optim has no AdanW; did you mean "
+    "AdamW?",
+    "trainig.epochs=2": "trainig: unknown key; did you mean training?",
+}
+
+
+@pytest.mark.parametrize("override", SETTINGS)
+def test_settings(folder, capsys, override):
+    assert errors(capsys, override) == [SETTINGS[override]]
+    assert not Path("out").exists()
+
+
+def test_several_mistakes_are_told_at_once(folder, capsys):
+    lines = errors(capsys, "training.epochs=0", "reference=me", "student.path=nowhere")
+    assert sorted(line.partition(":")[0] for line in lines) == ["reference", "student.path", "training.epochs"]
+
+
+ROWS = {
+    "field missing": ({"prompt": "Hi", "chosen": "Hello"}, "rejected"),
+    "empty answer": ({"prompt": "Hi", "chosen": "", "rejected": "Go away."}, "chosen"),
+    "wrong type": ({"prompt": "Hi", "chosen": 3, "rejected": "Go away."}, "chosen"),
+    "not JSON": ('{"prompt": "Hi", ', "JSON"),
+    "equal answers": ({"prompt": "Hi", "chosen": "Hello", "rejected": "Hello"}, "rejected"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows(folder, capsys, case):
+    row, culprit = ROWS[case]
+    set_row(4, row)
+    (line,) = errors(capsys)
+    assert line.startswith("row 4 of pairs.jsonl: ") and culprit in line and "on_bad_row: skip" in line
+
+
+def test_bad_rows_can_be_skipped_and_are_reported(folder, capsys):
+    set_row(4, {"prompt": "Hi", "chosen": "", "rejected": "Go away."})
+    assert main(["run", "tis_dpo_distill", "--config", "config.yaml", "data.on_bad_row=skip"]) == 0
+    assert "1 bad rows skipped" in " ".join(capsys.readouterr().out.split())
+    report = json.loads(Path("out/alignment_report.json").read_text())
+    assert len(report["skipped_rows"]) == 1 and "row 4" in report["skipped_rows"][0]
+
+
+def test_weights_that_are_not_safetensors(folder, capsys):
+    Path("student/model.safetensors").rename("student/pytorch_model.bin")
+    assert errors(capsys) == [
+        "student.path: student holds no *.safetensors weights; convert the checkpoint or download it again"
+    ]
+
+
+def test_truncated_weights(folder, capsys):
+    weights = Path("student/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (line,) = errors(capsys)
+    assert line.startswith("cannot load the model of student: ")
+
+
+def test_model_without_tokenizer(folder, capsys):
+    for file in Path("teacher").glob("*token*"):
+        file.unlink()
+    (line,) = errors(capsys)
+    assert line.startswith("cannot load the tokenizer of teacher: ")
+
+
+def test_tokenizer_without_end(folder, capsys):
+    settings = json.loads(Path("student/tokenizer_config.json").read_text())
+    Path("student/tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    (line,) = errors(capsys)
+    assert line == "student: neither its tokenizer nor its template has a token that ends an answer"
+
+
+def test_a_finished_run_is_not_overwritten(folder, capsys):
+    assert main(["run", "tis_dpo_distill", "--config", "config.yaml", "training.max_steps=1"]) == 0
+    before = Path("out/metrics.jsonl").read_text()
+    assert errors(capsys) == ["output_dir: out holds an earlier run; name another folder or remove that one"]
+    assert Path("out/metrics.jsonl").read_text() == before
+
+
+def test_answers_longer_than_the_limit(folder, capsys):
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    # The first character of each chosen answer takes several tokens, but there is room for one.
+    texts = [json.dumps(row | {"chosen": f"𝒳 {row['chosen']}"}) for row in rows]
+    Path("pairs.jsonl").write_text("\n".join(texts) + "\n")
+    assert errors(capsys, "data.max_length=4", "data.max_prompt_length=3") == [
+        "no pair is left after truncation; raise data.max_length"
+    ]

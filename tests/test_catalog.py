@@ -1,0 +1,62 @@
+"""What is shipped is found, and every shipped config is sound."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefkd import catalog
+from prefkd.cli.launch import load_recipe
+from prefkd.config import load_config
+from prefkd.errors import ConfigError, PrefkdError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_recipe_has_a_summary_of_one_sentence():
+    assert catalog.recipes()
+    for recipe in catalog.recipes():
+        assert recipe.summary.endswith(".")
+        assert len(recipe.summary) <= 120
+
+
+def test_every_config_belongs_to_a_recipe():
+    listed = [config for recipe in catalog.recipes() for config in recipe.configs]
+    assert sorted(listed) == sorted(catalog.configs())
+
+
+@pytest.mark.parametrize("name", catalog.configs())
+def test_every_shipped_config_is_sound(name):
+    """But for files that are fetched first: a line about one says `no folder` or `no file`."""
+    recipe = load_recipe(catalog.find_recipe(Path(name).name))
+    try:
+        load_config(recipe.Config, catalog.find_config(name))
+    except ConfigError as error:
+        assert [line for line in error.problems if not re.search(r"\bno (folder|file)\b", line)] == []
+
+
+def test_names_come_before_paths_and_paths_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = catalog.recipes()[0]
+    Path(recipe.name).mkdir()
+    Path("mine.py").write_text("")
+    assert catalog.find_recipe(recipe.name) == recipe.path
+    assert catalog.find_recipe("./mine.py") == Path("mine.py")
+
+
+def test_shipped_file():
+    some = next(path for path in sorted(catalog.CONFIGS.rglob("*")) if path.is_file())
+    name = some.relative_to(catalog.CONFIGS).as_posix()
+    assert catalog.shipped_file(name) == str(some)
+    with pytest.raises(PrefkdError, match=f"did you mean {name}"):
+        catalog.shipped_file(name + "x")
+
+
+def test_bare_checkout_outside_its_folder(tmp_path):
+    command = [sys.executable, "-c", "from prefkd import catalog; print(catalog.RECIPES, catalog.CONFIGS)"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == [str(ROOT / "recipes"), str(ROOT / "configs")]
