@@ -6,7 +6,6 @@ position t predict the token at position t + 1.
 B examples, S positions, V vocabulary, H hidden size, N targets, P parents.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NO_TARGET = -100
-VOCABULARY_BLOCK = 8192
+COPIED_ROWS = 4096  # rows of the head that are held in another precision at one time
 
 
 def predicting_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,26 +49,28 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def linear_token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, chunk_size: int) -> Tensor:
-    """Log-probabilities of targets straight from hidden states, without the logits of all of them at once.
+    """Log-probabilities of targets straight from hidden states, without all logits at once.
 
-    ``log softmax(hidden[n] @ head_weight.T)[targets[n]]``, for `chunk_size` tokens at a time. Backward computes the
-    logits of a chunk anew, unless the head is frozen: then it needs none. Sums run in float32 or wider whatever the
-    inputs' precision, and autocast is honoured where it makes the products faster (on CUDA).
+    ``log softmax(hidden[n] @ head_weight.T)[targets[n]]``. No more logits exist at one time than `chunk_size` tokens
+    have. Backward computes those anew that had to go, and none if the head is frozen. Sums run in float32 or wider
+    whatever the inputs' precision, and autocast is honoured where it makes the products faster (on CUDA).
 
     Args:
         hidden: (N, H) states at the positions that predict the targets, after the final norm.
         head_weight: (V, H) weight of the output layer.
         targets: (N,) token ids, each in 0..V-1.
-        chunk_size: Tokens whose logits (chunk_size, V) exist at one time, in forward and backward.
+        chunk_size: Room for logits, in forward and backward: chunk_size x V of them.
 
     Returns:
         (N,) in nats, float32 or wider.
 
     Raises:
-        ValueError: `chunk_size` is less than 1.
+        ValueError: `chunk_size` is less than 1, or a target is no token of the vocabulary.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+    if ((targets < 0) | (targets >= len(head_weight))).any():
+        raise ValueError(f"a target is outside the vocabulary, 0..{len(head_weight) - 1}")
     wide, device = _wide(hidden), hidden.device.type
     factors = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_weight.dtype
     if device != "cuda" or wide == torch.float64:
@@ -96,13 +97,16 @@ def parent_logprobs(token_logprobs: Tensor, parent_ids: Tensor, num_parents: int
 
 
 class _LinearTokenLogprobs(torch.autograd.Function):
-    """`linear_token_logprobs` with its own backward.
+    """`linear_token_logprobs` with its own backward, both a stripe of the vocabulary at a time, all tokens at once.
 
-    With e = exp(W h - peak), p = e / total and the one-hot target y, the gradients of l = log p[y] are (y - p) W for h
-    and (y - p) h' for W, each times the gradient g that arrives for l. Since g is one number per token, the gradient
-    for h is finished up to g in forward, where e is at hand. The gradient for W has to wait for g: the last chunk waits
-    in memory, the rest is computed again, for a stripe of the vocabulary at a time. The chunk that waits costs nothing
-    at the peak, because backward begins here and needs as much room.
+    A stripe is as wide as the room of `chunk_size` tokens' logits allows. With z = W h, e = exp(z - peak), total = sum
+    of e, p = e / total and the one-hot target y, the log-probability is l = z[y] - peak - log total. Its gradients are
+    (y - p) W for h and (y - p) h' for W, each times the gradient g that arrives for l. Since g is one number per token,
+    the gradient for h is finished up to g in forward, where e is at hand. The gradient for W has to wait for g: the
+    last stripe waits in memory, the others are computed again. The one that waits costs nothing at the peak, because
+    backward begins here and needs as much room.
+
+    e is summed without the target, as `others`, so that 1 - p[y] = others / total is exact for confident tokens too.
     """
 
     @staticmethod
@@ -115,100 +119,103 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         factors: torch.dtype,
         wants_hidden_grad: bool,
     ) -> Tensor:
-        wide = _wide(hidden)
-        found, peaks, totals = hidden.new_empty(3, len(hidden), dtype=wide)
-        hidden_grad = hidden.new_zeros(hidden.shape, dtype=wide) if wants_hidden_grad else None
-        buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(head_weight), dtype=wide)
-        for start in reversed(range(0, len(hidden), chunk_size)):  # the chunk that waits is the first, and a full one
-            part = slice(start, start + chunk_size)
-            difference, target_logits, peaks[part], totals[part] = _chunk(
-                buffer, hidden[part], head_weight, targets[part], factors
-            )
-            found[part] = target_logits - peaks[part] - totals[part].log()
-            if hidden_grad is not None:  # (y - p) W
-                for block in _blocks(len(head_weight), VOCABULARY_BLOCK):
-                    _add_product(hidden_grad[part], difference[:, block], head_weight[block], factors)
-                hidden_grad[part].div_(-totals[part].unsqueeze(-1))
-        ctx.save_for_backward(hidden, head_weight, targets, peaks, totals, hidden_grad)
-        ctx.waiting = buffer if ctx.needs_input_grad[1] else None
-        ctx.chunk_size, ctx.factors = chunk_size, factors
-        return found
+        stripes = _stripes(len(head_weight), len(hidden), chunk_size, copied=head_weight.dtype != factors)
+        target_logits, others = hidden.new_zeros(2, len(hidden), dtype=_wide(hidden))
+        peaks = torch.full_like(others, -float("inf"))
+        sums = hidden.new_zeros(hidden.shape, dtype=_wide(hidden)) if wants_hidden_grad else None
+        room = _room(hidden, stripes)
+        for stripe in stripes:
+            rows, columns = head_weight[stripe], targets - stripe.start
+            logits = _stripe_logits(room, hidden, rows, factors)
+            target_logits += _at_targets(logits, columns)
+            old_peaks, peaks = peaks, torch.maximum(peaks, logits.amax(-1))
+            exponentials = _set_targets(logits.sub_(peaks.unsqueeze(-1)).exp_(), columns, torch.zeros_like(others))
+            rescale = (old_peaks - peaks).exp()
+            others.mul_(rescale).add_(exponentials.sum(-1))
+            if sums is not None:
+                _add_product(sums.mul_(rescale.unsqueeze(-1)), exponentials, rows, factors)
+        totals = others + (target_logits - peaks).exp()
+        if sums is not None:  # (y - p) W
+            sums.div_(-totals.unsqueeze(-1)).addcmul_((others / totals).unsqueeze(-1), head_weight[targets])
+        ctx.save_for_backward(hidden, head_weight, targets, peaks, others, totals, sums)
+        ctx.waiting = room if ctx.needs_input_grad[1] else None
+        ctx.stripes, ctx.factors = stripes, factors
+        return target_logits - peaks - totals.log()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, head_weight, targets, peaks, totals, hidden_grad = ctx.saved_tensors
-        if hidden_grad is not None:
-            hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
+        hidden, head_weight, targets, peaks, others, totals, hidden_grad = ctx.saved_tensors
         head_grad = None
         if ctx.needs_input_grad[1]:
-            head_grad = _head_grad(ctx, hidden, head_weight, targets, peaks, totals, grad).to(head_weight.dtype)
+            head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
+            weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
+            room, ctx.waiting = ctx.waiting, None
+            waiting = room is not None  # a second backward pass finds the room used
+            room = _room(hidden, ctx.stripes) if room is None else room
+            for stripe in reversed(ctx.stripes):  # (y - p) g h'
+                rows, columns = head_weight[stripe], targets - stripe.start
+                exponentials = _shape(room, hidden, rows)
+                if not (waiting and stripe == ctx.stripes[-1]):
+                    logits = _stripe_logits(room, hidden, rows, ctx.factors)
+                    exponentials = logits.sub_(peaks.unsqueeze(-1)).exp_()
+                difference = _set_targets(exponentials, columns, -others)
+                _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
+            head_grad = head_grad.to(head_weight.dtype)
+        if hidden_grad is not None:
+            hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
         return hidden_grad, head_grad, None, None, None, None
 
 
-def _head_grad(
-    ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, peaks: Tensor, totals: Tensor, grad: Tensor
-) -> Tensor:
-    """``sum over tokens of g (y - p) h'``, (V, H), for `_LinearTokenLogprobs`."""
-    vocabulary, tokens, chunk = len(head_weight), len(hidden), min(ctx.chunk_size, len(hidden))
-    head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
-    weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
-    buffer, ctx.waiting = ctx.waiting, None
-    if buffer is None:  # a second backward pass: the first one has used the chunk's room
-        buffer = hidden.new_empty(chunk, vocabulary, dtype=totals.dtype)
-        _chunk(buffer, hidden[:chunk], head_weight, targets[:chunk], ctx.factors)
-    for block in _blocks(vocabulary, VOCABULARY_BLOCK):
-        _add_product(head_grad[block], buffer[:, block].T, weighted_hidden[:chunk], ctx.factors)
-    if chunk == tokens:
-        return head_grad
-    rest, count = slice(chunk, tokens), tokens - chunk
-    for block in _blocks(vocabulary, max(1, min(buffer.numel() // count, VOCABULARY_BLOCK))):
-        rows = head_weight[block]
-        stripe = buffer.view(-1)[: count * len(rows)].view(count, len(rows))
-        _add_product(stripe, hidden[rest], rows.T, ctx.factors, keep=False)
-        stripe.sub_(peaks[rest].unsqueeze(-1)).exp_()
-        _less_targets(stripe, targets[rest] - block.start, totals[rest])
-        _add_product(head_grad[block], stripe.T, weighted_hidden[rest], ctx.factors)
-    return head_grad
+def _stripes(vocabulary: int, tokens: int, chunk_size: int, *, copied: bool) -> list[slice]:
+    """The vocabulary in stripes of which one, for all tokens, takes the room of `chunk_size` tokens' logits.
+
+    Only the first may be narrower. Rows of the head that have to be copied for a product are few at a time.
+    """
+    width = max(1, min(chunk_size * vocabulary // max(tokens, 1), COPIED_ROWS if copied else vocabulary))
+    ends = range(vocabulary % width or width, vocabulary + 1, width)
+    return [slice(max(end - width, 0), end) for end in ends]
 
 
-def _chunk(
-    buffer: Tensor, hidden: Tensor, head_weight: Tensor, targets: Tensor, factors: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``e - total y`` of a chunk in the leading rows of `buffer`; its targets' logits, its peaks, its totals."""
-    logits = buffer[: len(hidden)]
-    for block in _blocks(len(head_weight), VOCABULARY_BLOCK):
-        _add_product(logits[:, block], hidden, head_weight[block].T, factors, keep=False)
-    target_logits = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    peaks = logits.amax(-1)
-    exponentials = logits.sub_(peaks.unsqueeze(-1)).exp_()
-    totals = exponentials.sum(-1)
-    return _less_targets(exponentials, targets, totals), target_logits, peaks, totals
+def _room(hidden: Tensor, stripes: list[slice]) -> Tensor:
+    """Memory for the logits of the widest stripe."""
+    return hidden.new_empty(len(hidden) * (stripes[-1].stop - stripes[-1].start), dtype=_wide(hidden))
 
 
-def _less_targets(exponentials: Tensor, columns: Tensor, totals: Tensor) -> Tensor:
-    """``e - total y`` in place; targets outside these columns of the vocabulary are left alone."""
-    inside = (columns >= 0) & (columns < exponentials.shape[1])
-    column = columns.clamp(0, exponentials.shape[1] - 1)
-    return exponentials.scatter_add_(-1, column.unsqueeze(-1), (-totals).where(inside, 0).unsqueeze(-1))
+def _shape(room: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
+    """(N, stripe) at the start of `room`."""
+    return room[: len(hidden) * len(rows)].view(len(hidden), len(rows))
 
 
-def _blocks(vocabulary: int, width: int) -> Iterator[slice]:
-    """The vocabulary in stripes, so that a change of precision never copies much at a time."""
-    for start in range(0, vocabulary, width):
-        yield slice(start, start + width)
+def _stripe_logits(room: Tensor, hidden: Tensor, rows: Tensor, factors: torch.dtype) -> Tensor:
+    """``hidden @ rows.T``, in `room`."""
+    logits = _shape(room, hidden, rows)
+    _add_product(logits, hidden, rows.T, factors, keep=False)
+    return logits
 
 
-def _add_product(
-    out: Tensor, left: Tensor, right: Tensor, factors: torch.dtype, *, scale: float = 1, keep: bool = True
-) -> None:
-    """``out <- out + scale left @ right``, without the first term unless `keep`; sums in the precision of `out`."""
+def _at_targets(values: Tensor, columns: Tensor) -> Tensor:
+    """(N,) value of each row at its column, 0 where that lies outside."""
+    found = values.gather(-1, columns.clamp(0, values.shape[1] - 1).unsqueeze(-1)).squeeze(-1)
+    return found.where((columns >= 0) & (columns < values.shape[1]), 0)
+
+
+def _set_targets(values: Tensor, columns: Tensor, new: Tensor) -> Tensor:
+    """`values` with `new` at each row's column, in place; rows whose column lies outside stay."""
+    inside = (columns >= 0) & (columns < values.shape[1])
+    column = columns.clamp(0, values.shape[1] - 1).unsqueeze(-1)
+    return values.scatter_(-1, column, new.unsqueeze(-1).where(inside.unsqueeze(-1), values.gather(-1, column)))
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor, factors: torch.dtype, *, keep: bool = True) -> None:
+    """``out <- out + left @ right``, or without the first term unless `keep`; sums in the precision of `out`."""
     left, right = left.to(factors), right.to(factors)
     if factors == out.dtype:
-        out.addmm_(left, right, beta=int(keep), alpha=scale)
+        out.addmm_(left, right, beta=int(keep))
+    elif keep:
+        out.add_(torch.mm(left, right, out_dtype=out.dtype))
     else:
-        product = scale * torch.mm(left, right, out_dtype=out.dtype)
-        out.copy_(out + product if keep else product)
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

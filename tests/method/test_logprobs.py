@@ -125,7 +125,7 @@ def test_chunked_gradients_agree_with_finite_differences(chunk_size):
 
 @pytest.mark.parametrize("frozen", ["nothing", "head", "hidden", "both"])
 def test_chunked_values_and_gradients_are_the_naive_ones(frozen):
-    hidden, head_weight, targets = case(tokens=50, vocabulary=9000)  # more than one vocabulary block
+    hidden, head_weight, targets = case(tokens=50, vocabulary=9000)  # more than one stripe
     hidden.requires_grad_(frozen not in ("hidden", "both"))
     head_weight.requires_grad_(frozen not in ("head", "both"))
     found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=7)
@@ -201,7 +201,7 @@ def test_wrong_chunk_sizes_and_targets_are_refused():
     hidden, head_weight, targets = case()
     with pytest.raises(ValueError, match="chunk_size is 0"):
         linear_token_logprobs(hidden, head_weight, targets, chunk_size=0)
-    with pytest.raises(RuntimeError, match="out of bounds"):
+    with pytest.raises(ValueError, match="outside the vocabulary"):
         linear_token_logprobs(hidden, head_weight, targets.fill_(-100), chunk_size=4)
 
 
