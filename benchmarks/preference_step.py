@@ -89,18 +89,23 @@ def run_prefkd(arguments: Arguments) -> dict[str, float]:
         rows.append(answers)
     aligned = Dataset.from_list(rows)
     policy = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=cpu)).train()
-    reference = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=cpu)).freeze()
+    steps = [
+        collate_pairs(aligned, Microbatch(list(range(i, i + arguments.batch_size))), share_prompt=(True, True))
+        for i in range(0, len(aligned), arguments.batch_size)
+    ]
+    # Before training the policy is its own frozen copy: its log-probs are taken ahead, and no second model is needed.
+    references = []
+    with torch.no_grad():
+        for step, batch in enumerate(steps):
+            if step == 1:
+                reference_began = time.perf_counter()
+            references.append(batch.parent_sums(policy(batch.student), batch.student).sum(-1))
+    reference_seconds = time.perf_counter() - reference_began  # pyright: ignore[reportPossiblyUnbound]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     losses = []
-    for step in range(arguments.steps + 1):
+    for step, (batch, (reference_chosen, reference_rejected)) in enumerate(zip(steps, references, strict=True)):
         if step == 1:
-            began = time.perf_counter()
-        first = step * arguments.batch_size
-        batch = collate_pairs(
-            aligned, Microbatch(list(range(first, first + arguments.batch_size))), share_prompt=(True, True)
-        )
-        with torch.no_grad():
-            reference_chosen, reference_rejected = batch.parent_sums(reference(batch.student), batch.student).sum(-1)
+            began = time.perf_counter() - reference_seconds
         chosen, rejected = batch.parent_sums(policy(batch.student), batch.student).sum(-1)
         loss = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=0.1)[0].mean()
         loss.backward()

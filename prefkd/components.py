@@ -132,7 +132,7 @@ def _argument_problems(dotpath: str, parameters: Mapping[str, Parameter], name: 
     known = {known: parameter for known, parameter in parameters.items() if parameter.kind in named}
     if name not in known:
         if not _is_open(parameters):
-            yield f"{name}: {dotpath} has no such argument{nearest(name, known)}"
+            yield f"{name}: {dotpath} has no such argument{nearest(str(name), known)}"
     elif value != known[name].default and not list(_nested({name: value})):
         hint = known[name].annotation
         if not fits(value, hint):

@@ -10,6 +10,7 @@ A dataclass may define `problems(self) -> Iterator[str]` for checks between its 
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -25,11 +26,22 @@ from omegaconf.errors import (
 from prefkd import catalog
 from prefkd.components import Component, bind, build, component, component_problems, import_dotpath, swapped
 from prefkd.errors import ConfigError, nearest
-from prefkd.hints import describe, members
+from prefkd.hints import describe, fits, members
 
-__all__ = ["Component", "bind", "build", "component", "import_dotpath", "load_config", "save_config"]
+__all__ = [
+    "Component",
+    "bind",
+    "build",
+    "component",
+    "examine_config",
+    "import_dotpath",
+    "load_config",
+    "read_yaml",
+    "save_config",
+]
 
 ConfigType = TypeVar("ConfigType")
+_KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
 
 
 @dataclass
@@ -60,19 +72,37 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
     Raises:
         ConfigError: With all problems, one line each.
     """
+    config, problems = examine_config(config_class, path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def examine_config(
+    config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()
+) -> tuple[ConfigType, list[str]]:
+    """Read a config as `load_config` does, and return it together with the problems of its sound values.
+
+    These are problems of components and what the sections themselves say, a missing file for instance, which may be
+    there later.
+
+    Raises:
+        ConfigError: With all problems, if there are values from which no config can be made.
+    """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    values = OmegaConf.create(_plain(_overlaid(_container(config), _read(path))))
+    values = _plain(_overlaid(_container(config), read_yaml(path)))
     found = _Findings()
     component_keys = set(_component_keys(config_class))
     for override in overrides:
         _apply(override, values, component_keys, found)
-    _fill(config, _container(values), "", found)
+    _fill(config, values, "", found)
     _resolve(config, "", found)
+    is_sound = not found.lines
     _ask(config, "", found)
-    if found.lines:
+    if not is_sound:
         raise ConfigError(found.lines)
-    return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+    return OmegaConf.to_object(config), found.lines  # pyright: ignore[reportReturnType]
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -89,7 +119,12 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The keys of a YAML file, interpolations as they are written.
+
+    Raises:
+        ConfigError: If the file cannot be read or holds no keys.
+    """
     try:
         loaded = OmegaConf.load(path)
     except yaml.MarkedYAMLError as error:
@@ -119,31 +154,58 @@ def _overlaid(base: Any, over: Any) -> Any:
     return base | {key: _overlaid(base.get(key), value) for key, value in over.items()}
 
 
-def _apply(override: str, values: DictConfig, component_keys: Set[str], found: _Findings) -> None:
-    removal = re.fullmatch(r"~([\w.\[\]-]+)", override)
-    setting = re.fullmatch(r"([\w.\[\]-]+)=(.*)", override, re.DOTALL)
+def _apply(override: str, values: dict[Any, Any], component_keys: Set[str], found: _Findings) -> None:
+    removal = re.fullmatch(f"~({_KEY})", override)
+    setting = re.fullmatch(f"({_KEY})=(.*)", override, re.DOTALL)
     if removal:
-        parent, _, name = removal[1].rpartition(".")
-        section = OmegaConf.select(values, parent) if parent else values
-        if isinstance(section, DictConfig) and name in section:
-            del section[name]
-        else:
-            known = nearest(name, map(str, section)) if isinstance(section, DictConfig) else ""
-            found.add(removal[1], f"there is no such key to remove{known}")
+        _remove(removal[1], values, found)
     elif setting:
-        key, text = setting.groups()
-        try:
-            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-        except (yaml.YAMLError, OmegaConfBaseException):
-            found.add(key, f"{text!r} is not a YAML value; look for a bracket or a quote that is not closed")
-            return
-        old = OmegaConf.select(values, key, throw_on_resolution_failure=False)
-        in_place = isinstance(old, DictConfig) and "_component_" in old
-        if isinstance(value, str) and (in_place or key in component_keys):
-            value = swapped(_container(old) if in_place else {}, value)
-        OmegaConf.update(values, key, value, merge=False)
+        _set(setting[1], setting[2], values, component_keys, found)
     else:
         found.add(override, "an override has the form key=value, or ~key to remove a key")
+
+
+def _remove(key: str, values: dict[Any, Any], found: _Findings) -> None:
+    *parents, last = key.split(".")
+    section = reduce(_item, parents, values)
+    if isinstance(section, dict) and last in section:
+        del section[last]
+    else:
+        known = nearest(last, map(str, section)) if isinstance(section, dict) else ""
+        found.add(key, f"there is no such key to remove{known}")
+
+
+def _set(key: str, text: str, values: dict[Any, Any], component_keys: Set[str], found: _Findings) -> None:
+    try:
+        value = _container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        found.add(key, f"{text!r} is not a YAML value; look for a bracket or a quote that is not closed")
+        return
+    *parents, last = key.split(".")
+    holder: Any = values
+    try:
+        for name in parents:
+            if not isinstance(_item(holder, name), (dict, list)):
+                _put(holder, name, {})
+            holder = _item(holder, name)
+        old = _item(holder, last)
+        in_place = isinstance(old, dict) and "_component_" in old
+        if isinstance(value, str) and (in_place or key in component_keys):
+            value = swapped(old if in_place else {}, value)
+        _put(holder, last, value)
+    except (IndexError, ValueError):
+        found.add(key, "there is no such item in the list; items are counted from 0")
+
+
+def _item(holder: Any, name: str) -> Any:
+    """What a section has under a key, or a list at a place; None if there is nothing."""
+    if isinstance(holder, list):
+        return holder[int(name)] if name.isdecimal() and int(name) < len(holder) else None
+    return holder.get(name) if isinstance(holder, dict) else None
+
+
+def _put(holder: Any, name: str, value: Any) -> None:
+    holder[int(name) if isinstance(holder, list) else name] = value
 
 
 def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findings) -> None:
@@ -164,7 +226,11 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
             continue
         try:
             OmegaConf.update(config, name, value, merge=False)
+            # OmegaConf would take an escaped interpolation, which is a text, for a value of any type.
+            is_wrong = isinstance(value, str) and r"\${" in value and not fits("", hints[name])
         except OmegaConfBaseException:
+            is_wrong = True
+        if is_wrong:
             found.add(path, f"{'null' if value is None else repr(value)} is not {describe(hints[name])}")
 
 
@@ -183,15 +249,14 @@ def _resolve(config: Any, key: str, found: _Findings) -> None:
             value = config[name]
         except InterpolationToMissingValueError:
             found.broken.append(path)  # the missing value itself is reported where it stands
-            continue
         except InterpolationValidationError:
-            found.add(path, f"{_container(config)[name]!r} leads to a value that is not {describe(hints[name])}")
-            continue
+            wanted = describe(hints.get(name, Any))
+            found.add(path, f"{_container(config)[name]!r} leads to a value that is not {wanted}")
         except OmegaConfBaseException as error:
             found.add(path, f"{_container(config)[name]!r} cannot be resolved: {_reason(error)}")
-            continue
-        if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(config, name):
-            _resolve(value, path, found)
+        else:
+            if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(config, name):
+                _resolve(value, path, found)
 
 
 def _ask(config: DictConfig, key: str, found: _Findings) -> None:
@@ -199,7 +264,9 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
     hints = _hints(config)
     section: Any = OmegaConf.get_type(config)
     for part in fields(section):
-        path, value = _join(key, part.name), OmegaConf.select(config, part.name, throw_on_resolution_failure=False)
+        path = _join(key, part.name)
+        unusable = path in found.broken or OmegaConf.is_missing(config, part.name)
+        value = None if unusable else config[part.name]
         if not isinstance(value, DictConfig):
             continue
         if is_dataclass(OmegaConf.get_type(value)):

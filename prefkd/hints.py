@@ -60,7 +60,8 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     try:
         OmegaConf.update(slot, "value", value, merge=False)
+        converted = slot.value
     except OmegaConfBaseException:
         return False
     # OmegaConf would turn the text "0.1" into a number, but the component gets the value as it stands in the file.
-    return not isinstance(value, str) or isinstance(slot.value, (str, Path))
+    return not isinstance(value, str) or isinstance(converted, (str, Path))

@@ -198,13 +198,15 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run) -> dict[str, float]:
-    """Means over the held-out pairs."""
+def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+    """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     rows = sorted(range(len(run.held_out_pairs)), key=pair_lengths(run.held_out_pairs).__getitem__, reverse=True)
     for microbatch in split_step(rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
         batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
-        sums.add(compare(config, run, batch)[1], batch.counted)
+        losses, metrics = compare(config, run, batch)
+        require_finite(losses, step, batch.names)
+        sums.add(metrics, batch.counted)
     return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
 
 
@@ -212,7 +214,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
-    before = latest = evaluate(config, run)
+    before = latest = evaluate(config, run, step=0)
     writer.write(0, before)
     run.display.say(f"before training: {describe(before)}")
     with run.display.progress("training", total=len(run.steps)) as bar:
@@ -235,7 +237,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
             means |= {"gradient_norm": gradient_norm, "lr": run.lr_schedule.get_last_lr()[0]}
             if step % training.evaluate_every == 0 or step == len(run.steps):
-                latest = evaluate(config, run)
+                latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(latest)}")
                 means |= latest
             writer.write(step, means)

@@ -22,7 +22,6 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
         PrefkdError: If the file is no recipe.
         ConfigError: With everything that is wrong in the config.
     """
-    _hush_libraries()
     recipe = load_recipe(recipe_path)
     recipe.main(load_config(recipe.Config, config_path, overrides))
 
@@ -41,6 +40,7 @@ def load_recipe(path: Path) -> ModuleType:
     Raises:
         PrefkdError: If it cannot be imported, or lacks `Config` or `main`.
     """
+    _hush_libraries()
     for folder in (str(path.resolve().parent), os.getcwd()):
         if folder not in sys.path:
             sys.path.append(folder)  # at the end, so that it hides no installed module

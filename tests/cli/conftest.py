@@ -10,8 +10,6 @@ import pytest
 
 from prefkd.cli.main import main
 
-TOY_CONFIG = "student:\n  path: student\n"
-
 
 @dataclass
 class Ended:
@@ -30,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("HF_TOKEN", "PREFKD_DEBUG", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     shutil.copy(Path(__file__).with_name("toy_recipe.py"), "toy.py")
-    Path("toy.yaml").write_text(TOY_CONFIG)
+    Path("toy.yaml").write_text("student:\n  path: student\n")
     Path("student").mkdir()
     yield tmp_path
     sys.path[:] = path

@@ -83,27 +83,27 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def test_two_processes_run_the_same_recipe(folder):
     process = start("run", "./toy.py", *TWO, "--config", "./toy.yaml", "training.steps=3")
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert sorted(out.splitlines()) == ["rank 0 of 2: 3 steps", "rank 1 of 2: 3 steps"]
 
 
 def test_a_users_mistake_in_one_of_two_processes_is_told_once(folder):
     process = start(*RUN, *TWO, "act=user", "acting_rank=1")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (2, "error: pairs.jsonl, row 3: chosen is empty; delete the row\n")
 
 
 def test_wrong_config_of_two_processes_is_told_once(folder):
     process = start(*RUN, *TWO, "training.stps=3", "betas=3")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert [line.partition(": ")[0] for line in err.splitlines()] == ["error", "error"]
 
 
 def test_a_mistake_in_the_program_in_one_of_two_processes(folder):
     process = start(*RUN, *TWO, "act=bug", "acting_rank=1")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert err.count("RuntimeError: a mistake in the program") == 1
 
@@ -115,5 +115,5 @@ def test_interrupt(processes, folder):
     process.stdout.readline()
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "error: interrupted\n")

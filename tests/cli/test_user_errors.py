@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import TOY_CONFIG
 
 SNAPSHOTS = Path(__file__).with_name("errors.snap")
 VALIDATE = "validate ./toy.py --config ./toy.yaml"
@@ -23,7 +22,7 @@ class Case:
     title: str
     command: str = VALIDATE
     added: str = ""
-    config: str = TOY_CONFIG
+    config: str | None = None
 
 
 CASES = [
@@ -61,6 +60,7 @@ CASES = [
     Case("interpolation of no key", added="log_every: ${training.step}\n"),
     Case("interpolation of the wrong type", added="log_every: ${student.path}\n"),
     Case("interpolation of a missing value", config="student:\n  path: ???\nlog_every: ${student.path}\n"),
+    Case("escaped interpolation", added="betas: \\${log_every}\n"),
     Case("file that is not shipped", config="student: {path: '${shipped:demo/trian.jsonl}'}\n"),
     # Keys and values.
     Case("empty config", config=""),
@@ -106,6 +106,7 @@ CASES = [
     Case("override of an unknown key", f"{VALIDATE} training.stps=3"),
     Case("override of the wrong type", f"{VALIDATE} training.steps=ten"),
     Case("override that is no YAML", f"{VALIDATE} 'betas=[0.9, 0.95'"),
+    Case("override of no item in a list", f"{VALIDATE} betas.2=0.5"),
     Case("removal of an unknown key", f"{VALIDATE} ~optimizer.lrr"),
     Case("removal of a needed key", f"{VALIDATE} ~student.path"),
     # While it runs.
@@ -121,7 +122,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_user_error(case: Case, folder, prefkd):
-    Path("toy.yaml").write_text(case.config + case.added)
+    sound = Path("toy.yaml").read_text()
+    written = (sound if case.config is None else case.config) + case.added
+    Path("toy.yaml").write_text(written)
     Path("empty.py").write_text("")
     Path("broken.py").write_text("class Config:\n    steps = = 3\n")
     Path("needy.py").write_text("import not_installed_anywhere\n")
@@ -131,8 +134,7 @@ def test_user_error(case: Case, folder, prefkd):
 
     assert ended.code == 2
     assert all(line.startswith("error: ") for line in ended.err.splitlines())
-    written = (case.config + case.added if case.config + case.added != TOY_CONFIG else "").rstrip("\n")
-    shown = f"{written}\n$ prefkd {case.command}\n{ended.err}".lstrip("\n")
+    shown = f"{written if written != sound else ''}$ prefkd {case.command}\n{ended.err}"
     if os.environ.get("PREFKD_UPDATE_SNAPSHOTS"):
         _write(case.title, shown)
     assert shown == _read().get(case.title), "if the text is meant, write it with PREFKD_UPDATE_SNAPSHOTS=1"
