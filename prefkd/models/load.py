@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -82,7 +82,7 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
         PrefkdError: If the checkpoint is missing, damaged, or of an unknown architecture.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             config.path,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -118,10 +118,9 @@ def sliding_window(lm: PreTrainedModel) -> int | None:
 def _switch_dropout_off(model: nn.Module) -> None:
     # Policy and reference must be compared on equal terms: with dropout a model differs from its own copy.
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+        for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ class LogprobModel(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         predicting = hidden.flatten(0, 1)[tokens.predictors]
-        head = self.lm.get_output_embeddings().weight
+        head: Tensor = self.lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
         if mixed:
             predicting, head = predicting.to(self.precision), head.to(self.precision)
         return linear_token_logprobs(predicting, head, tokens.targets, chunk_size=self.chunk_size)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -22,7 +23,7 @@ def save_pretrained(
         dtype: Type of the saved weights.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(lm, options=options)
+    state: dict[str, Any] = get_model_state_dict(lm, options=options)
     if ranks.is_main:
         if lm.config.get_text_config().tie_word_embeddings:
             state.pop("lm_head.weight", None)

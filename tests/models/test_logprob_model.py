@@ -27,8 +27,10 @@ def _pairs(vocab_size: int, seed: int) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for row, (prompt, chosen, rejected) in enumerate([(7, 5, 9), (1, 1, 3), (12, 8, 2)]):
-        ids = {name: torch.randint(vocab_size, (n,), generator=generator).tolist() for name, n in
-               (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))}
+        ids = {
+            name: torch.randint(vocab_size, (n,), generator=generator).tolist()
+            for name, n in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
+        }
         parents = {f"{name}_parents": list(range(len(ids[name]))) for name in ("chosen", "rejected")}
         sides = {f"{side}_{name}": value for side in ("student", "teacher") for name, value in (ids | parents).items()}
         counts = {"chosen_parents": chosen, "rejected_parents": rejected, "chosen_ends": True, "rejected_ends": False}

@@ -1,4 +1,4 @@
-"""The recipe, run through the command line on tiny models: it trains, and no way of batching changes what it computes."""
+"""The recipe through the command line on tiny models: it trains, and no way of batching changes what it computes."""
 
 import json
 import math
