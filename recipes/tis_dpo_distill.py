@@ -217,7 +217,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     before = latest = evaluate(config, run, step=0)
     writer.write(0, before)
     run.display.say(f"before training: {describe(before)}")
-    with run.display.progress("training", total=len(run.steps)) as bar:
+    with run.display.progress(len(run.steps)) as bar:
         for step, rows in enumerate(run.steps, start=1):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
@@ -269,5 +269,5 @@ def main(config: Config) -> None:
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",
             },
-            f"talk to it: transformers chat {folder}",
+            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
         )

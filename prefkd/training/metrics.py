@@ -57,7 +57,7 @@ def require_finite(losses: Tensor, step: int, names: Sequence[str]) -> None:
 def brief(metrics: Mapping[str, float]) -> str:
     """The metrics of a step beside a progress bar."""
     return (
-        f"loss {metrics['loss']:.3f}  margin {metrics['margin']:+.2f}  accuracy {metrics['accuracy']:.0%}  "
+        f"loss {metrics['loss']:.3f} margin {metrics['margin']:+.1f} accuracy {metrics['accuracy']:.0%} "
         f"{metrics['tokens_per_second']:.0f} tokens/s"
     )
 

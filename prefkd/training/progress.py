@@ -52,11 +52,10 @@ class Display:
         self.say(next_step)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator["Bar"]:
+    def progress(self, total: int) -> Iterator["Bar"]:
         """A progress bar with the latest metrics, time passed and time left."""
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
@@ -64,7 +63,7 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield Bar(progress, progress.add_task(what, total=total, metrics=""))
+            yield Bar(progress, progress.add_task("", total=total, metrics=""))
 
 
 def parameter_count(module: nn.Module | None) -> str:
