@@ -145,26 +145,29 @@ class _LinearTokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, head_weight, targets, peaks, others, totals, hidden_grad = ctx.saved_tensors
-        head_grad = None
-        if ctx.needs_input_grad[1]:
-            head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
-            weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
-            room, ctx.waiting = ctx.waiting, None
-            waiting = room is not None  # a second backward pass finds the room used
-            room = _room(hidden, ctx.stripes) if room is None else room
-            for stripe in reversed(ctx.stripes):  # (y - p) g h'
-                rows, columns = head_weight[stripe], targets - stripe.start
-                exponentials = _shape(room, hidden, rows)
-                if not (waiting and stripe == ctx.stripes[-1]):
-                    logits = _stripe_logits(room, hidden, rows, ctx.factors)
-                    exponentials = logits.sub_(peaks.unsqueeze(-1)).exp_()
-                difference = _set_targets(exponentials, columns, -others)
-                _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
-            head_grad = head_grad.to(head_weight.dtype)
+        hidden, head_weight, *_, hidden_grad = ctx.saved_tensors
+        head_grad = _head_grad(ctx, grad).to(head_weight.dtype) if ctx.needs_input_grad[1] else None
         if hidden_grad is not None:
             hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
         return hidden_grad, head_grad, None, None, None, None
+
+
+def _head_grad(ctx: Any, grad: Tensor) -> Tensor:
+    """``sum over tokens of g (y - p) h'``, (V, H), for `_LinearTokenLogprobs`."""
+    hidden, head_weight, targets, peaks, others, totals, _ = ctx.saved_tensors
+    head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
+    weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
+    waiting, ctx.waiting = ctx.waiting, None  # a second backward pass finds nothing waiting
+    room = _room(hidden, ctx.stripes) if waiting is None else waiting
+    for stripe in reversed(ctx.stripes):
+        rows, columns = head_weight[stripe], targets - stripe.start
+        if waiting is not None and stripe == ctx.stripes[-1]:
+            exponentials = _shape(room, hidden, rows)
+        else:
+            exponentials = _stripe_logits(room, hidden, rows, ctx.factors).sub_(peaks.unsqueeze(-1)).exp_()
+        difference = _set_targets(exponentials, columns, -others)  # (e - total y), where e[y] - total = -others
+        _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
+    return head_grad
 
 
 def _stripes(vocabulary: int, tokens: int, chunk_size: int, *, copied: bool) -> list[slice]:

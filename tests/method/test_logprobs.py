@@ -188,6 +188,19 @@ def test_confident_and_extreme_tokens_are_stable():
     torch.testing.assert_close(head_weight.grad, torch.tensor([[-200.0], [200.0], [0.0]]))
 
 
+def test_the_small_gradients_of_confident_tokens_keep_their_digits():
+    hidden = torch.tensor([[4.0, 0.1], [-4.0, 0.2]], requires_grad=True)
+    head_weight = torch.tensor([[3.0, 0.5], [-1.0, 0.25], [0.5, -0.75]], requires_grad=True)
+    targets = torch.tensor([0, 1])
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=1)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, head_weight)]
+    grads = torch.autograd.grad(found.sum(), (hidden, head_weight))
+    expected = torch.autograd.grad(naive(*exact, targets).sum(), exact)
+    assert expected[0].abs().max() < 0.03
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=0)
+
+
 def test_no_tokens_give_no_logprobs_and_zero_gradients():
     hidden, head_weight, targets = case(tokens=0)
     found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=4)
