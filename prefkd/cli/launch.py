@@ -127,4 +127,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of gloo sometimes abort a process whose work is done while the interpreter shuts down.
+    os._exit(code)

@@ -177,5 +177,5 @@ def test_mixed_precision_stays_near_full_precision(world, plain, tmp_path):
 def test_a_loss_that_is_not_finite_names_step_and_rows(world, tmp_path, capsys):
     run(world, tmp_path / "out", "optimizer.lr=1e30", code=2)
     message = capsys.readouterr().err
-    assert "step 3" in message and "pairs.jsonl:" in message and "learning rate" in message
+    assert "at step 2 on held_out.jsonl:" in message and "learning rate" in message
     assert not (tmp_path / "out" / "student").exists()
