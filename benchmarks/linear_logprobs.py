@@ -36,7 +36,7 @@ class Options:
     """Vocabulary, V."""
     hidden: int = 1536
     """Hidden size, H."""
-    chunk_size: int = 512
+    chunk_size: int = 576
     """Tokens per chunk of the chunked way."""
     threads: int = 2
     """Threads of torch, the same for both ways."""

@@ -6,6 +6,7 @@ position t predict the token at position t + 1.
 B examples, S positions, V vocabulary, H hidden size, N targets, P parents.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 NO_TARGET = -100
 COPIED_ROWS = 4096  # rows of the head that are held in another precision at one time
+ALIGNMENT = 64  # products with other widths take up to half as long again on a CPU
 
 
 def predicting_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +131,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
             logits = _stripe_logits(room, hidden, rows, factors)
             target_logits += _at_targets(logits, columns)
             old_peaks, peaks = peaks, torch.maximum(peaks, logits.amax(-1))
-            exponentials = _set_targets(logits.sub_(peaks.unsqueeze(-1)).exp_(), columns, torch.zeros_like(others))
+            exponentials = _set_targets(_exponentials(logits, peaks), columns, torch.zeros_like(others))
             rescale = (old_peaks - peaks).exp()
             others.mul_(rescale).add_(exponentials.sum(-1))
             if sums is not None:
@@ -164,7 +166,7 @@ def _head_grad(ctx: Any, grad: Tensor) -> Tensor:
         if waiting is not None and stripe == ctx.stripes[-1]:
             exponentials = _shape(room, hidden, rows)
         else:
-            exponentials = _stripe_logits(room, hidden, rows, ctx.factors).sub_(peaks.unsqueeze(-1)).exp_()
+            exponentials = _exponentials(_stripe_logits(room, hidden, rows, ctx.factors), peaks)
         difference = _set_targets(exponentials, columns, -others)  # (e - total y), where e[y] - total = -others
         _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
     return head_grad
@@ -176,6 +178,8 @@ def _stripes(vocabulary: int, tokens: int, chunk_size: int, *, copied: bool) -> 
     Only the first may be narrower. Rows of the head that have to be copied for a product are few at a time.
     """
     width = max(1, min(chunk_size * vocabulary // max(tokens, 1), COPIED_ROWS if copied else vocabulary))
+    if ALIGNMENT < width < vocabulary:
+        width -= width % ALIGNMENT
     ends = range(vocabulary % width or width, vocabulary + 1, width)
     return [slice(max(end - width, 0), end) for end in ends]
 
@@ -195,6 +199,11 @@ def _stripe_logits(room: Tensor, hidden: Tensor, rows: Tensor, factors: torch.dt
     logits = _shape(room, hidden, rows)
     _add_product(logits, hidden, rows.T, factors, keep=False)
     return logits
+
+
+def _exponentials(logits: Tensor, peaks: Tensor) -> Tensor:
+    """``exp(z - peak)``, in place; as a power of 2, which a CPU computes in less than half the time."""
+    return logits.sub_(peaks.unsqueeze(-1)).mul_(math.log2(math.e)).exp2_()
 
 
 def _at_targets(values: Tensor, columns: Tensor) -> Tensor:
