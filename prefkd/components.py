@@ -46,12 +46,28 @@ def build(component: Component, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise PrefkdError(f"{component['_component_']} refuses its arguments: {error}") from error
+    except ImportError as error:  # loggers import their packages only now
+        needed = error.name or str(error).splitlines()[0]
+        raise PrefkdError(f"{component['_component_']} needs a package that is not installed: {needed}") from error
 
 
 def bind(component: Component) -> partial[Any]:
     """A component with its configured arguments, to be called later, such as a loss."""
     arguments = {name: _built(value) for name, value in component.items() if name != "_component_"}
     return partial(import_dotpath(component["_component_"]), **arguments)
+
+
+def refusals(key: str, component: Component, **inputs: Any) -> Iterator[str]:
+    """What a component has against the values of its arguments, found by a call on small inputs.
+
+    One that `component_problems` finds fault with is left alone: what is wrong with it has been said.
+    """
+    if any(component_problems(component, supplied=tuple(inputs))):
+        return
+    try:
+        bind(component)(**inputs)
+    except (TypeError, ValueError) as error:
+        yield f"{key}: {error}"
 
 
 def import_dotpath(dotpath: str) -> Callable[..., Any]:

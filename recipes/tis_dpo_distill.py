@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from prefkd.config import Component, bind, component, save_config
+from prefkd.config import Component, bind, component, refusals, save_config
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -75,6 +75,7 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from output_problems(self.output_dir)
+        yield from refusals("loss", self.loss, chosen_margin=torch.zeros(1), rejected_margin=torch.zeros(1))
 
 
 @dataclass
@@ -84,8 +85,9 @@ class Run:
     ranks: Ranks
     display: Display
     train_pairs: Dataset
-    held_out_pairs: Dataset
     steps: list[list[int]]
+    held_out_pairs: Dataset
+    held_out_rows: list[int]
     collate: Callable[[Dataset, Microbatch], PairBatch]
     student: LogprobModel
     student_tokenizer: PreTrainedTokenizerBase
@@ -113,7 +115,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
-    lengths = pair_lengths(train_pairs)
+    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
+    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
     steps = [
         rows
         for epoch in range(training.epochs)
@@ -162,8 +165,9 @@ def setup(config: Config, ranks: Ranks) -> Run:
         ranks=ranks,
         display=display,
         train_pairs=train_pairs,
-        held_out_pairs=held_out_pairs,
         steps=steps,
+        held_out_pairs=held_out_pairs,
+        held_out_rows=held_out_rows,
         collate=collate,
         student=student,
         student_tokenizer=student_tokenizer,
@@ -201,8 +205,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
-    rows = sorted(range(len(run.held_out_pairs)), key=pair_lengths(run.held_out_pairs).__getitem__, reverse=True)
-    for microbatch in split_step(rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
         batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)

@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from prefkd import catalog
 from prefkd.cli.arguments import optional
-from prefkd.cli.output import say
+from prefkd.cli.output import hush_libraries, say
 from prefkd.errors import PrefkdError
 
 # Pickled weights can run code when they are loaded; the other formats hold the same weights once more.
@@ -45,8 +45,9 @@ def download(
     if repo_id == "demo":
         from prefkd.models.demo import make_demo_models
 
+        hush_libraries()
         folders = make_demo_models(output_dir or Path("models"))
-        say("".join(f"wrote {folder}\n" for folder in folders) + f"next: {_next_command(folders)}")
+        say("".join(f"{folder} is ready\n" for folder in folders) + f"next: {_next_command(folders)}")
         return
     folder = output_dir or Path("models") / repo_id.rpartition("/")[2]
     _snapshot(repo_id, folder, ignore_patterns, revision)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prefkd.cli.output import USE_LESS_MEMORY, explain
+from prefkd.cli.output import USE_LESS_MEMORY, explain, hush_libraries
 from prefkd.config import load_config
 from prefkd.errors import PrefkdError
 
@@ -26,21 +26,13 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
     recipe.main(load_config(recipe.Config, config_path, overrides))
 
 
-def _hush_libraries() -> None:
-    """Leave the terminal to the recipe: no progress bar for each file of weights, no notes about optional kernels."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-
 def load_recipe(path: Path) -> ModuleType:
     """Import a recipe file. Modules beside it and in the current folder can be imported, by it and by its config.
 
     Raises:
         PrefkdError: If it cannot be imported, or lacks `Config` or `main`.
     """
-    _hush_libraries()
+    hush_libraries()
     for folder in (str(path.resolve().parent), os.getcwd()):
         if folder not in sys.path:
             sys.path.append(folder)  # at the end, so that it hides no installed module

@@ -1,6 +1,7 @@
 """What the command line prints: plain lines that a terminal may break but that stay whole when copied or piped."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -25,6 +26,14 @@ _REMEDIES = {
 def say(text: str) -> None:
     """Print a line, or several, for the user."""
     Console().print(Text(text), soft_wrap=True)
+
+
+def hush_libraries() -> None:
+    """Leave the terminal to prefkd: no progress bar for each file of weights, no notes about optional kernels."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def explain(error: BaseException) -> str | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from datasets import Dataset
@@ -152,25 +152,14 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     )
 
 
-def collate_answers(aligned: Dataset, microbatch: Microbatch, *, answer: Literal["chosen", "rejected"]) -> TokenBatch:
-    """One of the two answers of each row, a row each, as the student reads it; for supervised fine-tuning."""
-    rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
-    num_parents = max(row[f"{answer}_parents"] for row in rows)
-    return _token_batch(
-        rows, prompt="student_prompt", side="student", shares_prompt=False, num_parents=num_parents, names=(answer,)
-    )
-
-
 def _token_batch(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    prompt: str,
-    side: str,
-    shares_prompt: bool,
-    num_parents: int,
-    names: Sequence[str] = ("chosen", "rejected"),
+    rows: Sequence[Mapping[str, Any]], *, prompt: str, side: str, shares_prompt: bool, num_parents: int
 ) -> TokenBatch:
-    answers = [(Segment[name.upper()], pair, f"{side}_{name}") for name in names for pair in range(len(rows))]
+    answers = [
+        (segment, pair, f"{side}_{name}")
+        for segment, name in ((Segment.CHOSEN, "chosen"), (Segment.REJECTED, "rejected"))
+        for pair in range(len(rows))
+    ]
     prompts = [row[prompt] for row in rows]
     lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in answers]
     if shares_prompt:
@@ -244,5 +233,4 @@ def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 
     chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
     rounds = math.ceil(len(chunks) / world_size)
     mine = [Microbatch(chunk) for chunk in chunks[rank::world_size]]
-    filler = Microbatch([rows[0]], fillers=1)
-    return mine + [filler] * (rounds - len(mine))
+    return mine + [Microbatch([rows[0]], fillers=1) for _ in range(rounds - len(mine))]

@@ -35,7 +35,7 @@ def dpo_loss(
         losses, chosen rewards, rejected rewards, each (B,).
 
     Raises:
-        ValueError: `label_smoothing` is outside [0, 0.5).
+        ValueError: `beta` is not positive, or `label_smoothing` is outside [0, 0.5).
     """
     log_ratio = _log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
     return (
@@ -67,7 +67,11 @@ def ipo_loss(
 
     Returns:
         losses, chosen rewards, rejected rewards, each (B,).
+
+    Raises:
+        ValueError: `beta` is not positive.
     """
+    _require_positive(beta)
     log_ratio = _log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
     return (
         (log_ratio - 1 / (2 * beta)) ** 2,  # (h - 1 / (2 beta))^2
@@ -101,7 +105,7 @@ def tis_dpo_loss(
         losses, chosen rewards, rejected rewards, each (B,). The rewards are beta M, or beta (M - KL) with KL terms.
 
     Raises:
-        ValueError: Only one KL term is given, or `label_smoothing` is outside [0, 0.5).
+        ValueError: Only one KL term is given, `beta` is not positive, or `label_smoothing` is outside [0, 0.5).
     """
     log_ratio = chosen_margin - rejected_margin
     if chosen_kl is None and rejected_kl is None:
@@ -173,7 +177,13 @@ def _log_ratio(
 
 def _logistic_loss(log_ratio: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``."""
+    _require_positive(beta)
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 0.5")
     losses = -(1 - label_smoothing) * F.logsigmoid(beta * log_ratio)
     return losses - label_smoothing * F.logsigmoid(-beta * log_ratio) if label_smoothing else losses
+
+
+def _require_positive(beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}, but must be above 0; at or below it the loss teaches nothing or the opposite")

@@ -145,15 +145,12 @@ def transplant(teacher_embeddings: torch.Tensor, teacher: Any, student: PreTrain
 
 
 def _make(folder: Path, what: str, make: Callable[[Path], None]) -> None:
-    console = Console(highlight=False)
     if (folder / "config.json").is_file():
-        console.print(f"{folder} is already there", soft_wrap=True)
         return
     # Under another name until it is complete, so that a kill leaves nothing that looks like a model.
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with console.status(what):
+    with Console().status(what):
         make(unfinished)
     unfinished.rename(folder)
-    console.print(f"{folder} written", soft_wrap=True)

@@ -66,7 +66,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
         raise PrefkdError(f"cannot load the tokenizer of {config.path}: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
 from prefkd.errors import PrefkdError
-from prefkd.method.logprobs import linear_token_logprobs, token_logprobs
+from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
 from prefkd.models.load import sliding_window
 
 
@@ -75,11 +75,11 @@ class LogprobModel(nn.Module):
                 answer = row_segments == segment
                 if not answer.any():
                     continue
+                count = int(answer.sum())
                 ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
                 labels = ids.clone()
-                labels[:, : -int(answer.sum())] = -100
+                labels[:, :-count] = NO_TARGET
                 logits = self.lm(input_ids=ids, use_cache=False).logits
-                count = int(answer.sum())
                 theirs[first : first + count] = token_logprobs(logits, labels)[0, -count:]
                 first += count
         difference = (ours - theirs).abs().max().item()

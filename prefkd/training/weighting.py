@@ -36,6 +36,12 @@ class WeightConfig:
     reduce: Literal["sum", "mean"] = "sum"
     eos_weight: float = 1.0
 
+    def response_weights(self, log_ratio: Tensor, sign: float) -> Tensor:
+        """Weights (n,) of the parents of one response from their log-ratios (n,); mu = +1 if chosen, -1 if rejected."""
+        if self.method == "exp":
+            return importance_weights(log_ratio, sign, **self.parameters)
+        return transform_scores(sign * log_ratio, self.method, **self.parameters)  # score s = mu d
+
     @property
     def prompts(self) -> tuple[str, str] | None:
         """The positive and the negative instruction, None where no contrast is asked for."""
@@ -49,9 +55,14 @@ class WeightConfig:
             yield f"eos_weight: {self.eos_weight} is negative; use 0.0 to leave the end of the answer out"
         function = importance_weights if self.method == "exp" else TRANSFORMS[self.method]
         accepted = set(inspect.signature(function).parameters) - {"log_ratio", "sign", "scores"}
-        for name in self.parameters:
-            if name not in accepted:
-                yield f"parameters.{name}: unknown to method {self.method}{nearest(name, accepted)}"
+        unknown = [name for name in self.parameters if name not in accepted]
+        for name in unknown:
+            yield f"parameters.{name}: unknown to method {self.method}{nearest(name, accepted)}"
+        if not unknown:
+            try:
+                self.response_weights(torch.zeros(2), 1.0)
+            except (TypeError, ValueError) as error:
+                yield f"parameters: {error}"
 
 
 def parent_weights(config: WeightConfig, log_ratio: Tensor | None, batch: PairBatch) -> Tensor:
@@ -60,19 +71,13 @@ def parent_weights(config: WeightConfig, log_ratio: Tensor | None, batch: PairBa
     Args:
         log_ratio: (2, B, P) log pi+ - log pi-, None for uniform weights.
     """
-    mask = batch.parent_mask
-    if log_ratio is None:
-        weights = mask.float()
-    elif config.method == "exp":
-        sign = torch.tensor([1.0, -1.0], device=mask.device)[:, None, None]  # mu: +1 on chosen, -1 on rejected
-        weights = importance_weights(log_ratio, sign, **config.parameters) * mask
-    else:
-        weights = torch.zeros_like(log_ratio)
-        for side, sign in enumerate((1.0, -1.0)):  # score s = +d on chosen, -d on rejected
-            for pair in range(mask.shape[1]):
-                text = mask[side, pair] & ~batch.eos_mask[side, pair]
-                scores = sign * log_ratio[side, pair][text]
-                weights[side, pair, text] = transform_scores(scores, config.method, **config.parameters).to(weights)
+    weights = batch.parent_mask.float()
+    if log_ratio is not None:
+        # The end of an answer has a weight of its own and no rank among its text.
+        text = batch.parent_mask & ~batch.eos_mask
+        for side, sign in enumerate((1.0, -1.0)):
+            for pair, exists in enumerate(text[side]):
+                weights[side, pair, exists] = config.response_weights(log_ratio[side, pair, exists], sign)
     return torch.where(batch.eos_mask, config.eos_weight, weights)
 
 

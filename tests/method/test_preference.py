@@ -259,5 +259,10 @@ def test_position_kl_of_equal_models_is_zero():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"label_smoothing is 0\.5"):
         dpo_loss(*four(), beta=0.1, label_smoothing=0.5)
+    for loss in (dpo_loss, ipo_loss):
+        with pytest.raises(ValueError, match=r"beta is -0\.1"):
+            loss(*four(), beta=-0.1)
+    with pytest.raises(ValueError, match="beta is 0"):
+        tis_dpo_loss(torch.zeros(1), torch.zeros(1), beta=0)
     with pytest.raises(ValueError, match="give both or neither"):
         tis_dpo_loss(torch.zeros(1), torch.zeros(1), beta=0.1, chosen_kl=torch.zeros(1))

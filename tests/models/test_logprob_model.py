@@ -77,6 +77,14 @@ def test_check_refuses_a_model_that_rescales_its_logits(tmp_path):
         model.check(batch.student, "student")
 
 
+def test_check_refuses_a_model_that_ignores_the_mask(tmp_path, monkeypatch):
+    model = _model(tmp_path, "llama")
+    monkeypatch.setattr(LogprobModel, "_attention_mask", lambda self, tokens: torch.ones_like(tokens.input_ids))
+    batch = collate_pairs(_pairs(100, seed=2), Microbatch([0]), share_prompt=(True, True))
+    with pytest.raises(PrefkdError, match="set share_prompt: false"):
+        model.check(batch.student, "student")
+
+
 def test_padding_changes_nothing(tmp_path):
     model = _model(tmp_path, "gemma3_text")
     aligned = _pairs(100, seed=3)

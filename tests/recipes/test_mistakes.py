@@ -59,8 +59,12 @@ SETTINGS = {
     "lower max_prompt_length",
     "weights.positive=Be good.": "weights.positive: 'Be good.' lacks {prompt}; put it where the user's message belongs",
     "weights.parameters.hi=2": "weights.parameters.hi: unknown to method exp; did you mean high?",
+    "weights.parameters={low: 2, high: 1}": "weights.parameters: low is 2, but must be at most high, which is 1",
+    "weights.parameters={low: abc}": "weights.parameters: low and high must be numbers",
     "reference=techer": "reference: 'techer' is not one of teacher, student",
     "loss.bta=0.2": "loss.bta: prefkd.method.preference.tis_dpo_loss has no such argument; did you mean beta?",
+    "loss.beta=-1": "loss: beta is -1, but must be above 0; at or below it the loss teaches nothing or the opposite",
+    "loss.label_smoothing=0.9": "loss: label_smoothing is 0.9, but must be at least 0 and below 0.5",
     "optimizer=torch.optim.AdanW": "optimizer._component_: torch.optim.AdanW: torch.optim has no AdanW; did you mean "
     "AdamW?",
     "trainig.epochs=2": "trainig: unknown key; did you mean training?",

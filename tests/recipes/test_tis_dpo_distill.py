@@ -168,6 +168,21 @@ def test_settings_change_the_run(world, plain, tmp_path, overrides):
     assert metrics[-1]["held_out/loss"] != plain[1][-1]["held_out/loss"]
 
 
+def test_without_held_out_pairs_it_trains_all_the_same(world, tmp_path):
+    held_out = ["data.held_out_source=null", "data.held_out_fraction=0"]
+    metrics = run(world, tmp_path / "out", *held_out, "training.max_steps=1")
+    assert math.isfinite(metrics[1]["loss"]) and not any(name.startswith("held_out") for name in metrics[1])
+
+
+def test_loggers_of_torchtune(world, tmp_path, capsys):
+    logger = "metric_logger._component_=torchtune.training.metric_logging"
+    run(world, tmp_path / "disk", f"{logger}.DiskLogger", f"metric_logger.log_dir={tmp_path}", "training.max_steps=1")
+    (log,) = tmp_path.glob("*.txt")
+    assert "Step 1 | loss:" in log.read_text()
+    run(world, tmp_path / "wandb", f"{logger}.WandBLogger", "training.max_steps=1", code=2)
+    assert "WandBLogger needs a package that is not installed" in capsys.readouterr().err
+
+
 def test_mixed_precision_stays_near_full_precision(world, plain, tmp_path):
     metrics = run(world, tmp_path / "out", "training.precision=bfloat16", "teacher.dtype=bfloat16")
     assert metrics[0]["held_out/loss"] == pytest.approx(plain[1][0]["held_out/loss"], rel=0.2)
