@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -62,12 +63,40 @@ class TokenBatch(_Movable):
 
 
 @dataclass(frozen=True)
+class ParentScores(_Movable):
+    """What models say of the parents of a microbatch: log-probs, summed over the tokens of each parent. Constants.
+
+    Attributes:
+        reference: (2, B, P) under the model that the student is compared with.
+        positive, negative: (2, B, P) under pi+ and pi-, from which importance weights come, or None.
+    """
+
+    reference: Tensor
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+
+    def columns(self, parent_mask: Tensor) -> list[dict[str, np.ndarray]]:
+        """The scores of each pair without padding: `chosen_reference` and so on -> float32 (P of that answer,)."""
+        scores = {name: values.float().cpu().numpy() for name, values in vars(self).items() if values is not None}
+        exists = parent_mask.cpu().numpy()
+        return [
+            {
+                f"{answer}_{name}": values[side, pair][exists[side, pair]]
+                for side, answer in enumerate(("chosen", "rejected"))
+                for name, values in scores.items()
+            }
+            for pair in range(exists.shape[1])
+        ]
+
+
+@dataclass(frozen=True)
 class PairBatch(_Movable):
     """A microbatch of preference pairs, tokenised for the student and the teacher.
 
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
+        scores: What the teacher said of them earlier, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
@@ -78,6 +107,7 @@ class PairBatch(_Movable):
     teacher: TokenBatch
     positive: TokenBatch | None
     negative: TokenBatch | None
+    scores: ParentScores | None
     parent_mask: Tensor
     eos_mask: Tensor
     counted: Tensor
@@ -87,6 +117,26 @@ class PairBatch(_Movable):
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
         sums = parent_logprobs(token_values[None], tokens.parents[None], self.parent_mask.numel())
         return sums.view(self.parent_mask.shape)
+
+
+@dataclass(frozen=True)
+class AnswerBatch(_Movable):
+    """A microbatch of single answers, one a row.
+
+    Attributes:
+        tokens: The answers as the model reads them.
+        counted: (B,) 1.0 for an answer, 0.0 for a filler that keeps ranks in step and must not count.
+        names: B texts "file:row" that name the rows in messages.
+    """
+
+    tokens: TokenBatch
+    counted: Tensor
+    names: list[str]
+
+    def sums(self, token_values: Tensor) -> Tensor:
+        """Sum values of target tokens (N,) inside each answer, -> (B,)."""
+        answers = self.tokens.predictors // self.tokens.input_ids.shape[1]
+        return token_values.new_zeros(len(self.counted)).index_add(0, answers, token_values)
 
 
 def shared_prompt_mask(tokens: TokenBatch, window: int | None = None) -> Tensor:
@@ -123,7 +173,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
     Args:
-        aligned: The data set.
+        aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
     """
@@ -138,6 +188,14 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
         return _token_batch(rows, prompt=prompt, side=side, shares_prompt=shared, num_parents=num_parents)
 
+    def scores(name: str) -> Tensor | None:
+        if f"chosen_{name}" not in rows[0]:
+            return None
+        answers = [torch.tensor(row[f"{answer}_{name}"]) for answer in ("chosen", "rejected") for row in rows]
+        padded = [torch.nn.functional.pad(values, (0, num_parents - len(values))) for values in answers]
+        return torch.stack(padded).view(2, len(rows), num_parents)
+
+    reference = scores("reference")
     has_contrast = "positive_prompt" in rows[0]
     student_shares, teacher_shares = share_prompt
     return PairBatch(
@@ -145,6 +203,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         teacher=tokens("teacher_prompt", "teacher", teacher_shares),
         positive=tokens("positive_prompt", "teacher", teacher_shares) if has_contrast else None,
         negative=tokens("negative_prompt", "teacher", teacher_shares) if has_contrast else None,
+        scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
         counted=counted,
@@ -152,14 +211,31 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     )
 
 
+def collate_answers(aligned: Dataset, microbatch: Microbatch, *, answer: Literal["chosen", "rejected"]) -> AnswerBatch:
+    """One of the two answers of each row, a row each, as the student reads it; for supervised fine-tuning."""
+    rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
+    num_parents = max(row[f"{answer}_parents"] for row in rows)
+    counted = torch.ones(len(rows))
+    counted[len(rows) - microbatch.fillers :] = 0.0
+    return AnswerBatch(
+        tokens=_token_batch(
+            rows, prompt="student_prompt", side="student", shares_prompt=False, num_parents=num_parents, names=(answer,)
+        ),
+        counted=counted,
+        names=[f"{row['file']}:{row['row']}" for row in rows],
+    )
+
+
 def _token_batch(
-    rows: Sequence[Mapping[str, Any]], *, prompt: str, side: str, shares_prompt: bool, num_parents: int
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    prompt: str,
+    side: str,
+    shares_prompt: bool,
+    num_parents: int,
+    names: Sequence[str] = ("chosen", "rejected"),
 ) -> TokenBatch:
-    answers = [
-        (segment, pair, f"{side}_{name}")
-        for segment, name in ((Segment.CHOSEN, "chosen"), (Segment.REJECTED, "rejected"))
-        for pair in range(len(rows))
-    ]
+    answers = [(Segment[name.upper()], pair, f"{side}_{name}") for name in names for pair in range(len(rows))]
     prompts = [row[prompt] for row in rows]
     lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in answers]
     if shares_prompt:

@@ -186,4 +186,4 @@ def _logistic_loss(log_ratio: Tensor, beta: float, label_smoothing: float) -> Te
 
 def _require_positive(beta: float) -> None:
     if not beta > 0:
-        raise ValueError(f"beta is {beta}, but must be above 0; at or below it the loss teaches nothing or the opposite")
+        raise ValueError(f"beta is {beta}, but must be above 0, below which a loss teaches the opposite")

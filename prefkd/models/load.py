@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefkd.errors import PrefkdError
+from prefkd.models.lora import adapter_problems, load_adapter
 
 
 @dataclass
@@ -32,7 +33,9 @@ class ModelConfig:
     def problems(self) -> Iterator[str]:
         folder = Path(self.path)
         if folder.is_dir():
-            if not (folder / "config.json").is_file():
+            if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+                yield f"path: {self.path} is an adapter; give its base here (a teacher takes the adapter as `adapter`)"
+            elif not (folder / "config.json").is_file():
                 yield f"path: {self.path} holds no config.json; name the folder of a Hugging Face checkpoint"
             elif not any(folder.glob("*.safetensors")):
                 yield f"path: {self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
@@ -48,9 +51,16 @@ class TeacherConfig(ModelConfig):
 
     Attributes:
         dtype: Type of the weights in memory. (A student always keeps float32 masters.)
+        adapter: Folder of a LoRA adapter in peft's format, trained on the model at `path`.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    adapter: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.adapter is not None:
+            yield from (f"adapter: {problem}" for problem in adapter_problems(self.adapter, self.path))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -76,10 +86,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a checkpoint, dropout off, weights of type `dtype`, on `device`.
 
-    Weights come from safetensors only.
+    Weights come from safetensors only. A teacher's adapter is put on top.
 
     Raises:
-        PrefkdError: If the checkpoint is missing, damaged, or of an unknown architecture.
+        PrefkdError: If the checkpoint is missing, damaged, of an unknown architecture, or not the adapter's base.
     """
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -91,6 +101,8 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
         )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
         raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
+    if isinstance(config, TeacherConfig) and config.adapter is not None:
+        load_adapter(model, config.adapter)
     _switch_dropout_off(model)
     return model.to(device)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,13 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, on all of them."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

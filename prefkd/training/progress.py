@@ -79,6 +79,6 @@ class Bar:
         self._progress = progress
         self._task = task
 
-    def advance(self, metrics: str = "") -> None:
-        """Go one step on and show the given metrics."""
-        self._progress.update(self._task, advance=1, metrics=metrics)
+    def advance(self, metrics: str = "", steps: int = 1) -> None:
+        """Go some steps on and show the given metrics."""
+        self._progress.update(self._task, advance=steps, metrics=metrics)

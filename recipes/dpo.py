@@ -1,0 +1,291 @@
+"""Teach a model preferences with DPO, against its own frozen start; with swapped pairs it becomes the negative teacher.
+
+The model learns to find the chosen answer likelier than the rejected one, measured from where it started. Two such
+models, one of them trained with `data.reverse=true`, tell good text from bad by their difference: that is where the
+importance weights of TIS-DPO (D) come from. DPO, arXiv 2305.18290; IPO, arXiv 2310.12036; TIS-DPO, arXiv 2410.04350.
+
+    prefkd run dpo --config demo/dpo
+
+Shapes: B pairs, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.lora import LoraConfig, add_adapter
+from prefkd.models.shard import shard
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.progress import Display, parameter_count
+from prefkd.training.references import read_reference
+from prefkd.training.settings import TrainingConfig, output_problems
+
+IPO = "prefkd.method.preference.ipo_loss"
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Beta and learning rate are those of the DPO paper (appendix B).
+
+    Attributes:
+        output_dir: Folder of the trained model or adapter, metrics.jsonl and the resolved config.
+        data: With `reverse: true` the model learns to prefer the rejected answers.
+        lora: Train adapters on a frozen base; null = train all weights.
+        loss: Called with the log-probs of chosen and rejected answers under the model, then under the reference, (B,)
+            each. With `reference_free: true` no reference is read, and rewards are measured from 0.
+        average_logprobs: An answer's log-prob is the mean over its tokens, as IPO needs it, instead of the sum.
+    """
+
+    output_dir: Path
+    model: ModelConfig
+    data: DataConfig
+    lora: LoraConfig | None = None
+    loss: Component = component(
+        "prefkd.method.preference.dpo_loss",
+        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
+        beta=0.1,
+    )
+    average_logprobs: bool = False
+    optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
+    lr_schedule: Component = component(
+        "transformers.get_cosine_schedule_with_warmup",
+        supplied=("optimizer", "num_training_steps"),
+        num_warmup_steps=10,
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metric_logger: Component | None = None
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("adapter" if self.lora else "model",)
+
+    def problems(self) -> Iterator[str]:
+        yield from output_problems(self.output_dir)
+        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
+        if self.loss.get("_component_") == IPO and not self.average_logprobs:
+            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
+            yield "average_logprobs: false does not go with ipo_loss, which compares means over tokens; set it to true"
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `train` uses."""
+
+    ranks: Ranks
+    display: Display
+    train_pairs: Dataset
+    steps: list[list[int]]
+    held_out_pairs: Dataset
+    held_out_rows: list[int]
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+    model: LogprobModel
+    tokenizer: PreTrainedTokenizerBase
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the model, and say what is going to happen."""
+    training, device = config.training, ranks.device
+    display = Display(ranks)
+    set_seed(training.seed)
+
+    tokenizer = load_tokenizer(config.model)
+    side = ModelSide(tokenizer, config.model.template)
+    align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+    if not len(train_pairs):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
+    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
+    steps = [
+        rows
+        for epoch in range(training.epochs)
+        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
+    ][: training.max_steps]
+
+    # What the optimizer changes is float32; a base that stays as it is may be smaller.
+    lm = load_causal_lm(config.model, dtype=training.compute_dtype if config.lora else torch.float32, device=device)
+    if config.lora:
+        add_adapter(lm, config.lora, seed=training.seed)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(lm)} parameters"
+
+    collate = partial(collate_pairs, share_prompt=(config.model.share_prompt, config.model.share_prompt))
+    model.check(collate(train_pairs, Microbatch(steps[0][:1])).to(device).student, "model")
+
+    shard(model.train(), ranks)
+    optimizer = build_optimizer(config.optimizer, (value for value in model.parameters() if value.requires_grad))
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+    display.table(
+        "dpo",
+        {
+            "model": f"{config.model.path}  {training.precision} on {device}",
+            "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
+            "reference": "none" if config.loss.get("reference_free") else "its own start, read ahead",
+            "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped",
+            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    if not config.loss.get("reference_free"):
+        read = partial(
+            read_reference,
+            model,
+            collate=collate,
+            microbatch_size=training.microbatch_size,
+            ranks=ranks,
+            display=display,
+        )
+        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
+        held_out_pairs = read(held_out_pairs, held_out_rows)
+    return Run(
+        ranks=ranks,
+        display=display,
+        train_pairs=train_pairs,
+        steps=steps,
+        held_out_pairs=held_out_pairs,
+        held_out_rows=held_out_rows,
+        collate=collate,
+        model=model,
+        tokenizer=tokenizer,
+        loss=bind(config.loss),
+        optimizer=optimizer,
+        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+    )
+
+
+def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    token_logprobs = run.model(batch.student)  # (N,)
+    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
+    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+    reference = batch.scores.reference.sum(-1) if batch.scores else torch.zeros_like(policy)  # (2, B) log ref(y|x)
+    if config.average_logprobs:
+        policy, reference = policy / tokens, reference / tokens
+    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    chosen_logprob, rejected_logprob = policy.detach()
+    margin = chosen_rewards - rejected_rewards
+    return losses, {
+        "loss": losses.detach(),
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "logprob_accuracy": (chosen_logprob > rejected_logprob).float(),
+        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
+        "chosen_reward": chosen_rewards,
+        "rejected_reward": rejected_rewards,
+        "tokens": tokens.sum(0),
+    }
+
+
+@torch.no_grad()
+def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+    """Means over the held-out pairs after a step."""
+    ranks, sums = run.ranks, PairSums()
+    run.model.eval()
+    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
+        losses, metrics = compare(config, run, batch)
+        require_finite(losses, step, batch.names)
+        sums.add(metrics, batch.counted)
+    run.model.train()
+    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+
+
+def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Train the model; returns the held-out metrics before and after."""
+    training, ranks = config.training, run.ranks
+    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    before = latest = evaluate(config, run, step=0)
+    writer.write(0, before)
+    run.display.say(f"before training: {describe(before)}")
+    with run.display.progress(len(run.steps)) as bar:
+        for step, rows in enumerate(run.steps, start=1):
+            # ------------------------------------------------------------------------------------ one training step
+            began, sums = time.perf_counter(), PairSums()
+            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+                losses, metrics = compare(config, run, batch)
+                require_finite(losses, step, batch.names)
+                # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
+                ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
+                sums.add(metrics, batch.counted)
+            gradient_norm = clip_gradients(run.model.parameters(), training.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.lr_schedule.step()
+            # ------------------------------------------------------------------------------------------------------
+            means = sums.means(ranks)
+            means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
+            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            if step % training.evaluate_every == 0 or step == len(run.steps):
+                latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(latest)}")
+                means |= latest
+            writer.write(step, means)
+            bar.advance(brief(means))
+    writer.close()
+    return before, latest
+
+
+def save(config: Config, run: Run) -> Path:
+    """Write the model as a Hugging Face folder in the type its checkpoint came in, or the adapter as one of peft."""
+    if config.lora:
+        folder = config.output_dir / "adapter"
+        save_adapter(run.model.lm, run.tokenizer, folder, ranks=run.ranks)
+    else:
+        folder = config.output_dir / "model"
+        dtype = stored_dtype(config.model)
+        save_pretrained(run.model.lm, run.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    return folder
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.training.device) as ranks:
+        run = setup(config, ranks)
+        before, after = train(config, run)
+        folder = save(config, run)
+        files: dict[str, object] = {
+            folder.name: folder,
+            "metrics": config.output_dir / "metrics.jsonl",
+            "config": config.output_dir / "config.yaml",
+        }
+        if config.data.reverse and after:
+            share = f"{1 - after['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
+            files = {"prefers the better answer": share} | files
+        use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
+        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")

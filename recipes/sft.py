@@ -1,0 +1,270 @@
+"""Supervised fine-tuning on the chosen answers, or on the rejected ones: the first step of every chain.
+
+Teacher and student each learn the answers in their own tokens before preferences come in. Two models, one trained on
+the chosen and one on the rejected answers, are also the contrast of TIS-DPO (S), arXiv 2410.04350.
+
+    prefkd run sft --config demo/sft
+
+Shapes: B answers of a microbatch, N target tokens (response tokens, EOS included).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from prefkd.config import Component, component, save_config
+from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, plan_steps, split_step
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.lora import LoraConfig, add_adapter
+from prefkd.models.shard import shard
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.metrics import MetricsWriter, PairSums, require_finite
+from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.progress import Display, parameter_count
+from prefkd.training.settings import TrainingConfig, output_problems
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    The learning rate is that of Zephyr (arXiv 2310.16944) for all weights; adapters want about ten times as much.
+
+    Attributes:
+        output_dir: Folder of the trained model or adapter, metrics.jsonl and the resolved config.
+        target: Which of the two answers of a pair is learned.
+        lora: Train adapters on a frozen base; null = train all weights.
+    """
+
+    output_dir: Path
+    model: ModelConfig
+    data: DataConfig
+    target: Literal["chosen", "rejected"] = "chosen"
+    lora: LoraConfig | None = None
+    optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=2e-5, weight_decay=0.0)
+    lr_schedule: Component = component(
+        "transformers.get_cosine_schedule_with_warmup",
+        supplied=("optimizer", "num_training_steps"),
+        num_warmup_steps=10,
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metric_logger: Component | None = None
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("adapter" if self.lora else "model",)
+
+    def problems(self) -> Iterator[str]:
+        yield from output_problems(self.output_dir)
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `train` uses."""
+
+    ranks: Ranks
+    display: Display
+    train_pairs: Dataset
+    steps: list[list[int]]
+    held_out_pairs: Dataset
+    held_out_rows: list[int]
+    collate: Callable[[Dataset, Microbatch], AnswerBatch]
+    model: LogprobModel
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the model, and say what is going to happen."""
+    training, device = config.training, ranks.device
+    display = Display(ranks)
+    set_seed(training.seed)
+
+    tokenizer = load_tokenizer(config.model)
+    side = ModelSide(tokenizer, config.model.template)
+    align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+    if not len(train_pairs):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    lengths, held_out_lengths = (
+        answer_lengths(config, pairs, with_prompt=True) for pairs in (train_pairs, held_out_pairs)
+    )
+    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
+    steps = [
+        rows
+        for epoch in range(training.epochs)
+        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
+    ][: training.max_steps]
+
+    # What the optimizer changes is float32; a base that stays as it is may be smaller.
+    lm = load_causal_lm(config.model, dtype=training.compute_dtype if config.lora else torch.float32, device=device)
+    if config.lora:
+        add_adapter(lm, config.lora, seed=training.seed)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(lm)} parameters"
+
+    collate = partial(collate_answers, answer=config.target)
+    model.check(collate(train_pairs, Microbatch(steps[0][:1])).to(device).tokens, "model")
+
+    shard(model.train(), ranks)
+    optimizer = build_optimizer(config.optimizer, (value for value in model.parameters() if value.requires_grad))
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+    display.table(
+        "sft",
+        {
+            "model": f"{config.model.path}  {training.precision} on {device}",
+            "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
+            "answers": config.target,
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped",
+            "plan": f"{len(steps)} steps of {training.batch_size} answers on {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    return Run(
+        ranks=ranks,
+        display=display,
+        train_pairs=train_pairs,
+        steps=steps,
+        held_out_pairs=held_out_pairs,
+        held_out_rows=held_out_rows,
+        collate=collate,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+    )
+
+
+def answer_lengths(config: Config, aligned: Dataset, *, with_prompt: bool = False) -> list[int]:
+    """Target tokens of the answer that each row is trained on, or all the tokens that the model reads."""
+    columns = [f"student_{config.target}"] + ["student_prompt"] * with_prompt
+    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+
+
+def compare(config: Config, run: Run, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each answer of a microbatch, summed over its tokens, (B,), and what to log about each, (B,)."""
+    token_logprobs = run.model(batch.tokens)  # (N,)
+    losses = -batch.sums(token_logprobs)  # - sum of log pi(y_t | x, y_<t)
+    return losses, {"summed_loss": losses.detach(), "tokens": batch.sums(torch.ones_like(token_logprobs))}
+
+
+def per_token(means: dict[str, float]) -> dict[str, float]:
+    """From means over answers to the loss of a token and its exponential."""
+    loss = means["summed_loss"] / means["tokens"]
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": means["tokens"]}
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Held-out metrics in a line for the terminal."""
+    if not metrics:
+        return "no held-out pairs"
+    return f"held-out loss {metrics['held_out/loss']:.4f}, perplexity {metrics['held_out/perplexity']:.2f}"
+
+
+@torch.no_grad()
+def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+    """Loss of a token and perplexity on the held-out answers after a step."""
+    ranks, sums = run.ranks, PairSums()
+    run.model.eval()
+    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
+        losses, metrics = compare(config, run, batch)
+        require_finite(losses, step, batch.names)
+        sums.add(metrics, batch.counted)
+    run.model.train()
+    means = sums.means(ranks)
+    return {f"held_out/{name}": value for name, value in per_token(means).items()} if means else {}
+
+
+def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Train the model; returns the held-out metrics before and after."""
+    training, ranks = config.training, run.ranks
+    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    target_tokens = answer_lengths(config, run.train_pairs)
+    before = latest = evaluate(config, run, step=0)
+    writer.write(0, before)
+    run.display.say(f"before training: {describe(before)}")
+    with run.display.progress(len(run.steps)) as bar:
+        for step, rows in enumerate(run.steps, start=1):
+            # ------------------------------------------------------------------------------------ one training step
+            began, sums = time.perf_counter(), PairSums()
+            tokens_of_step = sum(target_tokens[row] for row in rows)
+            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+                losses, metrics = compare(config, run, batch)
+                require_finite(losses, step, batch.names)
+                # A mean over the tokens of the whole step; FSDP2 averages gradients over ranks, hence the world size.
+                ((losses * batch.counted).sum() / tokens_of_step * ranks.world_size).backward()
+                sums.add(metrics, batch.counted)
+            gradient_norm = clip_gradients(run.model.parameters(), training.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.lr_schedule.step()
+            # ------------------------------------------------------------------------------------------------------
+            means = per_token(sums.means(ranks))
+            means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
+            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            if step % training.evaluate_every == 0 or step == len(run.steps):
+                latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(latest)}")
+                means |= latest
+            writer.write(step, means)
+            bar.advance(f"loss {means['loss']:.3f}  {means['tokens_per_second']:.0f} tokens/s")
+    writer.close()
+    return before, latest
+
+
+def save(config: Config, run: Run) -> Path:
+    """Write the model as a Hugging Face folder in the type its checkpoint came in, or the adapter as one of peft."""
+    if config.lora:
+        folder = config.output_dir / "adapter"
+        save_adapter(run.model.lm, run.tokenizer, folder, ranks=run.ranks)
+    else:
+        folder = config.output_dir / "model"
+        dtype = stored_dtype(config.model)
+        save_pretrained(run.model.lm, run.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    return folder
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.training.device) as ranks:
+        run = setup(config, ranks)
+        before, after = train(config, run)
+        folder = save(config, run)
+        files: dict[str, object] = {
+            folder.name: folder,
+            "metrics": config.output_dir / "metrics.jsonl",
+            "config": config.output_dir / "config.yaml",
+        }
+        if after:
+            change = f"{before['held_out/perplexity']:.2f} -> {after['held_out/perplexity']:.2f}"
+            files = {"held_out/perplexity": change} | files
+        use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
+        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")

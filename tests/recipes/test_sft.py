@@ -1,0 +1,106 @@
+"""The recipe, run through the command line on tiny models: its loss is transformers' own in every way of batching."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.recipes.single_model import (
+    assert_same_run,
+    encode,
+    load_model,
+    make_world,
+    read_rows,
+    run,
+    saved_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The run that the others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    return out, run("sft", world, out)
+
+
+@pytest.fixture(scope="module")
+def lora(world, tmp_path_factory) -> tuple[Path, list[dict]]:
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    return out, run("sft", world, out, "lora={}")
+
+
+def transformers_loss(lm: torch.nn.Module, world: Path, file: str, answer: str = "chosen") -> torch.Tensor:
+    """Mean over all target tokens of a file, by the model's own loss of one row at a time."""
+    losses, counts = [], []
+    for row in read_rows(world / file):
+        before, after = encode(world, row["prompt"], row[answer])
+        labels = torch.tensor([[-100] * len(before) + after])
+        losses.append(lm(input_ids=torch.tensor([before + after]), labels=labels).loss)
+        counts.append(len(after))
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+
+
+def test_it_trains_and_writes_what_it_says(world, plain):
+    out, metrics = plain
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3]
+    assert metrics[-1]["held_out/loss"] < metrics[0]["held_out/loss"]
+    assert metrics[-1]["held_out/perplexity"] == pytest.approx(math.exp(metrics[-1]["held_out/loss"]))
+    after = transformers_loss(load_model(out / "model"), world, "held_out.jsonl").item()
+    assert metrics[-1]["held_out/loss"] == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.parametrize("answer", ["chosen", "rejected"])
+def test_the_loss_is_that_of_transformers(world, tmp_path, answer):
+    settings = ("training.batch_size=12", "training.microbatch_size=5", f"target={answer}")
+    metrics = run("sft", world, tmp_path / "out", *settings)
+    model = load_model(world / "model")
+    held_out = transformers_loss(model, world, "held_out.jsonl", answer).item()
+    assert metrics[0]["held_out/loss"] == pytest.approx(held_out, rel=1e-5)
+    loss = transformers_loss(model, world, "pairs.jsonl", answer)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
+    assert metrics[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics[1]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.microbatch_size=1", "training.microbatch_size=3", "training.chunk_size=1",
+     "training.activation_checkpointing=true"],
+)  # fmt: skip
+def test_how_a_batch_is_computed_changes_nothing(world, plain, lora, tmp_path, override):
+    full, adapter = tmp_path / "full", tmp_path / "adapter"
+    assert_same_run(plain, (full, run("sft", world, full, override)), 2e-5)
+    assert_same_run(lora, (adapter, run("sft", world, adapter, "lora={}", override)), 2e-5)
+
+
+def test_two_processes_are_one(world, lora, tmp_path):
+    out = tmp_path / "out"
+    two = run("sft", world, out, "lora={}", "training.microbatch_size=2", options=("--nproc-per-node=2",))
+    assert_same_run(lora, (out, two), 2e-5)
+
+
+def test_a_remainder_is_neither_dropped_nor_repeated(world, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    steps = run("sft", world, one, "training.batch_size=5", "training.microbatch_size=5")
+    settings = ("training.batch_size=5", "training.microbatch_size=2")
+    assert len(steps) == 4  # steps of 5, 5 and 2 answers
+    assert_same_run((one, steps), (two, run("sft", world, two, *settings, options=("--nproc-per-node=2",))), 2e-5)
+
+
+def test_an_adapter_starts_at_its_base_and_is_what_was_trained(world, plain, lora):
+    out, metrics = lora
+    assert metrics[0]["held_out/loss"] == plain[1][0]["held_out/loss"]
+    assert not (out / "model").exists()
+    assert all(weight.dtype == torch.float32 for weight in saved_weights(out).values())
+    trained = PeftModel.from_pretrained(load_model(world / "model"), out / "adapter")
+    after = transformers_loss(trained, world, "held_out.jsonl").item()
+    assert metrics[-1]["held_out/loss"] == pytest.approx(after, rel=1e-5)
+    assert after < metrics[0]["held_out/loss"]

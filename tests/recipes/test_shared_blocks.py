@@ -1,0 +1,86 @@
+"""Where two recipes share a block, it is the same word for word: copies of a training loop must not drift apart."""
+
+import ast
+from collections.abc import Iterable
+
+import pytest
+
+from prefkd.catalog import RECIPES
+
+RULER = "# ----"
+NAMES = ["Config", "Run", "setup", "evaluate", "train", "save", "main"]
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.py")}
+TRAINING = [name for name, source in SOURCES.items() if "def train(" in source]
+
+# What the model that learns is called: a student where there is a teacher.
+MODEL = {"run.student.": "run.model.", "the student": "the model"}
+
+# Lines that a recipe may have of its own inside the training step.
+OWN_LINES = {
+    "sft": {
+        "tokens_of_step = sum(target_tokens[row] for row in rows)",
+        "# A mean over the tokens of the whole step; FSDP2 averages gradients over ranks, hence the world size.",
+        "((losses * batch.counted).sum() / tokens_of_step * ranks.world_size).backward()",
+    }
+}
+STAND_FOR = {
+    "sft": {
+        "# A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.",
+        "((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()",
+    }
+}
+
+
+def one_name(text: str) -> str:
+    for student, model in MODEL.items():
+        text = text.replace(student, model)
+    return text
+
+
+def training_step(recipe: str) -> list[str]:
+    """The lines between the two rulers."""
+    rulers = [number for number, line in enumerate(SOURCES[recipe].splitlines()) if RULER in line]
+    assert len(rulers) == 2, recipe
+    lines = SOURCES[recipe].splitlines()[rulers[0] + 1 : rulers[1]]
+    return [one_name(line) for line in lines]
+
+
+def function(recipe: str, name: str) -> str:
+    for node in ast.parse(SOURCES[recipe]).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return one_name(ast.get_source_segment(SOURCES[recipe], node) or "")
+    raise AssertionError(f"{recipe} has no {name}")
+
+
+def without(lines: Iterable[str], own: set[str]) -> list[str]:
+    assert own <= {line.strip() for line in lines}
+    return [line for line in lines if line.strip() not in own]
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_the_parts_have_their_names_and_order(recipe):
+    names = [node.name for node in ast.parse(SOURCES[recipe]).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert [name for name in names if name in NAMES] == NAMES
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_the_training_step_is_one_block(recipe):
+    block = training_step(recipe)
+    assert len(block) <= 45
+    pattern = without(training_step("dpo"), STAND_FOR.get(recipe, set()))
+    assert without(block, OWN_LINES.get(recipe, set())) == pattern
+
+
+@pytest.mark.parametrize("recipe", sorted(set(TRAINING) - {"sft"}))
+def test_the_training_loop_of_pairs_is_one(recipe):
+    assert function(recipe, "train") == function("dpo", "train")
+
+
+def test_sft_and_dpo_save_alike():
+    assert function("sft", "save") == function("dpo", "save")
+
+
+@pytest.mark.parametrize("recipe", sorted(set(TRAINING) - {"sft", "dpo"}))
+def test_distillations_evaluate_and_save_alike(recipe):
+    for name in ("evaluate", "save"):
+        assert function(recipe, name) == function("tis_dpo_distill", name)
