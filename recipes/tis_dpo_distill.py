@@ -2,7 +2,8 @@
 
 The student is trained on pairs of answers. Where DPO compares it with its own frozen start, here the reference is the
 teacher, and every parent token (a piece of text whose borders are token borders for both models) has a weight that
-says how much it tells good from bad. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
+says how much it tells good from bad. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350. The teacher is a model in
+memory, or the scores that recipe `score` wrote down once.
 
     prefkd run tis_dpo_distill --config demo/tis_dpo_distill
 
@@ -27,22 +28,25 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from prefkd.config import Component, bind, component, refusals, save_config
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.method.preference import parent_margin
-from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
-from prefkd.models.teacher import LiveTeacher
+from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
 from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.progress import Display, parameter_count
+from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig, output_problems
-from prefkd.training.weighting import WeightConfig, parent_weights, weight_metrics
+from prefkd.training.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Config:
 
     output_dir: Path
     student: ModelConfig
-    teacher: TeacherConfig
+    teacher: TeacherSource
     data: DataConfig
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
@@ -73,9 +77,14 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     metric_logger: Component | None = None
 
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("student",)
+
     def problems(self) -> Iterator[str]:
         yield from output_problems(self.output_dir)
         yield from refusals("loss", self.loss, chosen_margin=torch.zeros(1), rejected_margin=torch.zeros(1))
+        yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
 
 
 @dataclass
@@ -91,7 +100,7 @@ class Run:
     collate: Callable[[Dataset, Microbatch], PairBatch]
     student: LogprobModel
     student_tokenizer: PreTrainedTokenizerBase
-    teacher: LiveTeacher
+    teacher: Teacher
     loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     optimizer: Optimizer
     lr_schedule: LRScheduler
@@ -103,15 +112,22 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
     set_seed(training.seed)
 
+    scores = open_scores(config.teacher.scores) if config.teacher.scores else None
     student_tokenizer = load_tokenizer(config.student)
-    student_side = ModelSide(student_tokenizer, config.student.template)
-    teacher_side = ModelSide(load_tokenizer(config.teacher), config.teacher.template)
+    sides = {
+        "student": ModelSide(student_tokenizer, config.student.template),
+        "teacher": teacher_side(config.teacher, scores),
+    }
+    if scores:
+        scores.require(reading_fingerprint(config.data, **sides))
     align = partial(
-        align_pairs, student=student_side, teacher=teacher_side, config=config.data, contrast=config.weights.prompts
+        align_pairs, **sides, config=config.data, contrast=scores.instructions if scores else config.weights.prompts
     )
     with ranks.main_first():
         pairs = load_pairs(config.data)
         train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+        if scores:
+            train_pairs, held_out_pairs = scores.attach(train_pairs, "train"), scores.attach(held_out_pairs, "held_out")
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
@@ -127,19 +143,17 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
-    reference = teacher = None
-    if config.reference == "student":
-        start = load_causal_lm(config.student, dtype=torch.float32, device=device)
-        reference = LogprobModel(start, chunk_size=training.chunk_size, precision=training.compute_dtype).freeze()
-    if config.reference == "teacher" or config.weights.prompts:
-        teacher_lm = load_causal_lm(config.teacher, dtype=config.teacher.torch_dtype, device=device)
-        teacher = LogprobModel(teacher_lm, chunk_size=training.chunk_size, precision=teacher_lm.dtype).freeze()
-
     collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
     probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    if teacher is not None:
-        teacher.check(probe.teacher, "teacher")
+    teacher = open_teacher(
+        config.teacher,
+        is_reference=config.reference == "teacher",
+        gets_instructions=config.weights.prompts is not None,
+        probe=probe,
+        chunk_size=training.chunk_size,
+        device=device,
+    )
 
     shard(student.train(), ranks)
     optimizer = build_optimizer(config.optimizer, student.parameters())
@@ -151,8 +165,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
         "tis_dpo_distill",
         {
             "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
-            "teacher": f"{config.teacher.path}  {parameter_count(teacher)} parameters, {config.teacher.dtype}",
-            "reference": f"the {config.reference}",
+            "teacher": teacher.description,
+            "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             "weights": config.weights.contrast,
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
             f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
@@ -161,6 +175,17 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "output": config.output_dir,
         },
     )
+    if config.reference == "student":
+        read = partial(
+            read_reference,
+            student,
+            collate=collate,
+            microbatch_size=training.microbatch_size,
+            ranks=ranks,
+            display=display,
+        )
+        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
+        held_out_pairs = read(held_out_pairs, held_out_rows)
     return Run(
         ranks=ranks,
         display=display,
@@ -171,7 +196,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         collate=collate,
         student=student,
         student_tokenizer=student_tokenizer,
-        teacher=LiveTeacher(teacher, reference=reference, reduce=config.weights.reduce),
+        teacher=teacher,
         loss=bind(config.loss),
         optimizer=optimizer,
         lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
@@ -181,7 +206,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     scores = run.teacher(batch)
-    weights = parent_weights(config.weights, scores.log_ratio, batch)  # (2, B, P)
+    weights = parent_weights(config.weights, scores, batch)  # (2, B, P)
     token_logprobs = run.student(batch.student)  # (N,)
     policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
     chosen_margin, rejected_margin = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (B,) each

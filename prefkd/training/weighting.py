@@ -3,13 +3,16 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prefkd.data.batches import PairBatch
+from prefkd.data.batches import PairBatch, ParentScores
+from prefkd.data.scores import open_scores, scores_problems
 from prefkd.errors import nearest
+from prefkd.hints import describe, fits
 from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
 
 
@@ -18,16 +21,17 @@ class WeightConfig:
     """How much each parent token counts.
 
     Attributes:
-        contrast: Where the scores come from. `uniform`: all weights are 1. `prompt_pair`: the teacher under a positive
-            and a negative instruction, TIS-DPO (P), arXiv 2410.04350.
-        positive, negative: The two instructions; `{prompt}` stands for the user's last message.
+        contrast: Where pi+ and pi- come from. `uniform`: nowhere, all weights are 1. `prompt_pair`: a teacher in memory
+            reads under a positive and a negative instruction, TIS-DPO (P), arXiv 2410.04350. `scores`: they stand in
+            `teacher.scores`, whichever contrast was scored.
+        positive, negative: The two instructions of `prompt_pair`; `{prompt}` stands for the user's last message.
         method: `exp` is the paper's weight; the others are the transforms of the published code.
         parameters: Arguments of the method, for `exp`: k, low, high.
         reduce: A parent's score is the sum or the mean of its tokens' scores.
         eos_weight: Weight of the end of the answer. 1.0 makes uniform weights equal to DPO, 0.0 is the published code.
     """
 
-    contrast: Literal["uniform", "prompt_pair"] = "prompt_pair"
+    contrast: Literal["uniform", "prompt_pair", "scores"] = "prompt_pair"
     # Behind the message, since truncation takes the start of a long prompt away.
     positive: str = "{prompt}\n\nGive a helpful, honest and harmless answer."
     negative: str = "{prompt}\n\nGive an unhelpful, dishonest and harmful answer."
@@ -44,7 +48,7 @@ class WeightConfig:
 
     @property
     def prompts(self) -> tuple[str, str] | None:
-        """The positive and the negative instruction, None where no contrast is asked for."""
+        """The positive and the negative instruction, None where a teacher in memory is not asked to follow any."""
         return (self.positive, self.negative) if self.contrast == "prompt_pair" else None
 
     def problems(self) -> Iterator[str]:
@@ -53,26 +57,57 @@ class WeightConfig:
                 yield f"{name}: {getattr(self, name)!r} lacks {{prompt}}; put it where the user's message belongs"
         if self.eos_weight < 0:
             yield f"eos_weight: {self.eos_weight} is negative; use 0.0 to leave the end of the answer out"
-        function = importance_weights if self.method == "exp" else TRANSFORMS[self.method]
-        accepted = set(inspect.signature(function).parameters) - {"log_ratio", "sign", "scores"}
-        unknown = [name for name in self.parameters if name not in accepted]
-        for name in unknown:
-            yield f"parameters.{name}: unknown to method {self.method}{nearest(name, accepted)}"
-        if not unknown:
+        wrong = list(self._parameter_problems())
+        yield from wrong
+        if not wrong:
             try:
                 self.response_weights(torch.zeros(2), 1.0)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 yield f"parameters: {error}"
 
+    def _parameter_problems(self) -> Iterator[str]:
+        function = importance_weights if self.method == "exp" else TRANSFORMS[self.method]
+        accepted = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
+        for name in ("log_ratio", "sign", "scores"):
+            accepted.pop(name, None)
+        for name, value in self.parameters.items():
+            if name not in accepted:
+                yield f"parameters.{name}: unknown to method {self.method}{nearest(name, accepted)}"
+            elif not fits(value, accepted[name]):
+                yield f"parameters.{name}: {value!r} is not {describe(accepted[name])}"
 
-def parent_weights(config: WeightConfig, log_ratio: Tensor | None, batch: PairBatch) -> Tensor:
-    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent.
+
+def contrast_problems(config: WeightConfig, scores: Path | None) -> Iterator[str]:
+    """Why weights cannot be had from a teacher.
 
     Args:
-        log_ratio: (2, B, P) log pi+ - log pi-, None for uniform weights.
+        scores: The teacher's folder of scores, None for a model in memory.
     """
+    if scores is None and config.contrast == "scores":
+        yield "contrast: scores, but there is no teacher.scores; use prompt_pair, uniform, or score first"
+    elif scores is not None and config.contrast == "prompt_pair":
+        yield "contrast: prompt_pair needs a model in memory; use scores (whichever contrast was scored) or uniform"
+    elif scores is None or config.contrast == "uniform" or any(scores_problems(scores)):
+        return
+    elif not open_scores(scores).has_contrast:
+        yield f"contrast: scores, but {scores} was written without a contrast; use uniform, or score with one"
+
+
+def parent_log_ratio(scores: ParentScores, batch: PairBatch, reduce: Literal["sum", "mean"]) -> Tensor:
+    """d(P) = log pi+(P) - log pi-(P), (2, B, P), or its mean over the teacher's tokens in P."""
+    assert scores.positive is not None and scores.negative is not None, "a config without a contrast has weights 1"
+    log_ratio = scores.positive - scores.negative  # d(P) = sum of log pi+(y_t) - log pi-(y_t) for t in P
+    if reduce == "mean":
+        tokens = batch.parent_sums(torch.ones_like(batch.teacher.targets, dtype=log_ratio.dtype), batch.teacher)
+        log_ratio = log_ratio / tokens.clamp(min=1)
+    return log_ratio
+
+
+def parent_weights(config: WeightConfig, scores: ParentScores, batch: PairBatch) -> Tensor:
+    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent."""
     weights = batch.parent_mask.float()
-    if log_ratio is not None:
+    if config.contrast != "uniform":
+        log_ratio = parent_log_ratio(scores, batch, config.reduce)
         # The end of an answer has a weight of its own and no rank among its text.
         text = batch.parent_mask & ~batch.eos_mask
         for side, sign in enumerate((1.0, -1.0)):

@@ -3,60 +3,25 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
-from tests.tiny import make_model, write_pairs
+from tests.recipes import two_models
+from tests.recipes.two_models import assert_same_run, make_world, read_rows, student_logprob, weights
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a student, a teacher of another architecture and tokenizer, and pairs."""
-    folder = tmp_path_factory.mktemp("world")
-    make_model(folder / "student", "qwen2", "metaspace", seed=1)
-    make_model(folder / "teacher", "llama", "byte_level", seed=2)
-    write_pairs(folder / "pairs.jsonl", 12)
-    write_pairs(folder / "held_out.jsonl", 5)
-    return folder
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
-def run(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> list[dict]:
-    """Run the recipe and return its metrics, one dictionary for each step."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
-        f"""
-        output_dir: {out}
-        student: {{path: {world}/student}}
-        teacher: {{path: {world}/teacher, dtype: float32}}
-        data: {{source: {world}/pairs.jsonl, held_out_source: {world}/held_out.jsonl}}
-        optimizer: {{_component_: torch.optim.SGD, lr: 0.1}}
-        lr_schedule: {{_component_: transformers.get_constant_schedule_with_warmup, num_warmup_steps: 1}}
-        training: {{batch_size: 4, microbatch_size: 4, precision: float32, evaluate_every: 2, max_grad_norm: 1000.0}}
-        """,
-        encoding="utf-8",
-    )
-    assert main(["run", *options, "tis_dpo_distill", "--config", str(config), *overrides]) == code
-    if code:
-        return []
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "student" / "model.safetensors")
-
-
-def assert_same_run(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]], tolerance: float) -> None:
-    for left, right in zip(one[1], other[1], strict=True):
-        for name in left.keys() - {"tokens_per_second"}:
-            assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), name
-    for (name, left), right in zip(weights(one[0]).items(), weights(other[0]).values(), strict=True):
-        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, msg=name)
+run = partial(two_models.run, "tis_dpo_distill")
 
 
 @pytest.fixture(scope="module")
@@ -125,26 +90,14 @@ def test_a_model_as_its_own_teacher_is_dpo(world, tmp_path):
     assert metrics[1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
     # DPO written down once more, from whole logits, without anything of prefkd.
-    tokenizer = AutoTokenizer.from_pretrained(world / "student")
-    model = AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32)
-    reference = AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32)
-    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
-
-    def logprob(lm: torch.nn.Module, prompt: str, answer: str) -> torch.Tensor:
-        heading = f"User:\n{prompt}\n\nAssistant:\n"
-        before = [tokenizer.bos_token_id, *tokenizer(heading, add_special_tokens=False)["input_ids"]]
-        after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        ids = torch.tensor([before + after])
-        logits = lm(ids).logits[0, len(before) - 1 : -1]
-        return logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None]).sum()
-
+    model, reference = (AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32) for _ in range(2))
     losses = []
-    for row in rows:
+    for row in read_rows(world / "pairs.jsonl"):
         margin = 0.0
         for sign, answer in ((1, row["chosen"]), (-1, row["rejected"])):
             with torch.no_grad():
-                anchor = logprob(reference, row["prompt"], answer)
-            margin = margin + sign * (logprob(model, row["prompt"], answer) - anchor)
+                anchor = student_logprob(world, reference, row["prompt"], answer)
+            margin = margin + sign * (student_logprob(world, model, row["prompt"], answer) - anchor)
         losses.append(-F.logsigmoid(0.1 * margin))
     torch.stack(losses).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()

@@ -1,0 +1,100 @@
+"""What scores depend on, by name, so that a difference can be named."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+from datasets import Dataset
+
+from prefkd.data.pairs import DataConfig, fingerprint
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
+from prefkd.errors import ConfigError
+
+# A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
+Fingerprint = dict[str, str | int | bool | None]
+HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content")
+
+# What the scores of a pair depend on, beside the models.
+SCORED_COLUMNS = (
+    "teacher_prompt",
+    *(f"teacher_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
+    *(f"{name}_prompt" for name in INSTRUCTIONS),
+)
+
+
+def reading_fingerprint(data: DataConfig, student: ModelSide, teacher: ModelSide) -> Fingerprint:
+    """How pairs become parent tokens, which training has to do as scoring did."""
+    sides = {"student": student, "teacher": teacher}
+    return {
+        "data.max_length": data.max_length,
+        "data.max_prompt_length": data.max_prompt_length,
+        "data.truncation": data.truncation,
+        "data.reverse": data.reverse,
+        **{f"{name}.tokenizer": _tokenizer_fingerprint(side) for name, side in sides.items()},
+        **{f"{name}.template": _template_fingerprint(side) for name, side in sides.items()},
+    }
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Names a model or an adapter in a folder by the content of its files, wherever it lies."""
+    digests = {}
+    for pattern in ("config.json", "adapter_config.json", "*.safetensors"):
+        for file in sorted(folder.glob(pattern)):
+            with file.open("rb") as content:
+                digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return fingerprint("folder", digests)
+
+
+def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
+    """How many pairs there are in each split, and what they are."""
+    parts: Fingerprint = {}
+    for split, rows in aligned.items():
+        parts[f"{split}.pairs"] = len(rows)
+        parts[f"{split}.content"] = fingerprint("pairs", rows["file"][:], rows["row"][:], row_contents(rows))
+    return parts
+
+
+def row_contents(aligned: Dataset) -> list[int]:
+    """A hash of each row's scored tokens and parents, 8 bytes."""
+    names = [name for name in SCORED_COLUMNS if name in aligned.column_names]
+    hashes = []
+    for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]
+        parts = [(part.offsets.to_numpy(), part.values.to_numpy()) for part in lists]
+        for row in range(len(lists[0])):
+            digest = hashlib.blake2b(digest_size=8)
+            for offsets, values in parts:
+                ids = values[offsets[row] : offsets[row + 1]]
+                digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+            hashes.append(int.from_bytes(digest.digest(), "little", signed=True))
+    return hashes
+
+
+def require_same(expected: Fingerprint, found: Fingerprint, *, remedy: str) -> None:
+    """Compare what both have.
+
+    Raises:
+        ConfigError: A line for each part that differs.
+    """
+    lines = []
+    for name, value in expected.items():
+        if name not in found or found[name] == value:
+            continue
+        values = f"is {value} here, but was {found[name]} when the scores were made"
+        lines.append(f"{name}: {'differs from what was scored' if name.endswith(HASHED) else values}; {remedy}")
+    if lines:
+        raise ConfigError(lines)
+
+
+def _tokenizer_fingerprint(side: ModelSide) -> str:
+    backend = json.loads(side.tokenizer.backend_tokenizer.to_str())
+    backend |= {"padding": None, "truncation": None}  # how it was last called, not what it is
+    return fingerprint("tokenizer", backend, side.bos_id, side.eos_id)
+
+
+def _template_fingerprint(side: ModelSide) -> str:
+    return f"{'chat' if side.uses_chat_template else 'plain'} {fingerprint('template', side.template.source)}"

@@ -1,0 +1,277 @@
+"""A teacher's scores on disk: log-probs of parent tokens, computed once and used by many trainings.
+
+A folder of scores holds
+
+    fingerprint.json              what the scores depend on, see `prefkd.data.fingerprints`
+    tokenizer/                    the teacher's tokenizer, so that training needs nothing else of the teacher
+    train/shard-00000.parquet     the pairs to train on, `pairs_per_shard` in each shard; the same for held_out/
+
+and a shard has the columns
+
+    file, row                     where the pair comes from
+    content                       a hash of the tokens and parents that were scored
+    {answer}_reference            float32 log-prob of each parent of the answers chosen and rejected, EOS parent
+                                  included, summed over its tokens, under the model that students are compared with
+    {answer}_positive             the same under pi+ and pi-, if there is a contrast
+    {answer}_negative
+
+that is 12 bytes a parent. Weights are not in it: they follow from the scores by settings of the training.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
+from prefkd.data.tokenizing import INSTRUCTIONS
+from prefkd.errors import ConfigError, PrefkdError
+
+# Raise it when a folder of scores comes to look otherwise.
+VERSION = 1
+
+SPLITS = ("train", "held_out")
+FINGERPRINT = "fingerprint.json"
+INSTRUCTED_PROMPTS = [f"{name}_prompt" for name in INSTRUCTIONS]
+PLACE = {"file": Value("string"), "row": Value("int64"), "content": Value("int64")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the scores, computed and written as one.
+
+    Attributes:
+        split: One of `SPLITS`.
+        number: Its place among the shards of the split, from 0.
+        rows: Its rows in the aligned data set.
+    """
+
+    split: str
+    number: int
+    rows: range
+
+    def path(self, folder: Path) -> Path:
+        """Its file in a folder of scores."""
+        return folder / self.split / f"shard-{self.number:05}.parquet"
+
+
+def plan_shards(parts: Fingerprint) -> list[Shard]:
+    """All shards of the scores with this fingerprint."""
+    size = cast(int, parts["pairs_per_shard"])
+    return [
+        Shard(split, number, range(start, min(start + size, count)))
+        for split in SPLITS
+        for count in [cast(int, parts[f"{split}.pairs"])]
+        for number, start in enumerate(range(0, count, size))
+    ]
+
+
+def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prepare a folder of scores, or make sure that the scores in it are those of these settings.
+
+    Raises:
+        ConfigError: They are not; a line for each part that differs.
+    """
+    if (folder / FINGERPRINT).exists():
+        require_same(parts, _read_fingerprint(folder), remedy="restore it, or name another output_dir")
+        return
+    tokenizer.save_pretrained(folder / "tokenizer")
+    text = json.dumps({"version": VERSION, **parts}, indent=2, ensure_ascii=False) + "\n"
+    _write_whole(folder / FINGERPRINT, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def is_finished(folder: Path, shard: Shard) -> bool:
+    """Whether a shard is there and whole."""
+    return _damage(shard.path(folder)) is None
+
+
+def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+    """Write a shard. It gets its name when it is whole, so that a process may end at any moment.
+
+    Args:
+        aligned: The data set of the shard's split.
+        scores: For each row of the shard `{answer}_reference` and so on, float32 (P,).
+
+    Raises:
+        PrefkdError: A score is not a number.
+    """
+    rows = aligned.select(shard.rows)
+    names = list(scores[shard.rows[0]])
+    for (file, number), row in zip(_places(rows), shard.rows, strict=True):
+        if not all(np.isfinite(values).all() for values in scores[row].values()):
+            raise PrefkdError(f"row {number} of {file}: a log-prob is not a finite number; score with dtype: float32")
+    columns = {"file": rows["file"][:], "row": rows["row"][:], "content": row_contents(rows)}
+    columns |= {name: [scores[row][name] for row in shard.rows] for name in names}
+    schema = Features(PLACE | {name: List(Value("float32")) for name in names}).arrow_schema
+    table = pa.table(columns, schema=schema)
+    path = shard.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+
+
+def scores_problems(folder: Path) -> Iterator[str]:
+    """What keeps a folder of scores from being used, as far as can be seen without reading the scores."""
+    if not (folder / FINGERPRINT).is_file():
+        if (folder / "scores" / FINGERPRINT).is_file():
+            yield f"{folder} has its scores in a folder of their own; name {folder / 'scores'}"
+        elif folder.is_dir():
+            yield f"{folder} holds no {FINGERPRINT}; name the folder `scores` that recipe score wrote"
+        else:
+            yield f"no folder {folder}; write it with recipe score"
+        return
+    try:
+        shards = plan_shards(_read_fingerprint(folder))
+    except PrefkdError as error:
+        yield str(error)
+        return
+    missing = [shard.path(folder) for shard in shards if not shard.path(folder).is_file()]
+    if missing:
+        yield f"{len(missing)} of {len(shards)} shards are missing, {missing[0]} first; run score again, which goes on"
+
+
+def open_scores(folder: Path) -> "Scores":
+    """Open a folder of scores.
+
+    Raises:
+        PrefkdError: It cannot be used.
+    """
+    for problem in scores_problems(folder):
+        raise PrefkdError(problem)
+    return Scores(folder, _read_fingerprint(folder))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores in a folder.
+
+    Attributes:
+        fingerprint: What they depend on.
+    """
+
+    folder: Path
+    fingerprint: Fingerprint
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the teacher's tokenizer."""
+        return self.folder / "tokenizer"
+
+    @property
+    def template(self) -> Literal["chat", "plain"]:
+        """The teacher's template."""
+        return cast(Any, str(self.fingerprint["teacher.template"]).split()[0])
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether pi+ and pi- were scored."""
+        return self.fingerprint["contrast.kind"] != "none"
+
+    @property
+    def instructions(self) -> tuple[str, str] | None:
+        """The positive and the negative instruction, if the contrast was made by such.
+
+        Pairs have to be aligned with them again, since a prompt is cut so that the longer instruction fits.
+        """
+        if self.fingerprint["contrast.kind"] != "prompts":
+            return None
+        return cast(Any, tuple(self.fingerprint[f"contrast.{name}_prompt"] for name in INSTRUCTIONS))
+
+    def require(self, reading: Fingerprint) -> None:
+        """Make sure that pairs are read as they were for the scores.
+
+        Args:
+            reading: `prefkd.data.fingerprints.reading_fingerprint` of the training.
+
+        Raises:
+            ConfigError: A line for each part that differs.
+        """
+        require_same(reading, self.fingerprint, remedy="restore it, or score again")
+
+    def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
+        """Add the scores to rows of an aligned data set, which may be a part of those that were scored.
+
+        Returns:
+            The rows with the columns `{answer}_reference` and so on; without the prompts under instructions, which
+            nobody reads any more.
+
+        Raises:
+            ConfigError: A row was not scored, or is not what it was then.
+            PrefkdError: A shard is damaged.
+        """
+        contents = row_contents(aligned)
+        aligned = aligned.remove_columns([name for name in aligned.column_names if name in INSTRUCTED_PROMPTS])
+        if not len(aligned):
+            return aligned
+        scored = self._read(split)
+        known = dict(zip(_places(scored), enumerate(scored["content"][:]), strict=True)) if scored else {}
+        missing, changed, found = [], [], []
+        for place, content in zip(_places(aligned), contents, strict=True):
+            index, scored_content = known.get(place, (None, None))
+            found.append(index)
+            if index is None:
+                missing.append(place)
+            elif scored_content != content:
+                changed.append(place)
+        pairs, lines = f"of {len(aligned)} {split} pairs", []
+        if missing:
+            lines.append(_data_problem(missing, f"{pairs} are not among the {len(known)} that were scored"))
+        if changed:
+            lines.append(_data_problem(changed, f"{pairs} are not what they were when they were scored"))
+        if lines or scored is None:
+            raise ConfigError(lines)
+        columns = scored.select(found).remove_columns(list(PLACE))
+        return concatenate_datasets([aligned, columns], axis=1)
+
+    def _read(self, split: str) -> Dataset | None:
+        """All rows of a split, memory-mapped; None if there are none."""
+        paths = [shard.path(self.folder) for shard in plan_shards(self.fingerprint) if shard.split == split]
+        for path in paths:
+            damage = _damage(path)
+            if damage is not None:
+                raise PrefkdError(f"{path} {damage}; run score again, which computes this shard anew")
+        return cast(Dataset, Dataset.from_parquet([str(path) for path in paths])) if paths else None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a shard, None if it is whole. All of it is read, since bits rot anywhere."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        return f"is damaged ({' '.join(str(error).split())})"
+    return None
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    write(unfinished)
+    unfinished.replace(path)
+
+
+def _read_fingerprint(folder: Path) -> Fingerprint:
+    path = folder / FINGERPRINT
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        version = parts.pop("version")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise PrefkdError(f"{path} is damaged; remove {folder} and score again") from error
+    if version != VERSION:
+        raise PrefkdError(f"{path} is of another version of prefkd; score again into another folder")
+    return parts
+
+
+def _data_problem(places: Sequence[tuple[str, int]], what: str) -> str:
+    file, row = places[0]
+    return f"data: {len(places)} {what}, row {row} of {file} first; restore the data, or score again"
+
+
+def _places(rows: Dataset) -> Iterator[tuple[str, int]]:
+    return zip(rows["file"][:], rows["row"][:], strict=True)

@@ -1,0 +1,123 @@
+"""The contrast of TIS-DPO (arXiv 2410.04350): two models pi+ and pi- that find good text differently likely."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoConfig
+
+from prefkd.data.batches import TokenBatch
+from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
+from prefkd.data.pairs import fingerprint
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import INSTRUCTIONS
+from prefkd.errors import PrefkdError
+from prefkd.models.load import TeacherConfig, load_tokenizer
+from prefkd.models.teacher import Reader, Teacher, load_frozen
+from prefkd.training.progress import parameter_count
+from prefkd.training.weighting import WeightConfig
+
+
+@dataclass
+class ContrastConfig:
+    """Which two models are compared.
+
+    Attributes:
+        kind: `prompts`: the teacher under two instructions, TIS-DPO (P). `models`: two models, of which one learned the
+            chosen answers and one the rejected ones, by SFT, TIS-DPO (S), or by DPO and reversed DPO, TIS-DPO (D).
+            `none`: no contrast, all weights will be 1.
+        positive_prompt, negative_prompt: The two instructions; `{prompt}` stands for the user's last message.
+        positive, negative: The two models, with the teacher's tokenizer; they read in the teacher's template. Two
+            adapters on one base are in memory as one model.
+    """
+
+    kind: Literal["prompts", "models", "none"] = "prompts"
+    positive_prompt: str = WeightConfig.positive
+    negative_prompt: str = WeightConfig.negative
+    positive: TeacherConfig | None = None
+    negative: TeacherConfig | None = None
+
+    @property
+    def instructions(self) -> tuple[str, str] | None:
+        """The positive and the negative instruction, None where none are given."""
+        return (self.positive_prompt, self.negative_prompt) if self.kind == "prompts" else None
+
+    @property
+    def models(self) -> dict[str, TeacherConfig]:
+        """The two models by name, empty where there are none."""
+        named = {"positive": self.positive, "negative": self.negative}
+        return {name: model for name, model in named.items() if model is not None and self.kind == "models"}
+
+    def problems(self) -> Iterator[str]:
+        for name in INSTRUCTIONS:
+            prompt, model = getattr(self, f"{name}_prompt"), getattr(self, name)
+            if self.kind == "prompts" and "{prompt}" not in prompt:
+                yield f"{name}_prompt: {prompt!r} lacks {{prompt}}; put it where the user's message belongs"
+            if self.kind == "models" and model is None:
+                yield f"{name}: missing; kind: models compares two, each with a path and, if it is one, an adapter"
+            if self.kind != "models" and model is not None:
+                yield f"{name}: goes with kind: models only, and kind is {self.kind}; change one of the two"
+        if self.kind == "models" and self.positive is not None and self.positive == self.negative:
+            yield "negative: is the same model as positive, so that all weights would be 1; name another"
+
+    def fingerprint(self) -> Fingerprint:
+        """What the scores of pi+ and pi- depend on."""
+        parts: Fingerprint = {"contrast.kind": self.kind}
+        if self.kind == "prompts":
+            parts |= {f"contrast.{name}_prompt": getattr(self, f"{name}_prompt") for name in INSTRUCTIONS}
+        for name, model in self.models.items():
+            parts |= model_fingerprint(f"contrast.{name}", model)
+        return parts
+
+
+def load_contrast(
+    teacher: TeacherConfig, contrast: ContrastConfig, *, probe: TokenBatch, chunk_size: int, device: torch.device
+) -> Teacher:
+    """The teacher as reference together with pi+ and pi-.
+
+    Args:
+        probe: A pair of the teacher's tokens, on which each model is checked.
+        chunk_size: Target tokens whose logits exist at one time.
+    """
+    configs = [teacher, *contrast.models.values()]
+    own, *pair = load_frozen(configs, probe=probe, chunk_size=chunk_size, device=device)
+    bases = {id(model.base): model.base for model in (own, *pair)}
+    size = " + ".join(parameter_count(base) for base in bases.values())
+    description = f"{teacher.path}  {teacher.dtype} on {device}, {size} parameters in memory"
+    readers = {"reference": Reader(own, "teacher")}
+    if contrast.kind == "prompts":
+        readers |= {"positive": Reader(own, "positive"), "negative": Reader(own, "negative")}
+    elif contrast.kind == "models":
+        positive, negative = pair
+        readers |= {"positive": Reader(positive, "teacher"), "negative": Reader(negative, "teacher")}
+    return Teacher(readers, description=description)
+
+
+def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
+    """Which weights a frozen model has: those of a folder by content, those from the Hub by commit."""
+    if Path(config.path).is_dir():
+        weights = folder_fingerprint(Path(config.path))
+    else:
+        hub = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        weights = fingerprint("hub", config.path, hub._commit_hash)
+    return {
+        f"{name}.model": weights,
+        f"{name}.adapter": folder_fingerprint(Path(config.adapter)) if config.adapter else None,
+        f"{name}.dtype": config.dtype,
+    }
+
+
+def require_one_tokenizer(teacher: ModelSide, models: Mapping[str, TeacherConfig]) -> None:
+    """Make sure that pi+ and pi- read the same tokens as the teacher.
+
+    Raises:
+        PrefkdError: One of them has another tokenizer.
+    """
+    for name, config in models.items():
+        if load_tokenizer(config).get_vocab() != teacher.tokenizer.get_vocab():
+            raise PrefkdError(
+                f"contrast.{name}: {config.path} has another tokenizer than the teacher {teacher.name}; "
+                "name a model of the teacher's family"
+            )

@@ -1,0 +1,291 @@
+"""Distil preferences by DPO whose reference is a teacher with another tokenizer: whole answers are compared.
+
+The student is trained on pairs of answers. Where DPO compares it with its own frozen start, here the reference is the
+teacher's log-prob of the same text, which both have even where their tokens differ; all of the text counts alike. DPO,
+arXiv 2305.18290; the baseline of CTPD, arXiv 2601.11865. The teacher is a model in memory, or the scores that recipe
+`score` wrote down once.
+
+    prefkd run dpo_distill --config demo/dpo_distill
+
+Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.data.alignment_report import alignment_report
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.fingerprints import reading_fingerprint
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import open_scores
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import shard
+from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.export import save_pretrained
+from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.progress import Display, parameter_count
+from prefkd.training.settings import TrainingConfig, output_problems
+
+IPO = "prefkd.method.preference.ipo_loss"
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        loss: Called with the log-probs of chosen and rejected answers under the student, then under the teacher, (B,)
+            each.
+        average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose borders are token
+            borders for both models), as IPO needs it, instead of the sum.
+    """
+
+    output_dir: Path
+    student: ModelConfig
+    teacher: TeacherSource
+    data: DataConfig
+    loss: Component = component(
+        "prefkd.method.preference.dpo_loss",
+        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
+        beta=0.1,
+    )
+    average_logprobs: bool = False
+    optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
+    lr_schedule: Component = component(
+        "transformers.get_cosine_schedule_with_warmup",
+        supplied=("optimizer", "num_training_steps"),
+        num_warmup_steps=10,
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metric_logger: Component | None = None
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("student",)
+
+    def problems(self) -> Iterator[str]:
+        yield from output_problems(self.output_dir)
+        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
+        if self.loss.get("_component_") == IPO and not self.average_logprobs:
+            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
+            yield "average_logprobs: false does not go with ipo_loss, which compares means; set it to true"
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `train` uses."""
+
+    ranks: Ranks
+    display: Display
+    train_pairs: Dataset
+    steps: list[list[int]]
+    held_out_pairs: Dataset
+    held_out_rows: list[int]
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+    student: LogprobModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: Teacher
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the models, and say what is going to happen."""
+    training, device = config.training, ranks.device
+    display = Display(ranks)
+    set_seed(training.seed)
+
+    scores = open_scores(config.teacher.scores) if config.teacher.scores else None
+    student_tokenizer = load_tokenizer(config.student)
+    sides = {
+        "student": ModelSide(student_tokenizer, config.student.template),
+        "teacher": teacher_side(config.teacher, scores),
+    }
+    if scores:
+        scores.require(reading_fingerprint(config.data, **sides))
+    contrast = scores.instructions if scores else None  # they had a part in where prompts were cut
+    align = partial(align_pairs, **sides, config=config.data, contrast=contrast)
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+        if scores:
+            train_pairs, held_out_pairs = scores.attach(train_pairs, "train"), scores.attach(held_out_pairs, "held_out")
+    if not len(train_pairs):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
+    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
+    steps = [
+        rows
+        for epoch in range(training.epochs)
+        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
+    ][: training.max_steps]
+
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
+    probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
+    student.check(probe.student, "student")
+    teacher = open_teacher(
+        config.teacher,
+        is_reference=True,
+        gets_instructions=False,
+        probe=probe,
+        chunk_size=training.chunk_size,
+        device=device,
+    )
+
+    shard(student.train(), ranks)
+    optimizer = build_optimizer(config.optimizer, student.parameters())
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+        (config.output_dir / "alignment_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    display.table(
+        "dpo_distill",
+        {
+            "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
+            "teacher": teacher.description,
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
+            "alignment": f"{report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    return Run(
+        ranks=ranks,
+        display=display,
+        train_pairs=train_pairs,
+        steps=steps,
+        held_out_pairs=held_out_pairs,
+        held_out_rows=held_out_rows,
+        collate=collate,
+        student=student,
+        student_tokenizer=student_tokenizer,
+        teacher=teacher,
+        loss=bind(config.loss),
+        optimizer=optimizer,
+        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+    )
+
+
+def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    token_logprobs = run.student(batch.student)  # (N,)
+    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
+    reference = run.teacher(batch).reference.sum(-1)  # (2, B) log of the teacher's probability of the same text
+    if config.average_logprobs:
+        parents = batch.parent_mask.sum(-1)
+        policy, reference = policy / parents, reference / parents
+    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    chosen_logprob, rejected_logprob = policy.detach()
+    margin = chosen_rewards - rejected_rewards
+    return losses, {
+        "loss": losses.detach(),
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "logprob_accuracy": (chosen_logprob > rejected_logprob).float(),
+        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
+        "chosen_reward": chosen_rewards,
+        "rejected_reward": rejected_rewards,
+        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+    }
+
+
+@torch.no_grad()
+def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+    """Means over the held-out pairs after a step."""
+    ranks, sums = run.ranks, PairSums()
+    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
+        losses, metrics = compare(config, run, batch)
+        require_finite(losses, step, batch.names)
+        sums.add(metrics, batch.counted)
+    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+
+
+def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Train the student; returns the held-out metrics before and after."""
+    training, ranks = config.training, run.ranks
+    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    before = latest = evaluate(config, run, step=0)
+    writer.write(0, before)
+    run.display.say(f"before training: {describe(before)}")
+    with run.display.progress(len(run.steps)) as bar:
+        for step, rows in enumerate(run.steps, start=1):
+            # ------------------------------------------------------------------------------------ one training step
+            began, sums = time.perf_counter(), PairSums()
+            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+                losses, metrics = compare(config, run, batch)
+                require_finite(losses, step, batch.names)
+                # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
+                ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
+                sums.add(metrics, batch.counted)
+            gradient_norm = clip_gradients(run.student.parameters(), training.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.lr_schedule.step()
+            # ------------------------------------------------------------------------------------------------------
+            means = sums.means(ranks)
+            means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
+            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            if step % training.evaluate_every == 0 or step == len(run.steps):
+                latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(latest)}")
+                means |= latest
+            writer.write(step, means)
+            bar.advance(brief(means))
+    writer.close()
+    return before, latest
+
+
+def save(config: Config, run: Run) -> Path:
+    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
+    folder = config.output_dir / "student"
+    dtype = stored_dtype(config.student)
+    save_pretrained(run.student.lm, run.student_tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    return folder
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.training.device) as ranks:
+        run = setup(config, ranks)
+        before, after = train(config, run)
+        folder = save(config, run)
+        run.display.result(
+            before,
+            after,
+            {
+                "student": folder,
+                "metrics": config.output_dir / "metrics.jsonl",
+                "config": config.output_dir / "config.yaml",
+                "alignment": config.output_dir / "alignment_report.json",
+            },
+            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+        )

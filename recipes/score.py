@@ -1,0 +1,202 @@
+"""Let the teacher score pairs once, so that students are trained without it: log-probs of parent tokens, on disk.
+
+For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-. The reference is the
+teacher; pi+ and pi- are the teacher under two instructions, or two models trained on or towards opposite answers. Their
+difference is what importance weights are made of, as settings of the training: one scoring serves all of them.
+CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
+
+    prefkd run score --config demo/score
+
+Killed, it goes on where it was when the same command is given again. Of several processes each scores a part.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+
+from prefkd.config import save_config
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
+from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import ANSWERS, align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.models.contrast import ContrastConfig, load_contrast, model_fingerprint, require_one_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.teacher import Teacher
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.progress import Display
+from prefkd.training.weighting import WeightConfig
+from prefkd.weight_report import weight_table, write_weight_report
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the scores, the resolved config and, with a contrast, a report on the weights.
+        student: The model that will be trained. Its tokenizer alone is read: parents depend on both tokenizers.
+        teacher: The reference.
+        contrast: pi+ and pi-.
+        pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
+        microbatch_size: Pairs of one forward pass.
+        chunk_size: Target tokens whose logits exist at one time.
+        device: `auto` takes the GPU where there is one.
+    """
+
+    output_dir: Path
+    student: ModelConfig
+    teacher: TeacherConfig
+    data: DataConfig
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    pairs_per_shard: int = 256
+    microbatch_size: int = 8
+    chunk_size: int = 512
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("scores",)
+
+    def problems(self) -> Iterator[str]:
+        for name in ("pairs_per_shard", "microbatch_size", "chunk_size"):
+            if getattr(self, name) < 1:
+                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            yield "device: cuda is not available here; use auto or cpu"
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `score` uses."""
+
+    ranks: Ranks
+    display: Display
+    aligned: dict[str, Dataset]
+    sides: dict[str, ModelSide]
+    shards: list[Shard]
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+    teacher: Teacher | None
+    folder: Path
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data, see what is scored already, load the models, and say what is going to happen."""
+    device, folder = ranks.device, config.output_dir / "scores"
+    display = Display(ranks)
+
+    tokenizer = load_tokenizer(config.teacher)
+    sides = {
+        "student": ModelSide(load_tokenizer(config.student), config.student.template),
+        "teacher": ModelSide(tokenizer, config.teacher.template),
+    }
+    require_one_tokenizer(sides["teacher"], config.contrast.models)
+    align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        aligned = {"train": align(pairs.train), "held_out": align(pairs.held_out)}
+        if not len(aligned["train"]):
+            raise PrefkdError("no pair is left after truncation; raise data.max_length")
+        parts = reading_fingerprint(config.data, **sides) | model_fingerprint("teacher", config.teacher)
+        parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
+        parts |= {"pairs_per_shard": config.pairs_per_shard}
+        if ranks.is_main:
+            begin_scores(folder, parts, tokenizer)
+            save_config(config, config.output_dir / "config.yaml")
+    planned = plan_shards(parts)
+    shards = [shard for shard in planned if not is_finished(folder, shard)]
+    ranks.wait()  # none writes while another still looks
+
+    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
+    teacher = None
+    if shards:
+        probe = collate(aligned["train"], Microbatch([0])).to(device)
+        teacher = load_contrast(
+            config.teacher, config.contrast, probe=probe.teacher, chunk_size=config.chunk_size, device=device
+        )
+    display.table(
+        "score",
+        {
+            "teacher": teacher.description if teacher else f"{config.teacher.path}, not needed any more",
+            "contrast": config.contrast.kind,
+            **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
+            "data": f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, "
+            f"{len(pairs.skipped)} bad rows skipped",
+            "plan": f"{len(shards)} of {len(planned)} shards on {ranks.world_size} process(es)"
+            + (", the others are finished" if len(shards) < len(planned) else ""),
+            "output": folder,
+        },
+    )
+    return Run(
+        ranks=ranks,
+        display=display,
+        aligned=aligned,
+        sides=sides,
+        shards=shards[ranks.rank :: ranks.world_size],
+        collate=collate,
+        teacher=teacher,
+        folder=folder,
+    )
+
+
+def score(config: Config, run: Run) -> None:
+    """Score the shards of this process, each written when it is whole."""
+    lengths = {split: pair_lengths(aligned) for split, aligned in run.aligned.items()}
+    began, done = time.perf_counter(), 0
+    with run.display.progress(sum(len(shard.rows) for shard in run.shards)) as bar:
+        for shard in run.shards:
+            # --------------------------------------------------------------------------------------------- one shard
+            assert run.teacher is not None, "it is loaded where a shard is left"
+            aligned, scores = run.aligned[shard.split], {}
+            longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
+            for microbatch in split_step(longest_first, config.microbatch_size):
+                batch = run.collate(aligned, microbatch).to(run.ranks.device)
+                columns = run.teacher(batch).columns(batch.parent_mask)
+                scores |= zip(microbatch.rows, columns, strict=True)
+                done += len(columns)
+                bar.advance(f"{done / (time.perf_counter() - began):.1f} pairs/s", steps=len(columns))
+            write_shard(run.folder, shard, aligned, scores)
+            # ------------------------------------------------------------------------------------------------------
+    run.ranks.wait()
+
+
+def save(config: Config, run: Run) -> dict[str, object]:
+    """Report on the weights that the scores make by default, and say what was written."""
+    files = sorted(run.folder.rglob("*.parquet"))
+    size = sum(file.stat().st_size for file in files)
+    parents = sum(sum(aligned[f"{answer}_parents"][:]) for aligned in run.aligned.values() for answer in ANSWERS)
+    written: dict[str, object] = {
+        "scores": run.folder,
+        "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent",
+        "config": config.output_dir / "config.yaml",
+    }
+    if config.contrast.kind != "none":
+        scored = open_scores(run.folder).attach(run.aligned["train"], "train")
+        numbers = write_weight_report(config.output_dir, scored, WeightConfig(contrast="scores"), **run.sides)
+        run.display.console.print(weight_table(numbers))
+        written["weights"] = config.output_dir / "weight_report.html"
+    return written
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.device) as ranks:
+        run = setup(config, ranks)
+        score(config, run)
+        if ranks.is_main:
+            run.display.table("result", save(config, run))
+            contrast = "uniform" if config.contrast.kind == "none" else "scores"
+            run.display.say(
+                "next, with your config in place of CONFIG: prefkd run tis_dpo_distill --config CONFIG "
+                f"~teacher.path teacher.scores={run.folder} weights.contrast={contrast}"
+            )
