@@ -1,6 +1,7 @@
-"""The shipped recipes and configs, found by looking into their folders."""
+"""The shipped recipes, configs and pipelines, found by looking into their folders."""
 
 import ast
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,8 +43,17 @@ def recipes() -> list[Recipe]:
 
 def configs() -> dict[str, Path]:
     """The files of all shipped configs, by name (such as demo/tis_dpo_distill)."""
-    paths = sorted(CONFIGS.rglob("*.yaml"))
-    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
+    return {name: path for name, path in _yaml_files().items() if not _is_pipeline(path)}
+
+
+def pipelines() -> dict[str, Path]:
+    """The files of all shipped pipelines, by name (such as demo/pipeline)."""
+    return {name: path for name, path in _yaml_files().items() if _is_pipeline(path)}
+
+
+def pipeline_summary(path: Path) -> str:
+    """The first line of a pipeline's file, which is a comment."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def find_recipe(name: str) -> Path:
@@ -64,15 +74,24 @@ def find_config(name: str) -> Path:
     return _find("config", name, configs())
 
 
+def find_pipeline(name: str) -> Path:
+    """The file of a shipped pipeline, or of the user's own where `name` is a path.
+
+    Raises:
+        PrefkdError: If there is neither; the message names the nearest shipped pipeline.
+    """
+    return _find("pipeline", name, pipelines())
+
+
 def find_shipped(name: str) -> Path:
-    """The file of the shipped recipe or config of this name.
+    """The file of the shipped recipe, config or pipeline of this name.
 
     Raises:
         PrefkdError: If there is none; the message names the nearest one.
     """
-    shipped = {recipe.name: recipe.path for recipe in recipes()} | configs()
+    shipped = {recipe.name: recipe.path for recipe in recipes()} | _yaml_files()
     if name not in shipped:
-        raise PrefkdError(f"no recipe or config is named {name}{_hint(name, shipped)}")
+        raise PrefkdError(f"no recipe, config or pipeline is named {name}{_hint(name, shipped)}")
     return shipped[name]
 
 
@@ -87,6 +106,15 @@ def shipped_file(name: str) -> str:
         files = (path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file())
         raise PrefkdError(f"no file {name} is shipped{nearest(name, files)}")
     return str(path)
+
+
+def _yaml_files() -> dict[str, Path]:
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def _is_pipeline(path: Path) -> bool:
+    """Whether a file lists stages, as no config of a recipe does."""
+    return re.search("^stages:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:

@@ -33,8 +33,10 @@ __all__ = [
     "bind",
     "build",
     "component",
+    "examine_config",
     "import_dotpath",
     "load_config",
+    "read_yaml",
     "refusals",
     "save_config",
 ]
@@ -71,19 +73,37 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
     Raises:
         ConfigError: With all problems, one line each.
     """
+    config, problems = examine_config(config_class, path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def examine_config(
+    config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()
+) -> tuple[ConfigType, list[str]]:
+    """Read a config as `load_config` does, and return it together with the problems of its sound values.
+
+    These are problems of components and what the sections themselves say, a missing file for instance, which may be
+    there later.
+
+    Raises:
+        ConfigError: With all problems, if there are values from which no config can be made.
+    """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    values = _plain(_overlaid(_container(config), _read_yaml(path)))
+    values = _plain(_overlaid(_container(config), read_yaml(path)))
     found = _Findings()
     component_keys = set(_component_keys(config_class))
     for override in overrides:
         _apply(override, values, component_keys, found)
     _fill(config, values, "", found)
     _resolve(config, "", found)
+    is_sound = not found.lines
     _ask(config, "", found)
-    if found.lines:
+    if not is_sound:
         raise ConfigError(found.lines)
-    return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+    return OmegaConf.to_object(config), found.lines  # pyright: ignore[reportReturnType]
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -100,7 +120,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path) -> dict[Any, Any]:
     """The keys of a YAML file, interpolations as they are written.
 
     Raises:

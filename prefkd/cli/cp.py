@@ -18,14 +18,14 @@ def cp(
     *,
     force: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False,
 ) -> None:
-    """Copy a recipe or a config, to change it.
+    """Copy a recipe, a config or a pipeline, to change it.
 
     For example:
         prefkd cp demo/tis_dpo_distill ./mine.yaml
         prefkd cp tis_dpo_distill ./mine.py
 
     Args:
-        name: Name of a recipe or a config, as `prefkd ls` shows it.
+        name: Name of a recipe, a config or a pipeline, as `prefkd ls` shows it.
         dest: File to write, with or without suffix, or a folder. Folders on the way are made.
         force: Overwrite a file that is there.
     """
@@ -41,8 +41,10 @@ def cp(
 
 
 def _run_command(source: Path, copy: Path) -> str:
-    """How a copy is run: a recipe with its first shipped config, a config with its own recipe."""
+    """How a copy is run: a recipe with its first shipped config, a config with its own recipe, a pipeline as it is."""
     path = shlex.quote(str(copy))
+    if source in catalog.pipelines().values():
+        return f"prefkd pipeline {path}"
     if source.suffix == ".yaml":
         return f"prefkd run {source.stem} --config {path}"
     configs = next(recipe.configs for recipe in catalog.recipes() if recipe.path == source)

@@ -17,11 +17,14 @@ from prefkd.cli.cp import cp
 from prefkd.cli.download import download
 from prefkd.cli.ls import ls
 from prefkd.cli.output import complain, say
+from prefkd.cli.pipeline import pipeline
 from prefkd.cli.run import run
 from prefkd.cli.validate import validate
 from prefkd.errors import PrefkdError, nearest
 
-VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in (ls, cp, cat, validate, download, run)}
+VERBS: dict[str, Callable[..., None]] = {
+    verb.__name__: verb for verb in (ls, cp, cat, validate, download, run, pipeline)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

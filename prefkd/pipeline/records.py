@@ -1,0 +1,165 @@
+"""What a stage of a pipeline was made from, kept in its folder, so that what is finished need not run again.
+
+A stage is made from the text of its recipe, the settings of its resolved config, and the content of every file and
+folder that a setting names: data, models, and what earlier stages have written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal, get_origin, get_type_hints
+
+from prefkd.hints import members
+
+FILE_NAME = "stage.json"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides about a stage's result.
+
+    Attributes:
+        recipe: SHA-256 of its text.
+        settings: The values of the resolved config by dotted key; its output_dir decides nothing.
+        inputs: SHA-256 of the files and folders that settings name, by dotted key.
+    """
+
+    recipe: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    def changes(self, now: "Fingerprint") -> list[str]:
+        """What is different now, a few words each. Inputs that are gone are no change: the result is still there."""
+        changed = ["the recipe"] if now.recipe != self.recipe else []
+        for key in self.settings | now.settings:
+            old, new = self.settings.get(key, "nothing"), now.settings.get(key, "nothing")
+            if old != new:
+                changed.append(f"{key} {shorten(str(old), 40)} -> {shorten(str(new), 40)}")
+            elif key in now.inputs and now.inputs[key] != self.inputs.get(key):
+                changed.append(f"the content of {key} ({new})")
+        return changed
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stage that was started, and, unless `seconds` is None, finished.
+
+    Attributes:
+        seconds: How long it ran.
+        files: Names and sizes in bytes of what it wrote.
+    """
+
+    fingerprint: Fingerprint
+    seconds: float | None = None
+    files: dict[str, int] = field(default_factory=dict)
+
+    def lost(self, folder: Path) -> list[str]:
+        """Which files of the stage are gone or have another size."""
+        there = _sizes(folder)
+        return [name for name, size in self.files.items() if there.get(name) != size]
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of the stage that wrote to a folder, None where no pipeline did."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Record(**stored | {"fingerprint": Fingerprint(**stored["fingerprint"])})
+
+
+def record_start(folder: Path, fingerprint: Fingerprint) -> None:
+    """Note that a stage is going to write to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / FILE_NAME, asdict(Record(fingerprint)))
+
+
+def record_end(folder: Path, fingerprint: Fingerprint, seconds: float) -> None:
+    """Note that a stage is finished."""
+    _write_json(folder / FILE_NAME, asdict(Record(fingerprint, seconds, _sizes(folder))))
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The values of a recipe's config by dotted key, without its output_dir."""
+    flat = {key: str(value) if isinstance(value, Path) else value for key, value in _flat(asdict(config))}
+    return {key: value for key, value in flat.items() if key != "output_dir"}
+
+
+def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
+    """The texts of a config, by dotted key, that name a file or a folder if there is one.
+
+    That is none of a few fixed words, and no argument of a component: a metric logger's folder is no input.
+    """
+    hints = get_type_hints(type(config))
+    for part in fields(config):
+        value, path = getattr(config, part.name), f"{key}.{part.name}" if key else part.name
+        if is_dataclass(value):
+            yield from paths_in(value, path)
+        elif not isinstance(value, dict) and not any(get_origin(hint) is Literal for hint in members(hints[part.name])):
+            for name, item in _flat(value, path):
+                if isinstance(item, (str, Path)) and str(item) and path != "output_dir":
+                    yield name, Path(item)
+
+
+class Contents:
+    """SHA-256 of files and of folders, hidden files left out.
+
+    Args:
+        cache: File that remembers them: what has the same size and time of change is not read again.
+    """
+
+    def __init__(self, cache: Path):
+        self._cache = cache
+        self._known: dict[str, list[Any]] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+
+    def digest(self, path: Path) -> str:
+        """The SHA-256 of a file, or of the names and the contents of the files in a folder."""
+        if path.is_dir():
+            digests = {name: self._digest_file(path / name) for name in _sizes(path)}
+            return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        return self._digest_file(path)
+
+    def save(self) -> None:
+        """Write the cache."""
+        _write_json(self._cache, self._known)
+
+    def _digest_file(self, path: Path) -> str:
+        status, name = path.stat(), str(path.resolve())
+        size, time, digest = self._known.get(name, (None, None, ""))
+        if (size, time) != (status.st_size, status.st_mtime_ns):
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            self._known[name] = [status.st_size, status.st_mtime_ns, digest]
+        return digest
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes in bytes of the files in a folder and below it, by their names from there; not of hidden ones."""
+    sizes = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".") and name != FILE_NAME):
+            path = Path(parent, name)
+            if path.is_file():  # and no link that leads nowhere
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested sections and lists, with their dotted keys."""
+    if not isinstance(value, (dict, list, tuple)) or not value:
+        yield key, list(value) if isinstance(value, tuple) else value
+        return
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _flat(item, f"{key}.{name}" if key else str(name))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
