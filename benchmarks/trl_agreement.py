@@ -1,0 +1,98 @@
+"""Loss and gradient norm of recipe dpo beside those of TRL's DPOTrainer: the same model, the same eight pairs.
+
+    python benchmarks/trl_agreement.py --model models/smollm2-135m-instruct --pairs pairs.jsonl --trl-python PYTHON
+
+PYTHON is that of an environment with TRL, see trl_side.py. The pairs file holds prompt, chosen, rejected strings. All
+pairs make one step, so that their order does not matter. TRL gets the text that prefkd's plain template makes of a
+prompt.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from pairs_and_sides import read_pairs, run_trl
+
+from prefkd.cli.main import main as prefkd
+
+
+@dataclass
+class Arguments:
+    """What to compare."""
+
+    model: Path
+    """Folder of the model."""
+    pairs: Path
+    """JSONL file, gzipped or not, with prompt, chosen and rejected strings."""
+    trl_python: Path
+    """Python of an environment with TRL."""
+    count: int = 8
+    """Pairs of a step."""
+    steps: int = 4
+    """Steps, all on the same pairs."""
+    max_length: int = 384
+    """Tokens of prompt and longer answer together, at most."""
+    lr: float = 1e-5
+    """Learning rate."""
+    threads: int = 2
+    """Threads of torch."""
+
+
+def run_recipe(arguments: Arguments, pairs: list[dict[str, str]]) -> dict[str, list[float]]:
+    """Losses and gradient norms of recipe dpo."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        config = {
+            "output_dir": str(folder / "out"),
+            "model": {"path": str(arguments.model), "template": "plain"},
+            "data": {
+                "source": str(folder / "pairs.jsonl"),
+                "held_out_fraction": 0.0,
+                "max_length": arguments.max_length + 20,
+                "max_prompt_length": arguments.max_length + 10,
+            },
+            "optimizer": {"lr": arguments.lr},
+            "lr_schedule": {"_component_": "transformers.get_constant_schedule"},
+            "training": {
+                "batch_size": arguments.count,
+                "microbatch_size": 2,
+                "epochs": arguments.steps,
+                "precision": "float32",
+            },
+        }
+        (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+        if prefkd(["run", "dpo", "--config", str(folder / "config.yaml")]):
+            sys.exit("recipe dpo failed")
+        lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()[1:]]
+    return {"losses": [line["loss"] for line in lines], "gradient_norms": [line["gradient_norm"] for line in lines]}
+
+
+def main(arguments: Arguments) -> None:
+    pairs = read_pairs(arguments.pairs, arguments.model, count=arguments.count, max_length=arguments.max_length)
+    ours = run_recipe(arguments, pairs)
+    framed = [pair | {"prompt": f"User:\n{pair['prompt']}\n\nAssistant:\n"} for pair in pairs]
+    theirs = run_trl(
+        arguments.trl_python,
+        model=arguments.model,
+        pairs=framed,
+        batch_size=2,
+        accumulation=arguments.count // 2,
+        steps=arguments.steps,
+        max_length=arguments.max_length + 20,
+        lr=arguments.lr,
+        threads=arguments.threads,
+        activation_checkpointing=False,
+    )
+    for name in ("losses", "gradient_norms"):
+        sys.stdout.write(f"{name}\n  prefkd {ours[name]}\n  TRL    {theirs[name]}\n")
+        worst = max(abs(one - other) / other for one, other in zip(ours[name], theirs[name], strict=True))
+        sys.stdout.write(f"  largest relative difference {worst:.1e}\n")
+    sys.stdout.write(json.dumps({key: str(value) for key, value in asdict(arguments).items()}) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
