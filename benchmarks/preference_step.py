@@ -46,7 +46,7 @@ class Arguments:
     """The same, at most."""
     threads: int = 2
     """Threads of torch."""
-    activation_checkpointing: Literal["neither", "both", "trl"] = "neither"
+    activation_checkpointing: Literal["neither", "both", "prefkd", "trl"] = "neither"
     """Which side recomputes layers in the backward pass. TRL does so by default."""
     only_our_side: bool = False
     """Used by the script itself."""
@@ -90,7 +90,7 @@ def run_prefkd(arguments: Arguments) -> dict[str, Any]:
         rows.append(answers)
     aligned = Dataset.from_list(rows)
     policy = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=cpu)).train()
-    if arguments.activation_checkpointing == "both":
+    if arguments.activation_checkpointing in ("both", "prefkd"):
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     size = arguments.microbatch_size
     batches = [
