@@ -3,8 +3,8 @@
     python benchmarks/trl_agreement.py --model models/smollm2-135m-instruct --pairs pairs.jsonl --trl-python PYTHON
 
 PYTHON is that of an environment with TRL, see trl_side.py. The pairs file holds prompt, chosen, rejected strings. All
-pairs make one step, so that their order does not matter. TRL gets the text that prefkd's plain template makes of a
-prompt.
+pairs make one step, so that their order does not matter. TRL gets the text of prefkd's own tokens, conversation parsed,
+framed by its plain template and begun with the BOS: that is what differs by design.
 """
 
 import json
@@ -12,11 +12,16 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from pairs_and_sides import read_pairs, run_trl
 
 from prefkd.cli.main import main as prefkd
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.models.load import ModelConfig, load_tokenizer
 
 
 @dataclass
@@ -71,14 +76,33 @@ def run_recipe(arguments: Arguments, pairs: list[dict[str, str]]) -> dict[str, l
     return {"losses": [line["loss"] for line in lines], "gradient_norms": [line["gradient_norm"] for line in lines]}
 
 
+def as_read(arguments: Arguments, pairs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The pairs as text of the tokens that prefkd makes of them; as text they give the same tokens again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "pairs.jsonl"
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        config = DataConfig(source=str(file), held_out_fraction=0.0, max_length=2048, max_prompt_length=1024)
+        tokenizer = load_tokenizer(ModelConfig(str(arguments.model)))
+        side = ModelSide(tokenizer, "plain")
+        rows: list[Any] = list(align_pairs(load_pairs(config).train, student=side, teacher=side, config=config))
+    texts = []
+    for row in rows:
+        ids = {"prompt": row["student_prompt"]} | {name: row[f"student_{name}"] for name in ("chosen", "rejected")}
+        text = {name: tokenizer.decode(tokens) for name, tokens in ids.items()}
+        for name in ("chosen", "rejected"):
+            if tokenizer(text["prompt"] + text[name])["input_ids"] != ids["prompt"] + ids[name]:
+                raise SystemExit(f"row {row['row']}: its text gives other tokens; choose other pairs")
+        texts.append(text)
+    return texts
+
+
 def main(arguments: Arguments) -> None:
     pairs = read_pairs(arguments.pairs, arguments.model, count=arguments.count, max_length=arguments.max_length)
     ours = run_recipe(arguments, pairs)
-    framed = [pair | {"prompt": f"User:\n{pair['prompt']}\n\nAssistant:\n"} for pair in pairs]
     theirs = run_trl(
         arguments.trl_python,
         model=arguments.model,
-        pairs=framed,
+        pairs=as_read(arguments, pairs),
         batch_size=2,
         accumulation=arguments.count // 2,
         steps=arguments.steps,
