@@ -88,7 +88,7 @@ def as_read(arguments: Arguments, pairs: list[dict[str, str]]) -> list[dict[str,
     texts = []
     for row in rows:
         ids = {"prompt": row["student_prompt"]} | {name: row[f"student_{name}"] for name in ("chosen", "rejected")}
-        text = {name: tokenizer.decode(tokens) for name, tokens in ids.items()}
+        text = {name: str(tokenizer.decode(tokens)) for name, tokens in ids.items()}
         for name in ("chosen", "rejected"):
             if tokenizer(text["prompt"] + text[name])["input_ids"] != ids["prompt"] + ids[name]:
                 raise SystemExit(f"row {row['row']}: its text gives other tokens; choose other pairs")
