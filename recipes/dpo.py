@@ -32,13 +32,14 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
+from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.progress import Display, parameter_count
 from prefkd.training.references import read_reference
-from prefkd.training.settings import TrainingConfig, output_problems
+from prefkd.training.settings import TrainingConfig
 
 IPO = "prefkd.method.preference.ipo_loss"
 
@@ -82,7 +83,7 @@ class Config:
         return ("adapter" if self.lora else "model",)
 
     def problems(self) -> Iterator[str]:
-        yield from output_problems(self.output_dir)
+        yield from resume_problems(self)
         inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
         yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
         if self.loss.get("_component_") == IPO and not self.average_logprobs:
@@ -106,6 +107,7 @@ class Run:
     loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     optimizer: Optimizer
     lr_schedule: LRScheduler
+    checkpoints: Checkpoints
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
@@ -145,6 +147,16 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
     shard(model.train(), ranks)
     optimizer = build_optimizer(config.optimizer, (value for value in model.parameters() if value.requires_grad))
+    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
+    checkpoints = Checkpoints(
+        config,
+        model=model,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        pairs={"train": train_pairs, "held_out": held_out_pairs},
+        ranks=ranks,
+        display=display,
+    )
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
@@ -184,7 +196,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
         tokenizer=tokenizer,
         loss=bind(config.loss),
         optimizer=optimizer,
-        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+        lr_schedule=lr_schedule,
+        checkpoints=checkpoints,
     )
 
 
@@ -228,12 +241,14 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the model; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
-    before = latest = evaluate(config, run, step=0)
-    writer.write(0, before)
-    run.display.say(f"before training: {describe(before)}")
-    with run.display.progress(len(run.steps)) as bar:
-        for step, rows in enumerate(run.steps, start=1):
+    if not progress.step:
+        progress.before = progress.latest = evaluate(config, run, step=0)
+        writer.write(0, progress.before)
+        run.display.say(f"before training: {describe(progress.before)}")
+    with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
+        for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
             for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
@@ -252,13 +267,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
             means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
             if step % training.evaluate_every == 0 or step == len(run.steps):
-                latest = evaluate(config, run, step)
-                run.display.say(f"step {step}: {describe(latest)}")
-                means |= latest
+                progress.latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(progress.latest)}")
+                means |= progress.latest
             writer.write(step, means)
             bar.advance(brief(means))
+            run.checkpoints.save(step, progress)
     writer.close()
-    return before, latest
+    return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
@@ -279,6 +295,7 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
+        run.checkpoints.remove()
         files: dict[str, object] = {
             folder.name: folder,
             "metrics": config.output_dir / "metrics.jsonl",

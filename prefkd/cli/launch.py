@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -78,13 +79,19 @@ def launch_processes(
     torchrun += ["-m", "prefkd.cli.launch", str(recipe_path), str(config_path), *overrides]
     if not os.environ.get("PREFKD_DEBUG"):
         logging.disable(logging.ERROR)  # torchrun's own account of a failure
+    arguments = get_args_parser().parse_args(torchrun)
+    # torchrun would kill after half a minute, which is short for a step and a checkpoint.
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
+    before = {number: signal.signal(number, _hand_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        run(get_args_parser().parse_args(torchrun))
+        run(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = failure.signal_name()
             raise PrefkdError(f"process {rank} was ended by {name}; if memory ran out, {USE_LESS_MEMORY}") from error
+        if failure.exitcode == 130:
+            raise KeyboardInterrupt from error
         recorded: Any = failure.error_file_data["message"]
         if failure.exitcode != 2 or not isinstance(recorded, dict):
             raise SystemExit(failure.exitcode) from error
@@ -96,6 +103,19 @@ def launch_processes(
         raise PrefkdError(f"torchrun cannot start the processes: {first_line}") from error
     finally:
         logging.disable(logging.NOTSET)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hand_on(number: int, _frame: object) -> None:
+    """Hand a signal on to the processes of torchrun, each of which has a session of its own; without any, end."""
+    import psutil
+
+    processes = psutil.Process().children()
+    for process in processes:
+        process.send_signal(number)
+    if not processes:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def main() -> int:
@@ -107,6 +127,8 @@ def main() -> int:
         launch(Path(recipe_path), Path(config_path), overrides)
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:  # a signal that a recipe has heard of
+        return end.code if isinstance(end.code, int) else 1
     except Exception as error:
         explanation = explain(error)
         if explanation is None or os.environ.get("PREFKD_DEBUG"):

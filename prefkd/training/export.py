@@ -58,7 +58,7 @@ def save_adapter(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when all is written.
+    """A folder to write to, which gets its name when all is written, in place of one that has it.
 
     So a full disk or a kill leaves no half checkpoint behind that looks like a whole one.
     """
@@ -66,4 +66,5 @@ def _whole(folder: Path) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended between its export and its end
     unfinished.rename(folder)

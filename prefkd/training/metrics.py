@@ -73,6 +73,26 @@ def describe(metrics: Mapping[str, float]) -> str:
     )
 
 
+def cut_back(path: Path, step: int | None) -> None:
+    """Leave only the lines up to a step in a file of metrics, so that a run that goes on writes no step twice.
+
+    Args:
+        path: The file, which need not exist.
+        step: None = before the first line.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        # A kill may have cut the last line short.
+        if step is None or not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.replace(path)
+
+
 class MetricsWriter:
     """Appends one JSON line for each call, and hands the numbers on to a logger such as W&B or TensorBoard.
 

@@ -52,8 +52,13 @@ class Display:
         self.say(next_step)
 
     @contextmanager
-    def progress(self, total: int) -> Iterator["Bar"]:
-        """A progress bar with the latest metrics, time passed and time left."""
+    def progress(self, total: int, done: int = 0) -> Iterator["Bar"]:
+        """A progress bar with the latest metrics, time passed and time left.
+
+        Args:
+            total: Steps of the whole.
+            done: Steps that are done already.
+        """
         columns = (
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
@@ -63,7 +68,7 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield Bar(progress, progress.add_task("", total=total, metrics=""))
+            yield Bar(progress, progress.add_task("", total=total, completed=done, metrics=""))
 
 
 def parameter_count(module: nn.Module | None) -> str:

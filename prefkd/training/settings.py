@@ -22,6 +22,11 @@ class TrainingConfig:
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
+        checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
+            ended goes on exactly; null = only when a signal ends it.
+        keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
+        resume: `auto` goes on in an output folder that holds an unfinished run with these settings, and else begins;
+            `none` always begins; the path of a checkpoint goes on from that one.
         seed: Seed of shuffling and of every random choice.
         device: `auto` takes the GPU where there is one.
     """
@@ -35,6 +40,9 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     chunk_size: int = 512
     evaluate_every: int = 100
+    checkpoint_every: int | None = 200
+    keep_checkpoints: int = 2
+    resume: str = "auto"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -44,7 +52,8 @@ class TrainingConfig:
         return getattr(torch, self.precision)
 
     def problems(self) -> Iterator[str]:
-        for name in ("epochs", "max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every"):
+        sizes = ("epochs", "max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
+        for name in (*sizes, "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}: {value} is too small; use 1 or more"

@@ -1,0 +1,400 @@
+"""Checkpoints: all that a training step depends on, written whole or not at all, so that a run goes on exactly.
+
+    <output_dir>/checkpoints/run.json         what the run was started with
+    <output_dir>/checkpoints/step_00000200/   weights that learn and optimizer (torch.distributed.checkpoint, so that
+                                              another number of processes can read it), state.pt with the schedule and
+                                              the random states of all ranks, and checkpoint.json, written last
+
+The position in the data is the step: which pairs make a step follows from the seed. The folder is removed when the run
+is finished; what remains is the exported model. A cluster's nodes must share the folder.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from datasets import Dataset
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from prefkd.data.fingerprints import pairs_fingerprint
+from prefkd.data.pairs import fingerprint
+from prefkd.errors import PrefkdError
+from prefkd.pipeline.records import settings_of
+from prefkd.training.distributed import Ranks
+from prefkd.training.metrics import cut_back
+from prefkd.training.progress import Display
+from prefkd.training.settings import output_problems
+
+RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
+STEPS = "step_" + "[0-9]" * 8
+
+# Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
+FREE = ("metric_logger", "push_to_hub", "data.workers") + tuple(
+    f"training.{name}"
+    for name in (
+        *("device", "microbatch_size", "chunk_size", "activation_checkpointing", "evaluate_every"),
+        *("resume", "checkpoint_every", "keep_checkpoints"),
+    )
+)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        before, latest: Held-out metrics before training, and the latest ones.
+    """
+
+    step: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+
+
+def resume_problems(config: Any) -> Iterator[str]:
+    """What stands in the way of a run in its output folder, whether it begins there or goes on.
+
+    Args:
+        config: A recipe's config with `output_dir` and `training`.
+    """
+    folder, resume = config.output_dir, config.training.resume
+    begun = folder / "checkpoints" / RUN
+    if resume not in ("auto", "none"):
+        checkpoint = Path(resume)
+        if not (checkpoint / RECORD).is_file():
+            yield f"training.resume: {resume} is no checkpoint; name a folder checkpoints/step_..., or use auto or none"
+            return
+        changes = _changes(checkpoint / RUN, config)
+        if changes:
+            yield f"training.resume: {resume} was made with other settings ({changes}); take those"
+        if checkpoint.resolve().parent != begun.resolve().parent:
+            yield from output_problems(folder)
+    elif not begun.is_file():
+        yield from output_problems(folder)
+    elif resume == "none":
+        yield f"output_dir: {folder} holds an unfinished run; set training.resume to auto, or name another folder"
+    elif changes := _changes(begun, config):
+        yield (
+            f"output_dir: {folder} holds an unfinished run with other settings ({changes}); go on with those, "
+            "or name another folder"
+        )
+
+
+class Checkpoints:
+    """Writes checkpoints of a run and goes on from them. All ranks call each method together.
+
+    Args:
+        config: The recipe's config, with `output_dir` and `training`.
+        model: All that learns, sharded or not; of what does not learn nothing is stored.
+        pairs: The aligned pairs of each split; a checkpoint goes on with the same ones only.
+
+    Raises:
+        PrefkdError: The run in the folder was started on other pairs, or with a model of another shape.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        lr_schedule: LRScheduler,
+        pairs: Mapping[str, Dataset],
+        ranks: Ranks,
+        display: Display,
+    ):
+        self._config, self._ranks, self._display = config, ranks, display
+        self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
+        self._folder: Path = config.output_dir / "checkpoints"
+        self._signal = 0
+        resume = config.training.resume
+        own = sorted(self._folder.glob(STEPS), reverse=True) if resume == "auto" else []
+        self._candidates: list[Path] = ranks.gather(own if resume in ("auto", "none") else [Path(resume)])[0]
+        shapes = {name: list(value.shape) for name, value in self._learnt().items()}
+        self._run = {
+            "settings": _settings(config),
+            "parts": pairs_fingerprint(pairs) | {"weights": fingerprint("weights", shapes)},
+        }
+        begun = self._candidates[0] / RUN if self._candidates else self._folder / RUN
+        if begun.is_file():
+            parts = json.loads(begun.read_text(encoding="utf-8"))["parts"]
+            other = [name for name, value in self._run["parts"].items() if parts.get(name) != value]
+            if other:
+                raise PrefkdError(f"{begun.parent} was made with other {', '.join(other)}; name another output_dir")
+        ranks.wait()  # none writes while another still looks
+        if ranks.is_main:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_json(self._folder / RUN, self._run)
+
+    def resume(self) -> Progress:
+        """Put everything back as it was after the newest whole checkpoint, or leave it as it is where there is none.
+
+        Raises:
+            PrefkdError: There are checkpoints, but none of them is whole.
+        """
+        progress = None
+        for checkpoint in self._candidates:
+            problem = self._damage(checkpoint)
+            if problem is None:
+                progress, problem = self._load(checkpoint)
+            if progress is not None:
+                self._display.say(f"going on after step {progress.step}, from {checkpoint}")
+                break
+            self._display.say(f"{checkpoint} is broken ({problem}); looking at the one before it")
+        if progress is None and self._candidates:
+            raise PrefkdError(f"no checkpoint in {self._candidates[0].parent} is whole; name another output_dir")
+        if self._ranks.is_main:
+            for checkpoint in self._folder.glob(STEPS):
+                if progress is not None and checkpoint.name > _name(progress.step):
+                    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.unused"))
+            cut_back(self._config.output_dir / "metrics.jsonl", progress.step if progress else None)
+        self._ranks.wait()
+        return progress or Progress()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Inside, SIGTERM, SIGINT and SIGUSR1 end the run after the step, with a checkpoint; a second Ctrl-C at once."""
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def save(self, step: int, progress: Progress) -> None:
+        """After a step: write a checkpoint if it is time for one, or if a signal has come on any rank.
+
+        Raises:
+            PrefkdError: It cannot be written. The one before it is still there.
+            SystemExit: A signal has come; the code is 128 + its number, as shells and schedulers know it.
+        """
+        progress.step = step
+        every = self._config.training.checkpoint_every
+        noted = torch.tensor(float(self._signal), device=self._ranks.device)
+        stop = self._ranks.sum(noted).item() > 0
+        if stop or (every and step % every == 0):
+            self._write(progress)
+        if stop:
+            number = max(self._ranks.gather(self._signal))
+            name = signal.Signals(number).name
+            self._display.say(f"stopped by {name} after step {step}; the same command goes on from there")
+            raise SystemExit(128 + number)
+
+    def remove(self) -> None:
+        """The run is finished: no checkpoint is needed any more."""
+        if self._ranks.is_main:
+            (self._folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is not gone on with
+            shutil.rmtree(self._folder)
+        self._ranks.wait()
+
+    def _note(self, number: int, _frame: object) -> None:
+        if number == self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._signal:
+            self._signal = number
+            self._display.say(f"{signal.Signals(number).name}: finishing the step, then writing a checkpoint")
+
+    def _learnt(self) -> dict[str, Any]:
+        """What of the model may change in training, each tensor once; they share memory with the model."""
+        learns = {name for name, value in self._model.named_parameters() if value.requires_grad}
+        others = {name for name, _ in self._model.named_parameters(remove_duplicate=False)} - learns
+        return {name: value for name, value in self._model.state_dict().items() if name not in others}
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self._learnt(), "optimizer": get_optimizer_state_dict(self._model, self._optimizer)}
+
+    def _write(self, progress: Progress) -> None:
+        final = self._folder / _name(progress.step)
+        unfinished = final.with_name(f".{final.name}.unfinished")
+        ranks = self._ranks
+
+        def make_folder() -> None:
+            if ranks.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+
+        def write_tensors() -> None:
+            with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
+                writer = dcp.FileSystemWriter(unfinished, sync_files=True)
+                dcp.save(self._state(), storage_writer=writer, no_dist=ranks.world_size == 1)
+
+        def write_rest() -> None:
+            if ranks.is_main:
+                torch.save({"lr_schedule": self._lr_schedule.state_dict(), "random": random_states}, unfinished / STATE)
+                _write_json(unfinished / RUN, self._run)
+
+        def digest() -> dict[str, str]:
+            names = sorted(path.name for path in unfinished.iterdir())
+            return _digests(unfinished, names[ranks.rank :: ranks.world_size])
+
+        def finish() -> None:
+            if ranks.is_main:
+                files = {name: value for part in digests for name, value in part.items()}
+                _write_json(unfinished / RECORD, asdict(progress) | {"world_size": ranks.world_size, "files": files})
+                for path in (*unfinished.iterdir(), unfinished, self._config.output_dir / "metrics.jsonl"):
+                    _sync(path)
+                shutil.rmtree(final, ignore_errors=True)
+                unfinished.rename(final)
+                _sync(self._folder)
+
+        try:
+            self._together(make_folder)
+            self._together(write_tensors)
+            random_states = ranks.gather(_random_state())
+            self._together(write_rest)
+            digests = self._together(digest)
+            self._together(finish)
+        except PrefkdError as error:
+            if ranks.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            whole = sorted(self._folder.glob(STEPS))
+            rest = f"from {whole[-1].name}" if whole else "from the start"
+            remedy = f"mend that, and the same command goes on {rest}"
+            raise PrefkdError(f"{final} cannot be written: {error}; {remedy}") from error
+        if ranks.is_main:
+            keep = sorted(self._folder.glob(STEPS))[-self._config.training.keep_checkpoints :]
+            for path in self._folder.iterdir():
+                if path.is_dir() and path not in keep:
+                    shutil.rmtree(path, ignore_errors=True)
+        ranks.wait()
+
+    def _together(self, action: Callable[[], Any]) -> list[Any]:
+        """What an action returns on each rank.
+
+        Raises:
+            PrefkdError: On all ranks, if it fails on one of them.
+        """
+        result = problem = None
+        try:
+            result = action()
+        except (Exception, CheckpointException) as error:
+            problem = _reason(error)
+        problems = [problem for problem in self._ranks.gather(problem) if problem is not None]
+        if problems:
+            raise PrefkdError(problems[0])
+        return self._ranks.gather(result)
+
+    def _damage(self, checkpoint: Path) -> str | None:
+        """Which file of a checkpoint is not what was written, None if all are."""
+
+        def look() -> str | None:
+            files = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["files"]
+            mine = sorted(files)[self._ranks.rank :: self._ranks.world_size]
+            gone = next((name for name in mine if not (checkpoint / name).is_file()), None)
+            if gone:
+                return f"{gone} is missing"
+            found = _digests(checkpoint, mine)
+            return next((f"{name} has changed" for name in mine if found[name] != files[name]), None)
+
+        try:
+            return next((problem for problem in self._together(look) if problem is not None), None)
+        except PrefkdError as error:
+            return str(error)
+
+    def _load(self, checkpoint: Path) -> tuple[Progress | None, str]:
+        def read() -> Progress:
+            record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+            state = self._state()
+            with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
+                dcp.load(state, checkpoint_id=checkpoint, no_dist=self._ranks.world_size == 1)
+            set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
+            rest = torch.load(checkpoint / STATE, weights_only=True)
+            self._lr_schedule.load_state_dict(rest["lr_schedule"])
+            # More ranks than before share what there is; one process sees the very numbers that it would have seen.
+            _set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
+            return Progress(record["step"], record["before"], record["latest"])
+
+        try:
+            return self._together(read)[self._ranks.rank], ""
+        except PrefkdError as error:
+            return None, str(error)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08}"
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The settings that a checkpoint depends on, by dotted key."""
+    settings = settings_of(config)
+    return {
+        key: value for key, value in settings.items() if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
+    }
+
+
+def _changes(run: Path, config: Any) -> str:
+    """The settings that differ from those of a run, in a few words; empty if there are none."""
+    old, new = json.loads(run.read_text(encoding="utf-8"))["settings"], _settings(config)
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    words = [f"{key} {shorten(str(old.get(key)), 40)} -> {shorten(str(new.get(key)), 40)}" for key in changed[:3]]
+    return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, *position = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    name, keys, *position = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as content:
+            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of a failure in a line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _reason(next(iter(error.failures.values()))[0])
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the list of files of a folder, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
