@@ -46,12 +46,10 @@ RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
 STEPS = "step_" + "[0-9]" * 8
 
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
-FREE = ("metric_logger", "push_to_hub", "data.workers") + tuple(
-    f"training.{name}"
-    for name in (
-        *("device", "microbatch_size", "chunk_size", "activation_checkpointing", "evaluate_every"),
-        *("resume", "checkpoint_every", "keep_checkpoints"),
-    )
+FREE = (
+    *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
+    *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
+    *("training.checkpoint_every", "training.keep_checkpoints"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -172,7 +170,7 @@ class Checkpoints:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Inside, SIGTERM, SIGINT and SIGUSR1 end the run after the step, with a checkpoint; a second Ctrl-C at once."""
+        """Inside, SIGTERM, SIGINT and SIGUSR1 end the run after the step, with a checkpoint; Ctrl-C twice at once."""
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
@@ -335,10 +333,8 @@ def _name(step: int) -> str:
 
 def _settings(config: Any) -> dict[str, Any]:
     """The settings that a checkpoint depends on, by dotted key."""
-    settings = settings_of(config)
-    return {
-        key: value for key, value in settings.items() if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
-    }
+    free = tuple(f"{key}." for key in FREE)
+    return {key: value for key, value in settings_of(config).items() if not f"{key}.".startswith(free)}
 
 
 def _changes(run: Path, config: Any) -> str:
