@@ -35,6 +35,18 @@ def component(dotpath: str, supplied: Sequence[str] = (), **arguments: Any) -> A
     return field(default_factory=lambda: copy.deepcopy(default), metadata={"supplied": tuple(supplied)})
 
 
+def components(*defaults: Component, supplied: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass field for a list of components with a default.
+
+    Args:
+        *defaults: The default components.
+        supplied: Names of the arguments that the recipe itself passes to each, so that a config need not and may not.
+        settings: Keys, with their type hints, that may stand in each component but are the recipe's to read.
+    """
+    metadata = {"supplied": tuple(supplied), "settings": settings or {}}
+    return field(default_factory=lambda: copy.deepcopy(list(defaults)), metadata=metadata)
+
+
 def build(component: Component, *args: Any, **kwargs: Any) -> Any:
     """Call a component with its configured arguments and those given here. Components among its arguments come first.
 
@@ -94,13 +106,20 @@ def import_dotpath(dotpath: str) -> Callable[..., Any]:
     return found
 
 
-def component_problems(component: Component, supplied: Sequence[str] = ()) -> Iterator[str]:
+def component_problems(
+    component: Component, supplied: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """What is wrong with a component, nested ones included, one line `key: problem; remedy` each.
 
     Args:
         supplied: Names of the arguments that the recipe itself passes.
+        settings: Keys, with their type hints, that the recipe reads and does not pass.
     """
-    arguments = {name: value for name, value in component.items() if name != "_component_"}
+    settings = settings or {}
+    for name, hint in settings.items():
+        if name in component and not fits(component[name], hint):
+            yield f"{name}: {component[name]!r} is not {describe(hint)}"
+    arguments = {name: value for name, value in component.items() if name not in ("_component_", *settings)}
     for key, nested in _nested(arguments):
         yield from (f"{key}.{line}" for line in component_problems(nested))
     dotpath = component.get("_component_")
@@ -116,7 +135,7 @@ def component_problems(component: Component, supplied: Sequence[str] = ()) -> It
         if name in supplied:
             yield f"{name}: the recipe itself passes it to {dotpath}; remove it"
         else:
-            yield from _argument_problems(dotpath, parameters, name, value)
+            yield from _argument_problems(dotpath, parameters, name, value, settings)
     passes = f" (the recipe passes {', '.join(supplied)})" if supplied else ""
     for name, parameter in parameters.items():
         if name not in supplied and name not in arguments and _is_required(parameter):
@@ -143,12 +162,14 @@ def parameters_of(target: Callable[..., Any]) -> Mapping[str, Parameter]:
         return inspect.signature(lambda **arguments: arguments).parameters
 
 
-def _argument_problems(dotpath: str, parameters: Mapping[str, Parameter], name: str, value: Any) -> Iterator[str]:
+def _argument_problems(
+    dotpath: str, parameters: Mapping[str, Parameter], name: str, value: Any, settings: Mapping[str, Any]
+) -> Iterator[str]:
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     known = {known: parameter for known, parameter in parameters.items() if parameter.kind in named}
     if name not in known:
         if not _is_open(parameters):
-            yield f"{name}: {dotpath} has no such argument{nearest(str(name), known)}"
+            yield f"{name}: {dotpath} has no such argument{nearest(str(name), [*known, *settings])}"
     elif value != known[name].default and not list(_nested({name: value})):
         hint = known[name].annotation
         if not fits(value, hint):

@@ -24,7 +24,17 @@ from omegaconf.errors import (
 )
 
 from prefkd import catalog
-from prefkd.components import Component, bind, build, component, component_problems, import_dotpath, refusals, swapped
+from prefkd.components import (
+    Component,
+    bind,
+    build,
+    component,
+    component_problems,
+    components,
+    import_dotpath,
+    refusals,
+    swapped,
+)
 from prefkd.errors import ConfigError, nearest
 from prefkd.hints import describe, fits, members
 
@@ -33,6 +43,8 @@ __all__ = [
     "bind",
     "build",
     "component",
+    "component_problems",
+    "components",
     "examine_config",
     "import_dotpath",
     "load_config",
@@ -268,6 +280,10 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
         path = _join(key, part.name)
         unusable = path in found.broken or OmegaConf.is_missing(config, part.name)
         value = None if unusable else config[part.name]
+        if isinstance(value, ListConfig) and list[Component] in members(hints[part.name]) and not found.touch(path):
+            for index, item in enumerate(_container(value, resolve=True)):
+                lines = component_problems(item, part.metadata.get("supplied", ()), part.metadata.get("settings"))
+                found.lines += (f"{path}[{index}].{line}" for line in lines)
         if not isinstance(value, DictConfig):
             continue
         if is_dataclass(OmegaConf.get_type(value)):

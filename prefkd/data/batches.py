@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
 
 
@@ -51,6 +52,7 @@ class TokenBatch(_Movable):
         predictors: (N,) index into the R*S positions: the position whose hidden state predicts the target.
         targets: (N,) token ids to be predicted.
         parents: (N,) index into the A*P parents: the parent token that the target belongs to.
+        lengths: A numbers of targets, those of each answer, in whose order the targets stand.
     """
 
     input_ids: Tensor
@@ -60,6 +62,7 @@ class TokenBatch(_Movable):
     predictors: Tensor
     targets: Tensor
     parents: Tensor
+    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,21 @@ class ParentScores(_Movable):
 
 
 @dataclass(frozen=True)
+class StepCounts:
+    """How much there is in all microbatches and ranks of an optimizer step, or of an evaluation.
+
+    Attributes:
+        pairs: Pairs.
+        tokens: The student's target tokens of all chosen and of all rejected answers, EOS included.
+        parents: Parents of all chosen and of all rejected answers.
+    """
+
+    pairs: int
+    tokens: tuple[int, int]
+    parents: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class PairBatch(_Movable):
     """A microbatch of preference pairs, tokenised for the student and the teacher.
 
@@ -101,6 +119,7 @@ class PairBatch(_Movable):
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
+        step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
     student: TokenBatch
@@ -112,6 +131,7 @@ class PairBatch(_Movable):
     eos_mask: Tensor
     counted: Tensor
     names: list[str]
+    step: StepCounts | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
@@ -163,10 +183,15 @@ def shared_prompt_mask(tokens: TokenBatch, window: int | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count."""
+    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count.
+
+    Attributes:
+        step: The row indices of all forward passes that this one belongs to, on all ranks; empty where it is alone.
+    """
 
     rows: list[int]
     fillers: int = 0
+    step: Sequence[int] = ()
 
 
 def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
@@ -208,7 +233,26 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
         counted=counted,
         names=[f"{row['file']}:{row['row']}" for row in rows],
+        step=_step_counts(aligned, microbatch),
     )
+
+
+def count_targets(aligned: Dataset) -> Dataset:
+    """Add the number of the student's target tokens to each row, from which `collate_pairs` counts those of a step."""
+    for name in ANSWERS:
+        lengths = np.array([len(ids) for ids in aligned[f"student_{name}"]], dtype=np.int32)
+        aligned = aligned.add_column(f"student_{name}_targets", lengths)  # pyright: ignore[reportArgumentType]
+    return aligned
+
+
+def _step_counts(aligned: Dataset, microbatch: Microbatch) -> StepCounts | None:
+    if "student_chosen_targets" not in aligned.column_names:
+        return None
+    rows = microbatch.step or microbatch.rows
+    columns = [f"student_{name}_targets" for name in ANSWERS] + [f"{name}_parents" for name in ANSWERS]
+    sums = {name: int(np.sum(values)) for name, values in aligned.select_columns(columns)[list(rows)].items()}
+    chosen_tokens, rejected_tokens, chosen_parents, rejected_parents = (sums[name] for name in columns)
+    return StepCounts(len(rows), (chosen_tokens, rejected_tokens), (chosen_parents, rejected_parents))
 
 
 def collate_answers(aligned: Dataset, microbatch: Microbatch, *, answer: Literal["chosen", "rejected"]) -> AnswerBatch:
@@ -233,7 +277,7 @@ def _token_batch(
     side: str,
     shares_prompt: bool,
     num_parents: int,
-    names: Sequence[str] = ("chosen", "rejected"),
+    names: Sequence[str] = ANSWERS,
 ) -> TokenBatch:
     answers = [(Segment[name.upper()], pair, f"{side}_{name}") for name in names for pair in range(len(rows))]
     prompts = [row[prompt] for row in rows]
@@ -276,6 +320,7 @@ def _token_batch(
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
         parents=torch.cat(parents),
+        lengths=tuple(map(len, targets)),
     )
 
 
@@ -308,5 +353,5 @@ def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 
     """
     chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
     rounds = math.ceil(len(chunks) / world_size)
-    mine = [Microbatch(chunk) for chunk in chunks[rank::world_size]]
-    return mine + [Microbatch([rows[0]], fillers=1) for _ in range(rounds - len(mine))]
+    mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
+    return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]

@@ -4,7 +4,7 @@ Both marks of a blank, ▁ (sentencepiece) and Ġ (byte-level), are left out bef
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,12 @@ def match_tokens(first: Sequence[str], second: Sequence[str]) -> list[tuple[int,
     return matches[::-1]
 
 
-def minimal_edit_vocabulary_map(student_tokens: Sequence[str], teacher_tokens: Sequence[str]) -> Tensor:
+def minimal_edit_vocabulary_map(
+    student_tokens: Sequence[str],
+    teacher_tokens: Sequence[str],
+    *,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Tensor:
     """The student's token that is spelt most like each token of the teacher (MinED, arXiv 2401.10491).
 
     A token of the same spelling, blanks in the same places, is taken at once. Else the smallest edit distance without
@@ -55,6 +60,7 @@ def minimal_edit_vocabulary_map(student_tokens: Sequence[str], teacher_tokens: S
         student_tokens: One string per id, at least one.
         teacher_tokens: One string per id. Tell blanks apart by their marks; anything else must be written alike on both
             sides, so decode byte-level tokens (where é is two other characters) before they meet plain text.
+        track: Goes through the teacher's tokens, one by one; it may show how far it is.
 
     Returns:
         (V_t,) int64, the student's id for each of the teacher's.
@@ -63,8 +69,10 @@ def minimal_edit_vocabulary_map(student_tokens: Sequence[str], teacher_tokens: S
     for i, token in enumerate(student_tokens):
         exact.setdefault(token.translate(ONE_MARK), i)
     nearest = _Nearest(student_tokens)
-    same = [exact.get(token.translate(ONE_MARK)) for token in teacher_tokens]
-    found = [nearest(token) if i is None else i for i, token in zip(same, teacher_tokens, strict=True)]
+    found = []
+    for token in track(teacher_tokens):
+        same = exact.get(token.translate(ONE_MARK))
+        found.append(nearest(token) if same is None else same)
     return torch.tensor(found, dtype=torch.int64)
 
 

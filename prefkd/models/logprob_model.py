@@ -1,9 +1,13 @@
 """A causal language model as the losses see it: token sequences in, log-probs of the response tokens out."""
 
 import contextlib
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -11,6 +15,49 @@ from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
 from prefkd.errors import PrefkdError
 from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
 from prefkd.models.load import sliding_window
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What a model has to say of its target tokens, before a word of it is said: states, and the head that reads them.
+
+    Attributes:
+        inputs: (N,) the token at the position that predicts the target.
+        targets: (N,) token ids to be predicted.
+        hidden: (N, H) states at the predicting positions, after the final norm.
+        embedding: (V, H) table of the input embeddings, a constant.
+        head: (V, H) weight of the output layer.
+        lengths: Number of targets of each answer, in whose order they stand.
+        chunk_size: Target tokens whose logits may exist at one time.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    hidden: Tensor
+    embedding: Tensor
+    head: Tensor
+    lengths: tuple[int, ...]
+    chunk_size: int
+
+    def logprobs(self) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target, (N,) float32."""
+        return linear_token_logprobs(self.hidden, self.head, self.targets, chunk_size=self.chunk_size)
+
+    def logits(self) -> Tensor:
+        """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
+        logits = F.linear(self.hidden, self.head)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def answers(self) -> list["TokenStates"]:
+        """The same, answer by answer."""
+        return [
+            self.part(end - length, end) for end, length in zip(accumulate(self.lengths), self.lengths, strict=True)
+        ]
+
+    def part(self, start: int, end: int) -> "TokenStates":
+        """Some of the targets, as if they were one answer."""
+        of_targets = {name: getattr(self, name)[start:end] for name in ("inputs", "targets", "hidden")}
+        return replace(self, **of_targets, lengths=(len(of_targets["targets"]),))
 
 
 class LogprobModel(nn.Module):
@@ -22,17 +69,32 @@ class LogprobModel(nn.Module):
         lm: The language model.
         chunk_size: Target tokens whose logits exist at one time.
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
+        projectors: What is trained together with the model and is of use only then.
     """
 
-    def __init__(self, lm: PreTrainedModel, *, chunk_size: int = 512, precision: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        chunk_size: int = 512,
+        precision: torch.dtype = torch.float32,
+        projectors: nn.Module | None = None,
+    ):
         super().__init__()
         self.lm = lm
         self.chunk_size = chunk_size
         self.precision = precision
         self.window = sliding_window(lm)
+        self.projectors = projectors
 
-    def forward(self, tokens: TokenBatch) -> Tensor:
-        """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
+    def forward(self, tokens: TokenBatch, read: Callable[[TokenStates], Any] = TokenStates.logprobs) -> Any:
+        """log pi(y_t | x, y_<t) of each target token, (N,) float32, or what else is read from the states.
+
+        Args:
+            tokens: What the model reads.
+            read: Called while all weights are there, those of head and embedding too. Of what it returns, FSDP2 finds
+                the tensors in tuples, lists and dictionaries.
+        """
         mixed = self.precision != torch.float32
         with torch.autocast(tokens.input_ids.device.type, self.precision) if mixed else contextlib.nullcontext():
             hidden = self.lm.base_model(
@@ -45,7 +107,18 @@ class LogprobModel(nn.Module):
         head: Tensor = self.lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
         if mixed:
             predicting, head = predicting.to(self.precision), head.to(self.precision)
-        return linear_token_logprobs(predicting, head, tokens.targets, chunk_size=self.chunk_size)
+        embedding: Tensor = self.lm.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
+        return read(
+            TokenStates(
+                inputs=tokens.input_ids.flatten()[tokens.predictors],
+                targets=tokens.targets,
+                hidden=predicting,
+                embedding=embedding.detach(),
+                head=head,
+                lengths=tokens.lengths,
+                chunk_size=self.chunk_size,
+            )
+        )
 
     def freeze(self) -> Self:
         """Make it a constant: no gradients, evaluation mode."""

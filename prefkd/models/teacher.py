@@ -16,7 +16,7 @@ from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.scores import Scores, scores_problems
 from prefkd.data.templates import ModelSide
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer
-from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import adapters_off, load_adapter, use_adapter
 from prefkd.training.progress import parameter_count
 
@@ -45,6 +45,23 @@ class TeacherSource(TeacherConfig):
             yield from super().problems()
 
 
+@dataclass
+class LiveTeacherSource(TeacherSource):
+    """The teacher of a distillation that may ask for more than log-probs: a model, scores, or both.
+
+    Attributes:
+        path: The model. Beside scores it gives what scores do not hold: hidden states, and logits made of them.
+        scores: The folder `scores` of a run of recipe `score`. Log-probs are taken from it, also beside a model.
+    """
+
+    def problems(self) -> Iterator[str]:
+        if self.path is None or self.scores is None:
+            yield from super().problems()
+        else:
+            yield from TeacherConfig.problems(self)
+            yield from (f"scores: {problem}" for problem in scores_problems(self.scores))
+
+
 class FrozenModel:
     """A model that is only read: a base, as it is or with an adapter on it.
 
@@ -62,6 +79,12 @@ class FrozenModel:
         """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
         with self._switched():
             return self.base(tokens)
+
+    @torch.no_grad()
+    def states(self, tokens: TokenBatch) -> TokenStates:
+        """What it has to say of each target token."""
+        with self._switched():
+            return self.base(tokens, lambda states: states)
 
     def check(self, tokens: TokenBatch, name: str) -> None:
         """Compare with the model's own logits, see `LogprobModel.check`."""
@@ -168,9 +191,115 @@ def open_teacher(
     return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {config.dtype}")
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What a training asks of its teacher.
+
+    Attributes:
+        reference: log-probs of the answers, to compare the student with.
+        contrast: log-probs under pi+ and pi-, for importance weights.
+        logprobs: log-probs of the answers, for their own sake.
+        states: Hidden states at the targets.
+        start_is_reference: Whether the student is compared with its own start, whose log-probs take the place of the
+            teacher's in its scores.
+    """
+
+    reference: bool
+    contrast: bool
+    logprobs: bool
+    states: bool
+    start_is_reference: bool
+
+    def to_model(self, config: LiveTeacherSource) -> "Questions":
+        """Those that scores do not answer."""
+        if config.scores is None:
+            return self
+        return replace(self, reference=False, contrast=False, logprobs=self.logprobs and self.start_is_reference)
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is asked."""
+        return self.reference or self.contrast or self.logprobs or self.states
+
+    def problems(self, config: LiveTeacherSource) -> Iterator[str]:
+        """Why a teacher cannot answer, and when it is asked in vain."""
+        if config.scores is None:
+            return
+        asked = self.to_model(config)
+        if config.path is None and asked.any:
+            what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
+            yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
+        elif config.path is not None and not asked.any:
+            yield "path: stands beside scores, but the objective asks nothing of a model; remove it (~teacher.path)"
+
+
+@dataclass(frozen=True)
+class TeacherSignals:
+    """What a teacher says of a microbatch. What it was not asked is None.
+
+    Attributes:
+        scores: The log-probs that the student is compared with, and those under pi+ and pi-.
+        logprobs: (2, B, P) its own log-prob of each parent.
+        states: Its states at its targets.
+    """
+
+    scores: ParentScores | None
+    logprobs: Tensor | None
+    states: TokenStates | None
+
+
+class LiveTeacher:
+    """A teacher that answers with states too.
+
+    Args:
+        model: None where nothing is asked of a model.
+        asked: What is asked of it.
+        description: What the teacher is, in a line for the terminal.
+    """
+
+    def __init__(self, model: FrozenModel | None, asked: Questions, *, description: str):
+        self.asked = asked
+        self.description = description
+        self.model = model if asked.reference or asked.logprobs or asked.states else None
+        contrast: tuple[Literal["positive", "negative"], ...] = ("positive", "negative") if asked.contrast else ()
+        self.readers = {view: Reader(model, view) for view in contrast if model is not None}
+
+    def __call__(self, batch: PairBatch) -> TeacherSignals:
+        read = {name: reader(batch) for name, reader in self.readers.items()}
+        states = self.model.states(batch.teacher) if self.model else None
+        logprobs = None
+        if states and (self.asked.reference or self.asked.logprobs):
+            logprobs = batch.parent_sums(states.logprobs(), batch.teacher)
+            read |= {"reference": logprobs} if self.asked.reference else {}
+        scores = replace(batch.scores, **read) if batch.scores else ParentScores(**read) if read else None
+        return TeacherSignals(scores, logprobs, states if self.asked.states else None)
+
+
+def open_live_teacher(
+    config: LiveTeacherSource, questions: Questions, *, probe: PairBatch, chunk_size: int, device: torch.device
+) -> LiveTeacher:
+    """The teacher of a distillation. A model is loaded only if there is a question that scores do not answer.
+
+    Args:
+        questions: All that is asked.
+        probe: A batch on which a model in memory is checked.
+        chunk_size: Target tokens whose logits exist at one time.
+    """
+    asked = questions.to_model(config)
+    if not asked.any:
+        source = f"scores in {config.scores}" if config.scores and questions.any else "nothing is asked of it"
+        return LiveTeacher(None, asked, description=f"{source}, no model in memory")
+    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, device=device)
+    description = f"{config.path}  {parameter_count(model.base)} parameters, {config.dtype}"
+    if config.scores:
+        description += f"; log-probs from {config.scores}"
+    return LiveTeacher(model, asked, description=description)
+
+
 def teacher_side(config: TeacherSource, scores: Scores | None) -> ModelSide:
     """How the teacher reads: its own tokenizer, or the one that lies with the scores."""
     if scores is None:
         return ModelSide(load_tokenizer(config), config.template)
     template = scores.template if config.template == "auto" else config.template
-    return ModelSide(load_tokenizer(ModelConfig(str(scores.tokenizer))), template)
+    tokenizer = config if config.path is not None else ModelConfig(str(scores.tokenizer))
+    return ModelSide(load_tokenizer(tokenizer), template)

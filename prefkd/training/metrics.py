@@ -56,10 +56,8 @@ def require_finite(losses: Tensor, step: int, names: Sequence[str]) -> None:
 
 def brief(metrics: Mapping[str, float]) -> str:
     """The metrics of a step beside a progress bar."""
-    return (
-        f"loss {metrics['loss']:.3f} margin {metrics['margin']:+.1f} accuracy {metrics['accuracy']:.0%} "
-        f"{metrics['tokens_per_second']:.0f} tokens/s"
-    )
+    preference = f"margin {metrics['margin']:+.1f} accuracy {metrics['accuracy']:.0%} " if "margin" in metrics else ""
+    return f"loss {metrics['loss']:.3f} {preference}{metrics['tokens_per_second']:.0f} tokens/s"
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -67,6 +65,8 @@ def describe(metrics: Mapping[str, float]) -> str:
     if not metrics:
         return "no held-out pairs"
     value = {name.removeprefix("held_out/"): number for name, number in metrics.items()}
+    if "accuracy" not in value:  # without a preference term there is no margin
+        return f"held-out loss {value['loss']:.4f}, accuracy {value['logprob_accuracy']:.1%} (plain log-prob)"
     return (
         f"held-out loss {value['loss']:.4f}, accuracy {value['accuracy']:.1%} (margin over the reference), "
         f"{value['logprob_accuracy']:.1%} (plain log-prob), saturated {value['saturated']:.1%}"

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from prefkd.config import Component, build, import_dotpath
 
 
-def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(component: Component, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
     """The configured optimizer; Adam and AdamW in their fused form, unless the config chooses otherwise."""
     # The fused form of SGD cannot step sharded weights.
     is_adam = import_dotpath(component["_component_"]) in (torch.optim.Adam, torch.optim.AdamW)

@@ -1,0 +1,135 @@
+"""Vocabularies as texts, and a file that maps one to another.
+
+The text of a token is what it stands for in an answer, so that tokens of different tokenizers can be compared: a blank
+is ▁, a part of a character is <0xE4> for each byte, everything else is itself.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from prefkd.data.pairs import fingerprint
+from prefkd.errors import PrefkdError
+from prefkd.method.baselines import minimal_edit_vocabulary_map
+
+# Raise it when the same tokenizers come to give another map.
+VERSION = 1
+MAP = "teacher_to_student"
+BLANK = "▁"
+# Bytes that are no UTF-8 come as these characters from a decoder that is told to let them escape.
+_ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The text of each token, from id 0 on; an id without a token has none."""
+    tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
+    literal = set(tokenizer.added_tokens_decoder)
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    read = _byte_level_reader() if "ByteLevel" in _types(decoder) else _sentencepiece_reader(set(tokens))
+    texts = (token if i in literal else read(token or "") for i, token in enumerate(tokens))
+    return tuple((text or "").replace(" ", BLANK) for text in texts)
+
+
+def _byte_level_reader() -> Callable[[str], str]:
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    def read(token: str) -> str:
+        if not all(character in byte_of for character in token):
+            return token
+        return bytes(map(byte_of.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
+
+    return read
+
+
+def _sentencepiece_reader(tokens: set[str | None]) -> Callable[[str], str]:
+    def read(token: str) -> str:
+        byte = re.fullmatch("<0x([0-7][0-9A-F])>", token)  # an ASCII character by its number
+        return chr(int(byte[1], 16)) if byte and chr(int(byte[1], 16)) not in tokens else token
+
+    return read
+
+
+def _types(decoder: Any) -> Iterator[str]:
+    if decoder:
+        yield decoder["type"]
+        for inner in decoder.get("decoders", ()):
+            yield from _types(inner)
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """The texts of the tokens of both models, from id 0 on."""
+
+    student: Sequence[str]
+    teacher: Sequence[str]
+
+    @classmethod
+    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> "Vocabularies":
+        """The vocabularies of two tokenizers."""
+        return cls(token_texts(student), token_texts(teacher))
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A name for each of the two, by their content."""
+        sides = {"student": self.student, "teacher": self.teacher}
+        return {side: f"{len(texts)} tokens {fingerprint('vocabulary', texts)}" for side, texts in sides.items()}
+
+
+def write_vocabulary_map(
+    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[str]], Iterable[str]] = iter
+) -> Tensor:
+    """Find the student's token that is spelt most like each of the teacher's, and write the map whole or not at all.
+
+    Args:
+        path: The file, safetensors.
+        vocabularies: Of both models.
+        track: Goes through the teacher's tokens, showing how far it is.
+
+    Returns:
+        (V_t,) the student's ids.
+    """
+    found = minimal_edit_vocabulary_map(vocabularies.student, vocabularies.teacher, track=track)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
+    unfinished.replace(path)
+    return found
+
+
+def read_vocabulary_map(path: Path, vocabularies: Vocabularies) -> Tensor:
+    """The map in a file, (V_t,) the student's id for each of the teacher's.
+
+    Raises:
+        PrefkdError: There is none, or it is one of other tokenizers.
+    """
+    found, metadata = _read(path)
+    if metadata.get("version") != str(VERSION):
+        raise PrefkdError(f"{path} is no vocabulary map of this version of prefkd; make it again, {_MAKE}")
+    for side, expected in vocabularies.fingerprints.items():
+        if metadata.get(side) != expected:
+            raise PrefkdError(f"{path} was made for another tokenizer of the {side}; make one for these two, {_MAKE}")
+    return found
+
+
+_MAKE = "with `prefkd vocabulary-map`"
+
+
+@lru_cache(maxsize=1)  # it is asked for with every batch
+def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
+    if not path.is_file():
+        raise PrefkdError(f"{path} does not exist; make it {_MAKE}")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(MAP), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PrefkdError(f"{path} is no vocabulary map; make one {_MAKE}") from error

@@ -1,0 +1,176 @@
+"""Terms put together to an objective, as the config says, and what can be wrong with that."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.data.batches import StepCounts
+from prefkd.data.vocabulary import Vocabularies
+from prefkd.errors import PrefkdError
+from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.models.logprob_model import TokenStates
+from prefkd.training.signals import Need, Signals, Unit
+
+# Settings of every term, which it does not get itself.
+TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "on": Literal["chosen", "rejected", "both"]}
+ANSWERS = {"chosen": (0,), "rejected": (1,), "both": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term with its settings.
+
+    Attributes:
+        name: Under which it is logged.
+        function: Called with `Signals`.
+        weight: Its factor in the objective; with 0 it is only logged.
+        on: The answers it is about, if it is counted in tokens or parents.
+        needs, unit: See `prefkd.training.signals.term`.
+    """
+
+    name: str
+    function: Callable[[Signals], Tensor | tuple[Tensor, dict[str, Tensor]]]
+    weight: float
+    on: tuple[int, ...]
+    needs: frozenset[Need]
+    unit: Unit
+
+    def values(self, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        """What it has for each pair, (B,), and what is logged beside.
+
+        Raises:
+            ValueError: It returns something else.
+        """
+        found = self.function(replace(signals, on=self.on))
+        values, details = found if isinstance(found, tuple) else (found, {})
+        for value in (values, *details.values()):
+            if not isinstance(value, Tensor) or value.shape != (signals.policy.shape[1],):
+                what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+                raise ValueError(f"{self.name} returns {what}, but must return a value for each pair, (B,)")
+        return values, details
+
+    def count(self, step: StepCounts) -> int:
+        """How much of what the term is a sum over there is in a step."""
+        if self.unit == "pair":
+            return step.pairs
+        counts = step.tokens if self.unit == "token" else step.parents
+        return sum(counts[side] for side in self.on)
+
+
+class Objective:
+    """The weighted sum of terms.
+
+    Args:
+        components: Those of the config.
+    """
+
+    def __init__(self, components: Sequence[Component]):
+        self.terms: list[Term] = []
+        for component in components:
+            name = component["_component_"].rpartition(".")[2]
+            taken = sum(name == term.name.partition(" ")[0] for term in self.terms)
+            self.terms.append(_term(component, f"{name} {taken + 1}" if taken else name))
+        self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
+
+    def __call__(self, signals: Signals, step: StepCounts) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
+
+        The mean of the losses over the pairs of the whole step is the objective: sum over terms of weight * (sum of its
+        values) / (pairs, tokens or parents of the step). The same holds for what is logged.
+        """
+        losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}
+        for term in self.terms:
+            values, details = term.values(signals)
+            share = step.pairs / term.count(step)
+            if not signals.only_projectors or "projectors" in term.needs:
+                losses = losses + term.weight * share * values
+            metrics[term.name] = share * values.detach()
+            for name, value in details.items():
+                metrics[f"{term.name} {name}" if name in metrics else name] = share * value
+        return losses, metrics
+
+    def __str__(self) -> str:
+        return " + ".join(f"{term.weight:g} {term.name}" for term in self.terms)
+
+
+def objective_problems(
+    components: Sequence[Component], vocabularies: Callable[[], Vocabularies | None]
+) -> Iterator[str]:
+    """Why an objective cannot be computed, found by doing so on a pair of one token.
+
+    Args:
+        components: Those of the config. One that `component_problems` finds fault with is left alone.
+        vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
+    """
+    if not any(component.get("weight", 1.0) > 0 for component in components if _is_sound(component)):
+        yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
+    for index, component in enumerate(components):
+        if _is_sound(component):
+            yield from (f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies))
+
+
+def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies | None]) -> Iterator[str]:
+    term = _term(component, component["_component_"])
+    if term.weight < 0:
+        yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
+    if term.unit == "pair" and "on" in component:
+        yield f".on: {term.name} compares both answers; remove it"
+    texts = None
+    if term.needs & {"vocabularies", "one_vocabulary"}:
+        texts = vocabularies()
+        if texts is None:
+            return
+        if "one_vocabulary" in term.needs and texts.student != texts.teacher:
+            sizes = f"{len(texts.student)} and {len(texts.teacher)}"
+            yield f": {term.name} needs models of one vocabulary, but these have {sizes} tokens that are not the same"
+            return
+    try:
+        with torch.no_grad():
+            term.values(_smallest_signals(term.needs, texts))
+    except (ValueError, PrefkdError) as error:
+        yield f": {error}"
+    except Exception as error:  # a user's own function may raise anything
+        yield f": {term.name} fails on a pair of one token ({type(error).__name__}: {error}); is all in its needs?"
+
+
+def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None) -> Signals:
+    """A pair of answers of one token, with what is needed and no more."""
+
+    def states(tokens: int) -> TokenStates:
+        ids, table = torch.zeros(2, dtype=torch.long), torch.zeros(tokens, 1)
+        return TokenStates(ids, ids, torch.zeros(2, 1), table, table, (1, 1), chunk_size=1)
+
+    parents = -torch.ones(2, 1, 1)
+    sizes = (2, 2) if vocabularies is None else (len(vocabularies.student), len(vocabularies.teacher))
+    return Signals(
+        policy=parents,
+        parent_mask=torch.ones(2, 1, 1, dtype=torch.bool),
+        student=states(sizes[0]),
+        reference=parents if "reference" in needs else None,
+        weights=-parents if "weights" in needs else None,
+        teacher_logprobs=parents if "teacher_logprobs" in needs else None,
+        teacher=states(sizes[1]) if "teacher_states" in needs else None,
+        projectors=DualSpaceProjectors(1, 1) if "projectors" in needs else None,
+        vocabularies=vocabularies,
+    )
+
+
+def _is_sound(component: Component) -> bool:
+    return not any(component_problems(component, ("signals",), TERM_SETTINGS))
+
+
+def _term(component: Component, name: str) -> Term:
+    function = import_dotpath(component["_component_"])
+    own = {key: value for key, value in component.items() if key not in TERM_SETTINGS}
+    return Term(
+        name=name,
+        function=bind(own),
+        weight=component.get("weight", 1.0),
+        on=ANSWERS[component.get("on", "chosen")],
+        needs=cast(Any, getattr(function, "needs", frozenset())),
+        unit=cast(Any, getattr(function, "unit", "pair")),
+    )

@@ -1,0 +1,94 @@
+"""Projectors: what dual-space distillation trains beside the student, with a learning rate of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoConfig
+
+from prefkd.errors import PrefkdError
+from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.models.load import ModelConfig
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.training.distributed import Ranks
+
+
+@dataclass
+class ProjectorConfig:
+    """How projectors are trained; of no effect where no term of the objective has any.
+
+    Attributes:
+        lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
+        warmup_steps: Of all steps, the first that train the projectors alone.
+        path: The projectors.safetensors of an earlier run to start from; null = start at random.
+    """
+
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    path: Path | None = None
+
+    def problems(self) -> Iterator[str]:
+        if self.lr <= 0:
+            yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
+        if self.warmup_steps < 0:
+            yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"
+        if self.path is not None and not self.path.is_file():
+            yield f"path: {self.path} does not exist; name the projectors.safetensors of an earlier run"
+
+
+def make_projectors(
+    config: ProjectorConfig, student: ModelConfig, teacher: ModelConfig, *, seed: int
+) -> DualSpaceProjectors:
+    """Projectors between the hidden states of two models, the same on all ranks.
+
+    Raises:
+        PrefkdError: Those to start from belong to models of other sizes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projectors = DualSpaceProjectors(_hidden_size(student), _hidden_size(teacher))
+    if config.path is not None:
+        load_projectors(config.path, projectors)
+    return projectors
+
+
+def load_projectors(path: Path, projectors: DualSpaceProjectors) -> None:
+    """Read projectors from a file.
+
+    Raises:
+        PrefkdError: It holds something else, or projectors of other sizes.
+    """
+    try:
+        projectors.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise PrefkdError(f"projectors.path: {path} holds no projectors of these two models; remove it") from error
+
+
+def save_projectors(model: LogprobModel, path: Path, *, ranks: Ranks) -> None:
+    """Save the projectors of a model as float32 safetensors; all ranks call it, the main one writes."""
+    assert model.projectors is not None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model.projectors, options=options)
+    if ranks.is_main:
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
+        unfinished.replace(path)
+    ranks.wait()
+
+
+def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[str, Any]]:
+    """The parameters for an optimizer: those of the model, and the projectors with their own learning rate."""
+    groups: list[dict[str, Any]] = [{"params": list(model.lm.parameters())}]
+    if model.projectors is not None:
+        groups.append({"params": list(model.projectors.parameters()), "lr": config.lr})
+    return groups
+
+
+def _hidden_size(config: ModelConfig) -> int:
+    found = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    return found.get_text_config().hidden_size

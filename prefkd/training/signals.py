@@ -1,0 +1,103 @@
+"""What the terms of an objective are computed from, and how a term says which of it it needs."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from prefkd.data.vocabulary import Vocabularies
+from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.models.logprob_model import TokenStates
+
+Unit = Literal["pair", "token", "parent"]
+Need = Literal[
+    "reference", "weights", "teacher_logprobs", "teacher_states", "projectors", "vocabularies", "one_vocabulary"
+]
+# What has to be there for something else to be.
+IMPLIED: dict[Need, tuple[Need, ...]] = {
+    "weights": ("reference",),
+    "projectors": ("teacher_states",),
+    "vocabularies": ("teacher_states",),
+    "one_vocabulary": ("teacher_states",),
+}
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the models say of a microbatch. What no term needs is None.
+
+    B pairs, P parents of the longest answer, N targets of the student. Of the axis of length 2, 0 is the chosen answer
+    and 1 the rejected one.
+
+    Attributes:
+        policy: (2, B, P) log-prob of each parent under the student. It carries gradient, as do the student's states;
+            all else is constant, but for the projectors.
+        parent_mask: (2, B, P) true for the parents that exist; elsewhere all values are 0.
+        student: The student's states at its N targets: the B chosen answers, then the B rejected ones.
+        reference: (2, B, P) log-prob under the model that the student is compared with.
+        weights: (2, B, P) importance weights.
+        teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
+        teacher: The teacher's states at its own targets, in the same order of answers.
+        projectors: Those between the hidden states of both models.
+        vocabularies: The text of each token of both models.
+        on: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
+        only_projectors: Whether this step trains the projectors alone.
+    """
+
+    policy: Tensor
+    parent_mask: Tensor
+    student: TokenStates
+    reference: Tensor | None = None
+    weights: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    teacher: TokenStates | None = None
+    projectors: DualSpaceProjectors | None = None
+    vocabularies: Vocabularies | None = None
+    on: tuple[int, ...] = (0,)
+    only_projectors: bool = False
+
+    def student_answers(self) -> list[TokenStates]:
+        """What the student says of each answer that the term is about: B times one or two of them."""
+        return self._asked_about(self.student.answers())
+
+    def answers(self) -> list[tuple[TokenStates, TokenStates]]:
+        """What student and teacher say of each of these."""
+        assert self.teacher is not None, "a term that reads the teacher's states says so"
+        return list(zip(self.student_answers(), self._asked_about(self.teacher.answers()), strict=True))
+
+    def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
+        """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
+        return torch.stack(list(values)).view(len(self.on), -1).sum(0)
+
+    def parent_sums(self, values: Tensor) -> Tensor:
+        """From (2, B, P) values of parents to (B,), the sum over the parents that the term is about."""
+        return (values * self.parent_mask)[list(self.on)].sum((0, 2))
+
+    def _asked_about(self, answers: list[TokenStates]) -> list[TokenStates]:
+        pairs = self.policy.shape[1]
+        return [answer for side in self.on for answer in answers[side * pairs : (side + 1) * pairs]]
+
+
+def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Function], Function]:
+    """Mark a function as a term of an objective.
+
+    Args:
+        needs: What it reads of `Signals` beside the student and the mask. `one_vocabulary` is a demand: both models
+            must have the same tokens.
+        unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
+            parents of the whole step.
+    """
+
+    def mark(function: Function) -> Function:
+        function.needs, function.unit = with_implied(needs), unit  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return mark
+
+
+def with_implied(needs: Collection[Need]) -> frozenset[Need]:
+    """Some needs, and what they imply."""
+    return frozenset(needs).union(*(IMPLIED.get(need, ()) for need in needs))

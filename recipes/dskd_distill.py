@@ -1,0 +1,366 @@
+"""Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
+
+What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
+(dual_space, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves (cross_entropy). By default it is
+parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
+Of the teacher only what the terms need is computed. `prefkd.training.objective` explains them, and how to write one.
+
+    prefkd run dskd_distill --config demo/dskd_distill
+
+Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from prefkd.config import Component, component, components, save_config
+from prefkd.data.alignment_report import alignment_report
+from prefkd.data.batches import (
+    Microbatch,
+    PairBatch,
+    collate_pairs,
+    count_targets,
+    pair_lengths,
+    plan_steps,
+    split_step,
+)
+from prefkd.data.fingerprints import reading_fingerprint
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import open_scores
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.data.vocabulary import Vocabularies
+from prefkd.errors import PrefkdError
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.logprob_model import LogprobModel, TokenStates
+from prefkd.models.shard import shard
+from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
+from prefkd.training.combination import TERM_SETTINGS, Objective, objective_problems
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.export import save_pretrained
+from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.progress import Display, parameter_count
+from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
+from prefkd.training.references import read_reference
+from prefkd.training.settings import TrainingConfig, output_problems
+from prefkd.training.signals import Signals
+from prefkd.training.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        objective: The terms that are summed, each a component with `weight` (1.0) and, if it is counted in tokens or
+            parents, `on`: the chosen answers (the default), the rejected ones or both. Every term is divided by what
+            the whole step has of its unit: pairs, target tokens or parents.
+        reference: The model whose log-probs the preference terms compare the student with: the teacher, or the
+            student's frozen start.
+    """
+
+    output_dir: Path
+    student: ModelConfig
+    teacher: LiveTeacherSource
+    data: DataConfig
+    objective: list[Component] = components(
+        {"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.1},
+        {"_component_": "prefkd.training.objective.cross_entropy", "weight": 0.25},
+        {"_component_": "prefkd.training.objective.dual_space", "weight": 0.25},
+        supplied=("signals",),
+        settings=TERM_SETTINGS,
+    )
+    reference: Literal["teacher", "student"] = "teacher"
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    projectors: ProjectorConfig = field(default_factory=ProjectorConfig)
+    optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
+    lr_schedule: Component = component(
+        "transformers.get_cosine_schedule_with_warmup",
+        supplied=("optimizer", "num_training_steps"),
+        num_warmup_steps=10,
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metric_logger: Component | None = None
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("student",)
+
+    def problems(self) -> Iterator[str]:
+        yield from output_problems(self.output_dir)
+        found = list(objective_problems(self.objective, self.vocabularies))
+        yield from found
+        if found:
+            return
+        objective = Objective(self.objective)
+        yield from (f"teacher.{problem}" for problem in self.questions(objective).problems(self.teacher))
+        if "weights" in objective.needs:
+            yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
+        if self.projectors.warmup_steps and "projectors" not in objective.needs:
+            yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
+
+    def questions(self, objective: Objective) -> Questions:
+        """What an objective asks of the teacher."""
+        needs = objective.needs
+        return Questions(
+            reference="reference" in needs and self.reference == "teacher",
+            contrast="weights" in needs and self.weights.prompts is not None,
+            logprobs="teacher_logprobs" in needs,
+            states="teacher_states" in needs,
+            start_is_reference="reference" in needs and self.reference == "student",
+        )
+
+    def vocabularies(self) -> Vocabularies | None:
+        """The tokens of both models; None if one of these is not there."""
+        if self.teacher.path is None or any(any(side.problems()) for side in (self.student, self.teacher)):
+            return None
+        return Vocabularies.of(load_tokenizer(self.student), load_tokenizer(self.teacher))
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `train` uses."""
+
+    ranks: Ranks
+    display: Display
+    train_pairs: Dataset
+    steps: list[list[int]]
+    held_out_pairs: Dataset
+    held_out_rows: list[int]
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+    student: LogprobModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: LiveTeacher
+    vocabularies: Vocabularies | None
+    objective: Objective
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the models, and say what is going to happen."""
+    training, device = config.training, ranks.device
+    display = Display(ranks)
+    set_seed(training.seed)
+    objective = Objective(config.objective)
+    questions = config.questions(objective)
+
+    scores = open_scores(config.teacher.scores) if config.teacher.scores else None
+    student_tokenizer = load_tokenizer(config.student)
+    sides = {
+        "student": ModelSide(student_tokenizer, config.student.template),
+        "teacher": teacher_side(config.teacher, scores),
+    }
+    if scores:
+        scores.require(reading_fingerprint(config.data, **sides))
+    instructions = config.weights.prompts if questions.contrast else None
+    align = partial(align_pairs, **sides, config=config.data, contrast=scores.instructions if scores else instructions)
+    with ranks.main_first():
+        pairs = load_pairs(config.data)
+        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+        if scores:
+            train_pairs, held_out_pairs = scores.attach(train_pairs, "train"), scores.attach(held_out_pairs, "held_out")
+        train_pairs, held_out_pairs = count_targets(train_pairs), count_targets(held_out_pairs)
+    if not len(train_pairs):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
+    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
+    steps = [
+        rows
+        for epoch in range(training.epochs)
+        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
+    ][: training.max_steps]
+
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    projectors = None
+    if "projectors" in objective.needs:
+        projectors = make_projectors(config.projectors, config.student, config.teacher, seed=training.seed).to(device)
+    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
+    probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
+    student.check(probe.student, "student")
+    teacher = open_live_teacher(config.teacher, questions, probe=probe, chunk_size=training.chunk_size, device=device)
+
+    shard(student.train(), ranks)
+    optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+        (config.output_dir / "alignment_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    display.table(
+        "dskd_distill",
+        {
+            "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
+            "teacher": teacher.description,
+            "objective": objective,
+            "projectors": f"{parameter_count(projectors)} parameters" if projectors else "none",
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
+            "alignment": f"{report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    if questions.start_is_reference:
+        read = partial(
+            read_reference,
+            student,
+            collate=collate,
+            microbatch_size=training.microbatch_size,
+            ranks=ranks,
+            display=display,
+        )
+        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
+        held_out_pairs = read(held_out_pairs, held_out_rows)
+    return Run(
+        ranks=ranks,
+        display=display,
+        train_pairs=train_pairs,
+        steps=steps,
+        held_out_pairs=held_out_pairs,
+        held_out_rows=held_out_rows,
+        collate=collate,
+        student=student,
+        student_tokenizer=student_tokenizer,
+        teacher=teacher,
+        vocabularies=Vocabularies.of(*(side.tokenizer for side in sides.values()))
+        if "vocabularies" in objective.needs
+        else None,
+        objective=objective,
+        optimizer=optimizer,
+        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+    )
+
+
+def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    heard = run.teacher(batch)
+    needs, scores = run.objective.needs, heard.scores
+    weights = parent_weights(config.weights, scores, batch) if scores and "weights" in needs else None  # (2, B, P)
+    warms_up = torch.is_grad_enabled() and run.lr_schedule.last_epoch < config.projectors.warmup_steps
+
+    def read(states: TokenStates) -> tuple[Tensor, dict[str, Tensor]]:
+        token_logprobs = states.logprobs()  # (N,)
+        policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
+        signals = Signals(
+            policy=policy,
+            parent_mask=batch.parent_mask,
+            student=states,
+            reference=scores.reference if scores else None,
+            weights=weights,
+            teacher_logprobs=scores.reference if scores and heard.logprobs is None else heard.logprobs,
+            teacher=heard.states,
+            projectors=run.student.projectors,
+            vocabularies=run.vocabularies,
+            only_projectors=warms_up,
+        )
+        losses, metrics = run.objective(signals, batch.step)  # (B,): their mean over the step is the objective
+        chosen_logprob, rejected_logprob = policy.detach().sum(-1)
+        return losses, {
+            "loss": losses.detach(),
+            "logprob_accuracy": (chosen_logprob > rejected_logprob).float(),
+            "chosen_logprob": chosen_logprob,
+            "rejected_logprob": rejected_logprob,
+            "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+            **metrics,
+            **(weight_metrics(weights, batch.parent_mask) if weights is not None else {}),
+        }
+
+    # Inside the student's forward, since only there its embedding, its head and the projectors are whole.
+    return run.student(batch.student, read)
+
+
+@torch.no_grad()
+def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+    """Means over the held-out pairs after a step."""
+    ranks, sums = run.ranks, PairSums()
+    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
+        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
+        losses, metrics = compare(config, run, batch)
+        require_finite(losses, step, batch.names)
+        sums.add(metrics, batch.counted)
+    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+
+
+def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Train the student; returns the held-out metrics before and after."""
+    training, ranks = config.training, run.ranks
+    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    before = latest = evaluate(config, run, step=0)
+    writer.write(0, before)
+    run.display.say(f"before training: {describe(before)}")
+    with run.display.progress(len(run.steps)) as bar:
+        for step, rows in enumerate(run.steps, start=1):
+            # ------------------------------------------------------------------------------------ one training step
+            began, sums = time.perf_counter(), PairSums()
+            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+                losses, metrics = compare(config, run, batch)
+                require_finite(losses, step, batch.names)
+                # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
+                ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
+                sums.add(metrics, batch.counted)
+            gradient_norm = clip_gradients(run.student.parameters(), training.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.lr_schedule.step()
+            # ------------------------------------------------------------------------------------------------------
+            means = sums.means(ranks)
+            means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
+            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            if step % training.evaluate_every == 0 or step == len(run.steps):
+                latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(latest)}")
+                means |= latest
+            writer.write(step, means)
+            bar.advance(brief(means))
+    writer.close()
+    return before, latest
+
+
+def save(config: Config, run: Run) -> Path:
+    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
+    folder = config.output_dir / "student"
+    dtype = stored_dtype(config.student)
+    save_pretrained(run.student.lm, run.student_tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    return folder
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.training.device) as ranks:
+        run = setup(config, ranks)
+        before, after = train(config, run)
+        folder = save(config, run)
+        projectors = config.output_dir / "projectors.safetensors"
+        if run.student.projectors is not None:
+            save_projectors(run.student, projectors, ranks=ranks)
+        run.display.result(
+            before,
+            after,
+            {
+                "student": folder,
+                **({"projectors": projectors} if run.student.projectors is not None else {}),
+                "metrics": config.output_dir / "metrics.jsonl",
+                "config": config.output_dir / "config.yaml",
+                "alignment": config.output_dir / "alignment_report.json",
+            },
+            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+        )
