@@ -22,7 +22,7 @@ class Recipe:
     Attributes:
         name: File name without its suffix.
         summary: First line of the file's docstring.
-        configs: Names of its configs: paths below configs/ without suffix, the last part of which is the recipe's name.
+        configs: Names of its configs, which are their paths below configs/ without suffix.
     """
 
     name: str
@@ -36,7 +36,7 @@ def recipes() -> list[Recipe]:
     found = []
     for path in sorted(RECIPES.glob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        names = tuple(name for name, config in configs().items() if config.stem == path.stem)
+        names = tuple(name for name, config in configs().items() if recipe_of(config) == path.stem)
         found.append(Recipe(path.stem, path, docstring.partition("\n")[0], names))
     return found
 
@@ -44,6 +44,13 @@ def recipes() -> list[Recipe]:
 def configs() -> dict[str, Path]:
     """The files of all shipped configs, by name (such as demo/tis_dpo_distill)."""
     return {name: path for name, path in _yaml_files().items() if not _is_pipeline(path)}
+
+
+def recipe_of(config: Path) -> str:
+    """The recipe that a shipped config is for: that of the command in its first lines, `prefkd run RECIPE --config ...`."""
+    name = re.escape(config.relative_to(CONFIGS).with_suffix("").as_posix())
+    command = re.search(rf"^#.*prefkd run (\S+) --config {name}$", config.read_text(encoding="utf-8"), re.MULTILINE)
+    return command[1] if command else config.stem
 
 
 def pipelines() -> dict[str, Path]:

@@ -47,7 +47,7 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
-from prefkd.training.combination import TERM_SETTINGS, Objective, objective_problems
+from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
@@ -102,11 +102,8 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from output_problems(self.output_dir)
-        found = list(objective_problems(self.objective, self.vocabularies))
-        yield from found
-        if found:
-            return
-        objective = Objective(self.objective)
+        yield from objective_problems(self.objective, self.vocabularies)
+        objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.questions(objective).problems(self.teacher))
         if "weights" in objective.needs:
             yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
@@ -240,9 +237,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         student=student,
         student_tokenizer=student_tokenizer,
         teacher=teacher,
-        vocabularies=Vocabularies.of(*(side.tokenizer for side in sides.values()))
-        if "vocabularies" in objective.needs
-        else None,
+        vocabularies=config.vocabularies() if "vocabularies" in objective.needs else None,
         objective=objective,
         optimizer=optimizer,
         lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),

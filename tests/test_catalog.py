@@ -30,7 +30,7 @@ def test_every_config_belongs_to_a_recipe():
 @pytest.mark.parametrize("name", catalog.configs())
 def test_every_shipped_config_is_sound(name):
     """But for what is fetched first, of which a line says `no folder` or `does not exist`."""
-    recipe = load_recipe(catalog.find_recipe(Path(name).name))
+    recipe = load_recipe(catalog.find_recipe(catalog.recipe_of(catalog.find_config(name))))
     try:
         load_config(recipe.Config, catalog.find_config(name))
     except ConfigError as error:

@@ -46,6 +46,6 @@ def _run_command(source: Path, copy: Path) -> str:
     if source in catalog.pipelines().values():
         return f"prefkd pipeline {path}"
     if source.suffix == ".yaml":
-        return f"prefkd run {source.stem} --config {path}"
+        return f"prefkd run {catalog.recipe_of(source)} --config {path}"
     configs = next(recipe.configs for recipe in catalog.recipes() if recipe.path == source)
     return f"prefkd run {path} --config {configs[0] if configs else 'CONFIG'}"

@@ -117,5 +117,5 @@ def _next_command(folders: list[Path]) -> str:
     """The run of the first shipped config that reads from one of the folders."""
     for name, path in catalog.configs().items():
         if any(f"{folder}\n" in path.read_text(encoding="utf-8") for folder in folders):
-            return f"prefkd run {path.stem} --config {name}"
+            return f"prefkd run {catalog.recipe_of(path)} --config {name}"
     return f"name it in a config, `path: {shlex.quote(str(folders[0]))}`; `prefkd ls` lists configs to start from"

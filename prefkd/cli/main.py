@@ -20,10 +20,11 @@ from prefkd.cli.output import complain, say
 from prefkd.cli.pipeline import pipeline
 from prefkd.cli.run import run
 from prefkd.cli.validate import validate
+from prefkd.cli.vocabulary_map import vocabulary_map
 from prefkd.errors import PrefkdError, nearest
 
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (ls, cp, cat, validate, download, run, pipeline)
+    verb.__name__.replace("_", "-"): verb for verb in (ls, cp, cat, validate, download, run, pipeline, vocabulary_map)
 }
 
 
@@ -62,7 +63,7 @@ def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:10}{_first_line(verb)}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:16}{_first_line(verb)}" for name, verb in VERBS.items())
     return f"{_first_line(prefkd)}\n\n{verbs}\n\nprefkd VERB --help explains a verb, with examples."
 
 

@@ -106,10 +106,11 @@ def objective_problems(
         components: Those of the config. One that `component_problems` finds fault with is left alone.
         vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
     """
-    if not any(component.get("weight", 1.0) > 0 for component in components if _is_sound(component)):
+    sound = [is_sound(component) for component in components]
+    if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
         yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
     for index, component in enumerate(components):
-        if _is_sound(component):
+        if sound[index]:
             yield from (f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies))
 
 
@@ -159,7 +160,8 @@ def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None)
     )
 
 
-def _is_sound(component: Component) -> bool:
+def is_sound(component: Component) -> bool:
+    """Whether a term is there and takes its settings."""
     return not any(component_problems(component, ("signals",), TERM_SETTINGS))
 
 

@@ -53,4 +53,4 @@ def test_cp_overwrites_only_by_force(prefkd):
 def test_cp_of_a_config_names_its_recipe(name, prefkd):
     ended = prefkd("cp", name, "my own")
     assert Path("my own.yaml").read_bytes() == catalog.configs()[name].read_bytes()
-    assert f"prefkd run {Path(name).name} --config 'my own.yaml'" in ended.out
+    assert f"prefkd run {catalog.recipe_of(catalog.configs()[name])} --config 'my own.yaml'" in ended.out
