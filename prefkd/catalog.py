@@ -47,7 +47,7 @@ def configs() -> dict[str, Path]:
 
 
 def recipe_of(config: Path) -> str:
-    """The recipe that a shipped config is for: that of the command in its first lines, `prefkd run RECIPE --config ...`."""
+    """The recipe that a shipped config is for: that of the command in its first lines, `prefkd run RECIPE --config`."""
     name = re.escape(config.relative_to(CONFIGS).with_suffix("").as_posix())
     command = re.search(rf"^#.*prefkd run (\S+) --config {name}$", config.read_text(encoding="utf-8"), re.MULTILINE)
     return command[1] if command else config.stem

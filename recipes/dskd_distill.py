@@ -67,7 +67,7 @@ class Config:
     Attributes:
         output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
         objective: The terms that are summed, each a component with `weight` (1.0) and, if it is counted in tokens or
-            parents, `on`: the chosen answers (the default), the rejected ones or both. Every term is divided by what
+            parents, `answers`: the chosen (the default), the rejected ones or both. Every term is divided by what
             the whole step has of its unit: pairs, target tokens or parents.
         reference: The model whose log-probs the preference terms compare the student with: the teacher, or the
             student's frozen start.

@@ -33,18 +33,17 @@ _ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The text of each token, from id 0 on; an id without a token has none."""
     tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
-    literal = set(tokenizer.added_tokens_decoder)
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-    read = _byte_level_reader() if "ByteLevel" in _types(decoder) else _sentencepiece_reader(set(tokens))
-    texts = (token if i in literal else read(token or "") for i, token in enumerate(tokens))
-    return tuple((text or "").replace(" ", BLANK) for text in texts)
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    read = _byte_level_reader(added) if "ByteLevel" in _types(decoder) else _sentencepiece_reader(set(tokens))
+    return tuple(read(token or "").replace(" ", BLANK) for token in tokens)
 
 
-def _byte_level_reader() -> Callable[[str], str]:
+def _byte_level_reader(added: set[str]) -> Callable[[str], str]:
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
 
     def read(token: str) -> str:
-        if not all(character in byte_of for character in token):
+        if token in added or not all(character in byte_of for character in token):
             return token
         return bytes(map(byte_of.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
 

@@ -16,7 +16,7 @@ from prefkd.models.logprob_model import TokenStates
 from prefkd.training.signals import Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
-TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "on": Literal["chosen", "rejected", "both"]}
+TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Literal["chosen", "rejected", "both"]}
 ANSWERS = {"chosen": (0,), "rejected": (1,), "both": (0, 1)}
 
 
@@ -28,14 +28,14 @@ class Term:
         name: Under which it is logged.
         function: Called with `Signals`.
         weight: Its factor in the objective; with 0 it is only logged.
-        on: The answers it is about, if it is counted in tokens or parents.
+        sides: The answers it is about, if it is counted in tokens or parents.
         needs, unit: See `prefkd.training.signals.term`.
     """
 
     name: str
     function: Callable[[Signals], Tensor | tuple[Tensor, dict[str, Tensor]]]
     weight: float
-    on: tuple[int, ...]
+    sides: tuple[int, ...]
     needs: frozenset[Need]
     unit: Unit
 
@@ -45,7 +45,7 @@ class Term:
         Raises:
             ValueError: It returns something else.
         """
-        found = self.function(replace(signals, on=self.on))
+        found = self.function(replace(signals, sides=self.sides))
         values, details = found if isinstance(found, tuple) else (found, {})
         for value in (values, *details.values()):
             if not isinstance(value, Tensor) or value.shape != (signals.policy.shape[1],):
@@ -58,7 +58,7 @@ class Term:
         if self.unit == "pair":
             return step.pairs
         counts = step.tokens if self.unit == "token" else step.parents
-        return sum(counts[side] for side in self.on)
+        return sum(counts[side] for side in self.sides)
 
 
 class Objective:
@@ -118,8 +118,8 @@ def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies
     term = _term(component, component["_component_"])
     if term.weight < 0:
         yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
-    if term.unit == "pair" and "on" in component:
-        yield f".on: {term.name} compares both answers; remove it"
+    if term.unit == "pair" and "answers" in component:
+        yield f".answers: {term.name} compares both answers; remove it"
     texts = None
     if term.needs & {"vocabularies", "one_vocabulary"}:
         texts = vocabularies()
@@ -172,7 +172,7 @@ def _term(component: Component, name: str) -> Term:
         name=name,
         function=bind(own),
         weight=component.get("weight", 1.0),
-        on=ANSWERS[component.get("on", "chosen")],
+        sides=ANSWERS[component.get("answers", "chosen")],
         needs=cast(Any, getattr(function, "needs", frozenset())),
         unit=cast(Any, getattr(function, "unit", "pair")),
     )

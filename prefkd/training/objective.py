@@ -5,7 +5,7 @@
         beta: 0.1
       - _component_: prefkd.training.objective.dual_space
         weight: 0.5
-        on: chosen
+        answers: chosen
 
 A term is one function. It is called with the `Signals` of a microbatch and its settings from the config, and returns a
 value for each pair, (B,): a loss, or a sum over the pair's tokens or parents. The decorator says which of these, and
@@ -212,7 +212,7 @@ def alm(signals: Signals, temperature: float = 100.0) -> Losses:
     values = [
         baselines.alm_loss(*answer, temperature=temperature) * answer[2].sum()  # its mean, back to a sum
         for side, answers in enumerate(each)
-        if side in signals.on
+        if side in signals.sides
         for answer in zip(*answers, strict=True)
     ]
     return signals.pair_sums(values)

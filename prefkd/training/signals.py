@@ -43,7 +43,7 @@ class Signals:
         teacher: The teacher's states at its own targets, in the same order of answers.
         projectors: Those between the hidden states of both models.
         vocabularies: The text of each token of both models.
-        on: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
+        sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
         only_projectors: Whether this step trains the projectors alone.
     """
 
@@ -56,7 +56,7 @@ class Signals:
     teacher: TokenStates | None = None
     projectors: DualSpaceProjectors | None = None
     vocabularies: Vocabularies | None = None
-    on: tuple[int, ...] = (0,)
+    sides: tuple[int, ...] = (0,)
     only_projectors: bool = False
 
     def student_answers(self) -> list[TokenStates]:
@@ -70,15 +70,15 @@ class Signals:
 
     def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
         """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
-        return torch.stack(list(values)).view(len(self.on), -1).sum(0)
+        return torch.stack(list(values)).view(len(self.sides), -1).sum(0)
 
     def parent_sums(self, values: Tensor) -> Tensor:
         """From (2, B, P) values of parents to (B,), the sum over the parents that the term is about."""
-        return (values * self.parent_mask)[list(self.on)].sum((0, 2))
+        return (values * self.parent_mask)[list(self.sides)].sum((0, 2))
 
     def _asked_about(self, answers: list[TokenStates]) -> list[TokenStates]:
         pairs = self.policy.shape[1]
-        return [answer for side in self.on for answer in answers[side * pairs : (side + 1) * pairs]]
+        return [answer for side in self.sides for answer in answers[side * pairs : (side + 1) * pairs]]
 
 
 def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Function], Function]:
