@@ -47,6 +47,7 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
+from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_pretrained
@@ -55,7 +56,7 @@ from prefkd.training.optimizer import build_optimizer, build_schedule, clip_grad
 from prefkd.training.progress import Display, parameter_count
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
 from prefkd.training.references import read_reference
-from prefkd.training.settings import TrainingConfig, output_problems
+from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
 from prefkd.training.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
@@ -101,7 +102,7 @@ class Config:
         return ("student",)
 
     def problems(self) -> Iterator[str]:
-        yield from output_problems(self.output_dir)
+        yield from resume_problems(self)
         yield from objective_problems(self.objective, self.vocabularies)
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.questions(objective).problems(self.teacher))
@@ -146,6 +147,7 @@ class Run:
     objective: Objective
     optimizer: Optimizer
     lr_schedule: LRScheduler
+    checkpoints: Checkpoints
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
@@ -197,6 +199,16 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
     shard(student.train(), ranks)
     optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))
+    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
+    checkpoints = Checkpoints(
+        config,
+        model=student,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        pairs={"train": train_pairs, "held_out": held_out_pairs},
+        ranks=ranks,
+        display=display,
+    )
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
@@ -240,7 +252,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
         vocabularies=config.vocabularies() if "vocabularies" in objective.needs else None,
         objective=objective,
         optimizer=optimizer,
-        lr_schedule=build_schedule(config.lr_schedule, optimizer, len(steps)),
+        lr_schedule=lr_schedule,
+        checkpoints=checkpoints,
     )
 
 
@@ -297,12 +310,14 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
-    before = latest = evaluate(config, run, step=0)
-    writer.write(0, before)
-    run.display.say(f"before training: {describe(before)}")
-    with run.display.progress(len(run.steps)) as bar:
-        for step, rows in enumerate(run.steps, start=1):
+    if not progress.step:
+        progress.before = progress.latest = evaluate(config, run, step=0)
+        writer.write(0, progress.before)
+        run.display.say(f"before training: {describe(progress.before)}")
+    with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
+        for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
             for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
@@ -321,13 +336,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
             means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
             if step % training.evaluate_every == 0 or step == len(run.steps):
-                latest = evaluate(config, run, step)
-                run.display.say(f"step {step}: {describe(latest)}")
-                means |= latest
+                progress.latest = evaluate(config, run, step)
+                run.display.say(f"step {step}: {describe(progress.latest)}")
+                means |= progress.latest
             writer.write(step, means)
             bar.advance(brief(means))
+            run.checkpoints.save(step, progress)
     writer.close()
-    return before, latest
+    return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
@@ -347,6 +363,7 @@ def main(config: Config) -> None:
         projectors = config.output_dir / "projectors.safetensors"
         if run.student.projectors is not None:
             save_projectors(run.student, projectors, ranks=ranks)
+        run.checkpoints.remove()
         run.display.result(
             before,
             after,

@@ -1,4 +1,4 @@
-"""A run that was ended goes on as if it had not been, through the command line: the same losses and weights, bitwise."""
+"""A run that was ended goes on as if it had not been, through the command line: the same losses, the same weights."""
 
 import errno
 import json
