@@ -143,6 +143,7 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.axvline(mean(starts), color="grey", linestyle=":", label="before training")
         axis.set_title(title, fontsize=9)
+    axes[0].margins(y=0.2)
     axes[0].invert_yaxis()
     axes[0].legend(fontsize=8)
     figure.tight_layout()
