@@ -15,16 +15,19 @@ import prefkd
 from prefkd.cli.cat import cat
 from prefkd.cli.cp import cp
 from prefkd.cli.download import download
+from prefkd.cli.inspect import inspect
 from prefkd.cli.ls import ls
 from prefkd.cli.output import complain, say
 from prefkd.cli.pipeline import pipeline
+from prefkd.cli.plot import plot
 from prefkd.cli.run import run
 from prefkd.cli.validate import validate
 from prefkd.cli.vocabulary_map import vocabulary_map
 from prefkd.errors import PrefkdError, nearest
 
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__.replace("_", "-"): verb for verb in (ls, cp, cat, validate, download, run, pipeline, vocabulary_map)
+    verb.__name__.replace("_", "-"): verb
+    for verb in (ls, cp, cat, validate, download, inspect, vocabulary_map, run, pipeline, plot)
 }
 
 

@@ -1,0 +1,117 @@
+"""`prefkd inspect`."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import arg
+
+from prefkd.cli.arguments import optional
+from prefkd.cli.output import hush_libraries, say
+from prefkd.errors import PrefkdError
+
+Template = Annotated[Literal["auto", "chat", "plain"], arg(help_behavior_hint="")]
+
+
+def inspect(
+    student: Annotated[str, arg(metavar="STUDENT")],
+    teacher: Annotated[str, arg(metavar="TEACHER")],
+    data: Annotated[str, arg(metavar="DATA")],
+    /,
+    *,
+    html: Annotated[Path, optional("FILE")] = Path("inspect.html"),
+    json: Annotated[Path | None, optional("FILE")] = None,
+    limit: Annotated[int, optional("N")] = 2000,
+    format: Annotated[
+        Literal["auto", "standard", "conversational", "hh", "ultrafeedback", "sharegpt"], arg(help_behavior_hint="")
+    ] = "auto",
+    subset: Annotated[str | None, optional("NAME")] = None,
+    split: Annotated[str, optional("NAME")] = "train",
+    max_length: Annotated[int, optional("N")] = 512,
+    max_prompt_length: Annotated[int | None, optional("N")] = None,
+    truncation: Annotated[Literal["keep_start", "keep_end"], arg(help_behavior_hint="")] = "keep_end",
+    student_template: Template = "auto",
+    teacher_template: Template = "auto",
+) -> None:
+    """Show how two tokenizers align on preference pairs, before any model is loaded.
+
+    For example:
+        prefkd inspect models/SmolLM2-135M-Instruct models/gemma-3-270m pairs.jsonl
+        prefkd inspect models/student models/teacher Anthropic/hh-rlhf --subset harmless-base --max-length 1024
+        prefkd inspect models/student models/teacher pairs.jsonl --html report/pairs.html --json report/pairs.json
+
+    Args:
+        student: Folder with a tokenizer (it needs no weights), or a Hub id.
+        teacher: The same.
+        data: A file, a folder, or the Hub id of a data set, as `data.source` of a config.
+        html: Page to write: the numbers, and pairs with the tokens of both sides. inspect.html if not given.
+        json: File for the numbers.
+        limit: Most pairs to look at, drawn at random; 2,000 if not given.
+        format: Form of the rows.
+        subset: Configuration of a Hub data set, or folder in it.
+        split: Split of a Hub data set or of a folder; train if not given.
+        max_length: Most tokens of a prompt and one answer; 512 if not given.
+        max_prompt_length: Most tokens of a prompt whose pair is longer; the half of it if not given.
+        truncation: Which end of such a prompt is kept; the end if not given.
+        student_template: The chat template of the tokenizer, or plain headings; chat if there is one.
+        teacher_template: The same.
+    """
+    if limit < 1:
+        raise PrefkdError(f"--limit {limit} leaves nothing to look at; give 1 or more")
+    with _without_collector(), Console(stderr=True).status("reading the tokenizers") as status:
+        from datasets import disable_progress_bars
+
+        from prefkd.data.pairs import DataConfig
+        from prefkd.inspection.report import inspect_pairs
+        from prefkd.inspection.terminal import print_inspection
+        from prefkd.inspection.tokenizers import read_side
+
+        hush_libraries()
+        disable_progress_bars()
+        config = DataConfig(
+            source=data,
+            format=format,
+            subset=subset,
+            split=split,
+            held_out_fraction=0.0,
+            on_bad_row="skip",
+            max_length=max_length,
+            max_prompt_length=max(max_length // 2, 1) if max_prompt_length is None else max_prompt_length,
+            truncation=truncation,
+        )
+        problems = list(config.problems())
+        if problems:
+            raise PrefkdError("\n".join(problems))
+        sides = read_side(student, student_template), read_side(teacher, teacher_template)
+        status.update("aligning")
+        found = inspect_pairs(config, *sides, most=limit)
+    _write(html, found.page)
+    if json is not None:
+        _write(json, _as_json(found.numbers))
+    print_inspection(found.numbers, found.verdict, Console(highlight=False))
+    say(f"\nwrote {html}" + (f" and {json}" if json is not None else ""))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Vocabularies and modules are millions of objects that stay: to look through them takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _as_json(numbers: dict) -> str:
+    return json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
