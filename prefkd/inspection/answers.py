@@ -12,8 +12,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from prefkd.data.formats import Message
 from prefkd.data.templates import ModelSide, shared_response
 from prefkd.data.tokenizing import ANSWERS, SIDES
-from prefkd.inspection.visible import visible_line
 from prefkd.method.parent_tokens import find_parents_batch
+from prefkd.visible import visible_line
 
 # How vocabularies write a byte: as one of 256 symbols, or by its number.
 _BYTES = {symbol: byte for byte, symbol in bytes_to_unicode().items()}

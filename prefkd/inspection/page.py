@@ -12,7 +12,7 @@ from markupsafe import Markup
 from prefkd.data.tokenizing import SIDES
 from prefkd.inspection.pairs import COLOUR_NAMES, ShownPair
 from prefkd.inspection.verdict import Verdict, needed_length
-from prefkd.inspection.visible import visible_line
+from prefkd.visible import visible_line
 
 
 def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[ShownPair]) -> str:

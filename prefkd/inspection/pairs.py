@@ -10,7 +10,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import SIDES
 from prefkd.inspection.answers import Answer, InspectedPair, TokenText, token_texts
 from prefkd.inspection.numbers import WORST_ROWS, pair_numbers, worst_pairs
-from prefkd.inspection.visible import visible, visible_block, visible_line
+from prefkd.visible import visible, visible_block, visible_line
 
 TYPICAL = 10
 SEED = 0

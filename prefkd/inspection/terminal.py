@@ -10,7 +10,7 @@ from rich.text import Text
 
 from prefkd.data.tokenizing import SIDES
 from prefkd.inspection.verdict import Verdict
-from prefkd.inspection.visible import visible_line
+from prefkd.visible import visible_line
 
 # Entries of each list; the page and the JSON file have more.
 LISTED = 5

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefkd.data.tokenizing import ANSWERS
+from prefkd.visible import visible_line
 from prefkd.weight_report.numbers import SATURATION
 from prefkd.weight_report.pairs import LEVELS, ColourScale, ShownPair
-from prefkd.weight_report.visible import visible_line
 
 
 def render_page(

@@ -10,10 +10,10 @@ from datasets import Dataset
 
 from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.training.weighting import WeightConfig
+from prefkd.visible import visible, visible_block, visible_line
 from prefkd.weight_report.answers import Answers
 from prefkd.weight_report.numbers import clamp_bounds
 from prefkd.weight_report.pieces import PieceReader
-from prefkd.weight_report.visible import visible, visible_block, visible_line
 
 WIDEST = 3
 TYPICAL = 5

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkd.data.tokenizing import ANSWERS
-from prefkd.weight_report.visible import visible_line
+from prefkd.visible import visible_line
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 # Pieces of text listed on each side.

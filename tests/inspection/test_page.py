@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from prefkd.inspection.visible import visible_line
+from prefkd.visible import visible_line
 from tests.inspection.conftest import HARD
 
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')

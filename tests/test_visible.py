@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefkd.inspection.visible import visible, visible_block, visible_line
+from prefkd.visible import visible, visible_block, visible_line
 
 
 @pytest.mark.parametrize(
