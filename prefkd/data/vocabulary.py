@@ -33,7 +33,8 @@ _ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The text of each token, from id 0 on; an id without a token has none."""
     tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    backend: Any = tokenizer.backend_tokenizer
+    decoder = json.loads(backend.to_str())["decoder"]
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     read = _byte_level_reader(added) if "ByteLevel" in _types(decoder) else _sentencepiece_reader(set(tokens))
     return tuple(read(token or "").replace(" ", BLANK) for token in tokens)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
 from prefkd.errors import PrefkdError
+from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
 from prefkd.models.load import sliding_window
 
@@ -78,7 +79,7 @@ class LogprobModel(nn.Module):
         *,
         chunk_size: int = 512,
         precision: torch.dtype = torch.float32,
-        projectors: nn.Module | None = None,
+        projectors: DualSpaceProjectors | None = None,
     ):
         super().__init__()
         self.lm = lm

@@ -182,7 +182,7 @@ def test_demo_names_the_run_that_uses_it(prefkd, monkeypatch, tmp_path):
     demo.make_demo_models = lambda folder: [folder / "demo-teacher", folder / "demo-student"]
     monkeypatch.setitem(sys.modules, "prefkd.models.demo", demo)
     assert prefkd("download", "demo").out.splitlines() == [
-        "wrote models/demo-teacher",
-        "wrote models/demo-student",
+        "models/demo-teacher is ready",
+        "models/demo-student is ready",
         "next: prefkd run toy --config demo/toy",
     ]
