@@ -85,7 +85,8 @@ def load_contrast(
     own, *pair = load_frozen(configs, probe=probe, chunk_size=chunk_size, device=device)
     bases = {id(model.base): model.base for model in (own, *pair)}
     size = " + ".join(parameter_count(base) for base in bases.values())
-    description = f"{teacher.path}  {teacher.dtype} on {device}, {size} parameters in memory"
+    stored = f"{teacher.dtype} {own.quantization}".rstrip()
+    description = f"{teacher.path}  {stored} on {device}, {size} parameters in memory"
     readers = {"reference": Reader(own, "teacher")}
     if contrast.kind == "prompts":
         readers |= {"positive": Reader(own, "positive"), "negative": Reader(own, "negative")}
@@ -106,6 +107,7 @@ def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
         f"{name}.model": weights,
         f"{name}.adapter": folder_fingerprint(Path(config.adapter)) if config.adapter else None,
         f"{name}.dtype": config.dtype,
+        f"{name}.quantization": config.quantization,
     }
 
 

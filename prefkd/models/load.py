@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from prefkd.errors import PrefkdError
 from prefkd.models.lora import adapter_problems, load_adapter
+from prefkd.models.quantize import quantization_problems
 
 
 @dataclass
@@ -51,14 +52,20 @@ class TeacherConfig(ModelConfig):
 
     Attributes:
         dtype: Type of the weights in memory. (A student always keeps float32 masters.)
+        quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
+            and nf4 everywhere, float8 and int4 on GPUs that can. What it costs in exactness is printed.
         adapter: Folder of a LoRA adapter in peft's format, trained on the model at `path`.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "int8", "float8", "nf4", "int4"] = "none"
     adapter: str | None = None
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        yield from quantization_problems(
+            self.quantization, self.torch_dtype, "cuda" if torch.cuda.is_available() else "cpu"
+        )
         if self.adapter is not None:
             yield from (f"adapter: {problem}" for problem in adapter_problems(self.adapter, self.path))
 

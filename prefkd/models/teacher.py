@@ -15,9 +15,11 @@ from torch import Tensor
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.scores import Scores, scores_problems
 from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import adapters_off, load_adapter, use_adapter
+from prefkd.models.quantize import quantization_problems, quantize, stored_bytes
 from prefkd.training.progress import parameter_count
 
 
@@ -68,11 +70,15 @@ class FrozenModel:
     Args:
         base: The base, which several frozen models may share.
         adapter: Name of the adapter in the base.
+
+    Attributes:
+        quantization: What was gained and lost by it, in a few words; empty without.
     """
 
     def __init__(self, base: LogprobModel, adapter: str | None):
         self.base = base
         self.adapter = adapter
+        self.quantization = ""
 
     @torch.no_grad()
     def __call__(self, tokens: TokenBatch) -> Tensor:
@@ -107,7 +113,13 @@ def load_frozen(
     Args:
         probe: A pair of the teacher's tokens, on which each model is checked.
         chunk_size: Target tokens whose logits exist at one time.
+
+    Raises:
+        PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
     """
+    for config in configs:
+        for problem in quantization_problems(config.quantization, config.torch_dtype, device.type):
+            raise PrefkdError(f"{config.path}: {problem}")
     bases: dict[str, LogprobModel] = {}
     models = []
     for config in configs:
@@ -122,9 +134,26 @@ def load_frozen(
             load_adapter(bases[key].lm, config.adapter, name=name)
         bases[key].freeze()
         models.append(FrozenModel(bases[key], name))
+    _quantize(configs, models, probe)
     for config, model in zip(configs, models, strict=True):
         model.check(probe, config.adapter or config.path)
     return models
+
+
+def _quantize(configs: Sequence[TeacherConfig], models: Sequence[FrozenModel], probe: TokenBatch) -> None:
+    """Quantise the bases of those models whose configs want it; adapters, which lie on them already, stay exact."""
+    chosen = [(config, model) for config, model in zip(configs, models, strict=True) if config.quantization != "none"]
+    exact = [model(probe) for _, model in chosen]
+    done: dict[int, str] = {}
+    for config, model in chosen:
+        if id(model.base) not in done:
+            before = stored_bytes(model.base)
+            quantize(model.base.lm, config.quantization)
+            sizes = f"{before / 2**20:,.1f} -> {stored_bytes(model.base) / 2**20:,.1f} MiB"
+            done[id(model.base)] = f"{config.quantization}, {sizes}"
+    for (_, model), logprobs in zip(chosen, exact, strict=True):
+        error = (model(probe) - logprobs).abs().mean().item()
+        model.quantization = f"{done[id(model.base)]}, log-probs off by {error:.2g} nats a token on the first pair"
 
 
 @dataclass(frozen=True)
@@ -188,7 +217,8 @@ def open_teacher(
     readers = {"reference": Reader(model, "teacher")} if is_reference else {}
     if gets_instructions:
         readers |= {"positive": Reader(model, "positive"), "negative": Reader(model, "negative")}
-    return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {config.dtype}")
+    stored = f"{config.dtype} {model.quantization}".rstrip()
+    return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {stored}")
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from datasets import Dataset
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -232,8 +234,8 @@ class Checkpoints:
 
         def write_tensors() -> None:
             with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
-                writer = dcp.FileSystemWriter(unfinished, sync_files=True)
-                dcp.save(self._state(), storage_writer=writer, no_dist=ranks.world_size == 1)
+                writer = FileSystemWriter(unfinished, sync_files=True)
+                save(self._state(), storage_writer=writer, no_dist=ranks.world_size == 1)
 
         def write_rest() -> None:
             if ranks.is_main:
@@ -313,7 +315,7 @@ class Checkpoints:
             record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
             state = self._state()
             with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
-                dcp.load(state, checkpoint_id=checkpoint, no_dist=self._ranks.world_size == 1)
+                load(state, checkpoint_id=checkpoint, no_dist=self._ranks.world_size == 1)
             set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
             rest = torch.load(checkpoint / STATE, weights_only=True)
             self._lr_schedule.load_state_dict(rest["lr_schedule"])

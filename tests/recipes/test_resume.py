@@ -1,4 +1,4 @@
-"""A run that was ended goes on as if it had not been, through the command line: the same losses, the same weights."""
+"""A run that was ended goes on as if it had not been: the same losses and weights, bit by bit, through the CLI."""
 
 import errno
 import json

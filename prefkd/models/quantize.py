@@ -1,0 +1,85 @@
+"""Quantise the linear layers of a model that is only read, with torchao; embeddings and output layer stay exact."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchao.dtypes.nf4tensor import to_nf4
+from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+from transformers import PreTrainedModel
+
+from prefkd.errors import PrefkdError
+
+Quantization = Literal["none", "int8", "float8", "nf4", "int4"]
+
+_NF4_BLOCK = 64  # weights with a scale of their own; QLoRA, arXiv 2305.14314
+_INT4_GROUP = 128
+# What the kernels of the other two need: compute capability, and an example of a GPU that has it.
+_GPU = {"float8": ((8, 9), "an L4, L40S or H100"), "int4": ((8, 0), "an A100 or newer")}
+
+
+def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[str]:
+    """Why a model cannot be quantised so on a device, `cpu` or `cuda`."""
+    instead = "use int8 or nf4, which run everywhere"
+    if kind in _GPU:
+        capability, example = _GPU[kind]
+        if device_type != "cuda":
+            yield f"quantization: {kind} needs a GPU, {example}; {instead}"
+        elif torch.cuda.get_device_capability() < capability:
+            yield f"quantization: {kind} needs {example}, and this is {torch.cuda.get_device_name()}; {instead}"
+    if kind == "int4" and dtype != torch.bfloat16:
+        yield "quantization: int4 goes with dtype: bfloat16 only; change one of the two"
+
+
+def quantize(lm: PreTrainedModel, kind: Quantization) -> None:
+    """Quantise all linear layers but the output layer and LoRA's, in place.
+
+    Raises:
+        PrefkdError: A layer has a shape that cannot be cut into blocks.
+    """
+    layers = {name: module for name, module in _linear_layers(lm)}
+    if kind == "nf4":
+        for name, layer in layers.items():
+            blocks, rest = divmod(layer.weight.numel(), _NF4_BLOCK)
+            if rest:
+                raise PrefkdError(_misfit(lm, name, kind, f"its weights are no multiple of {_NF4_BLOCK}"))
+            # The scales are quantised as well, up to 256 of them together.
+            quantized = to_nf4(layer.weight.detach(), _NF4_BLOCK, math.gcd(blocks, 256))
+            layer.weight = nn.Parameter(quantized, requires_grad=False)
+        return
+    for name, layer in layers.items():
+        if kind == "int4" and layer.in_features % _INT4_GROUP:
+            raise PrefkdError(_misfit(lm, name, kind, f"its inputs are no multiple of {_INT4_GROUP}"))
+    with warnings.catch_warnings(action="ignore"):  # of int8's first version, which is the more exact one
+        configs = {
+            "int8": Int8WeightOnlyConfig,
+            "float8": Float8WeightOnlyConfig,
+            "int4": lambda: Int4WeightOnlyConfig(_INT4_GROUP, int4_packing_format="tile_packed_to_4d"),
+        }
+        quantize_(lm, configs[kind](), filter_fn=lambda _, name: name in layers)
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes of all weights and buffers as they lie in memory, tied ones once."""
+    return sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
+
+
+def _linear_layers(lm: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    head = lm.get_output_embeddings()
+    for name, module in lm.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:
+            yield name, module
+
+
+def _misfit(lm: PreTrainedModel, name: str, kind: str, reason: str) -> str:
+    return f"{lm.name_or_path} cannot be quantised as {kind}: {name}: {reason}; use int8"
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
+        names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
+        return sum(_tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,101 @@
+"""Quantised teachers: half the memory, nearly the same log-probs, adapters exact on top, and a clear no elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prefkd.errors import PrefkdError
+from prefkd.models.load import TeacherConfig
+from prefkd.models.quantize import quantization_problems, quantize, stored_bytes
+from tests.recipes import two_models
+from tests.recipes.single_model import run as run_single
+from tests.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """The teacher is broad enough to be compared in size."""
+    world = two_models.make_world(tmp_path_factory.mktemp("world"))
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32}
+    make_model(world / "teacher", "llama", "byte_level", seed=2, **sizes, initializer_range=0.08)
+    return world
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "bytes_per_weight"), [("int8", 1.0), ("nf4", 0.5)])
+def test_linear_layers_shrink_and_the_rest_stays(world, kind, bytes_per_weight, dtype):
+    lm = AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=dtype).requires_grad_(False)
+    head, tokens = lm.lm_head.weight, torch.arange(40)[None]
+    before, logits = stored_bytes(lm), lm(tokens).logits.float()
+    linear = sum(module.weight.numel() for module in lm.model.layers.modules() if isinstance(module, torch.nn.Linear))
+    quantize(lm, kind)
+    assert lm.lm_head.weight is head is lm.model.embed_tokens.weight and head.dtype == dtype
+    saved = before - stored_bytes(lm)
+    assert saved == pytest.approx(linear * (dtype.itemsize - bytes_per_weight), rel=0.1)
+    error = (lm(tokens).logits.float() - logits).abs().mean() / logits.abs().mean()
+    assert 0 < error < {"int8": 0.06, "nf4": 0.5}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_distillation_from_a_quantised_teacher(world, tmp_path, capsys, kind, dtype):
+    exact = two_models.run("tis_dpo_distill", world, tmp_path / "exact", f"teacher.dtype={dtype}")
+    capsys.readouterr()
+    quantized = two_models.run(
+        "tis_dpo_distill", world, tmp_path / "out", f"teacher.quantization={kind}", f"teacher.dtype={dtype}"
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{dtype} {kind}," in printed and "nats a token on the first pair" in printed
+    error = float(printed.split("log-probs off by ")[1].split()[0])
+    assert 0 < error < {"int8": 0.1, "nf4": 1.0}[kind]
+    # beta = 0.1 times the error of a difference of two answers of some tens of tokens.
+    assert quantized[0]["held_out/loss"] == pytest.approx(exact[0]["held_out/loss"], abs=0.1 * 60 * error)
+    assert quantized[0]["held_out/loss"] != exact[0]["held_out/loss"]
+
+
+def test_scores_remember_the_quantization(world, tmp_path):
+    scores = two_models.score(world, tmp_path / "out", "teacher.quantization=int8")
+    assert json.loads((scores / "fingerprint.json").read_text())["teacher.quantization"] == "int8"
+
+
+def test_an_adapter_on_a_quantised_base(world, tmp_path, capsys):
+    single = tmp_path / "single"
+    single.mkdir()
+    (single / "model").symlink_to(world / "teacher")
+    for name in ("pairs.jsonl", "held_out.jsonl"):
+        (single / name).symlink_to(world / name)
+    run_single("dpo", single, tmp_path / "dpo", "lora={}")
+    adapter = f"teacher.adapter={tmp_path}/dpo/adapter"
+    exact = two_models.run("dpo_distill", world, tmp_path / "exact", adapter)
+    out = two_models.run("dpo_distill", world, tmp_path / "out", adapter, "teacher.quantization=int8")
+    base = two_models.run("dpo_distill", world, tmp_path / "base", "teacher.quantization=int8")
+    near, far = (abs(run[0]["held_out/loss"] - out[0]["held_out/loss"]) for run in (exact, base))
+    assert near < far
+
+
+@pytest.mark.parametrize("kind", ["float8", "int4"])
+def test_what_needs_a_gpu_is_refused_before_anything_loads(world, tmp_path, capsys, kind):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    two_models.run("dpo_distill", world, tmp_path / "out", f"teacher.quantization={kind}", code=2)
+    assert f"error: teacher.quantization: {kind} needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_old_gpu_and_a_type_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    (line,) = quantization_problems("float8", torch.bfloat16, "cuda")
+    assert "Tesla T4" in line
+    assert len([*quantization_problems("int4", torch.float32, "cuda")]) == 2
+    assert not [*TeacherConfig("owner/name", quantization="int8").problems()]
+
+
+def test_a_shape_that_does_not_fit(tmp_path):
+    make_model(tmp_path, "llama", "byte_level", hidden_size=36, head_dim=10, intermediate_size=50)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(PrefkdError, match=r"cannot be quantised as nf4: model.layers.0.self_attn.q_proj"):
+        quantize(lm, "nf4")
