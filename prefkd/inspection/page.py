@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefkd.data.tokenizing import SIDES
 from prefkd.inspection.pairs import COLOUR_NAMES, ShownPair
 from prefkd.inspection.verdict import Verdict, needed_length
-from prefkd.visible import visible_line
+from prefkd.pages import page_template
 
 
 def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[ShownPair]) -> str:
@@ -23,18 +22,10 @@ def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[Sh
         verdict: Their meaning.
         pairs: The pairs to show, in their first order.
     """
-    environment = Environment(
-        loader=PackageLoader("prefkd.inspection", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible_line": visible_line, "number": number, "percent": percent}
     # The browser runs a script with this digest and no other, whatever the data may hold.
     script = files("prefkd.inspection").joinpath("sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    return page_template("prefkd.inspection").render(
         numbers=numbers,
         verdict=verdict,
         needed_length=needed_length(numbers),
@@ -44,13 +35,3 @@ def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[Sh
         script=Markup(script),
         script_digest=digest,
     )
-
-
-def number(value: float, digits: int = 2) -> str:
-    """A number with separators."""
-    return f"{value:,.{digits}f}"
-
-
-def percent(share: float) -> str:
-    """A share in percent."""
-    return f"{share:.1%}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchao.dtypes.nf4tensor import to_nf4
 from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+from torchao.quantization.quantize_.workflows import Int4PackingFormat
 from transformers import PreTrainedModel
 
 from prefkd.errors import PrefkdError
@@ -57,7 +58,7 @@ def quantize(lm: PreTrainedModel, kind: Quantization) -> None:
         configs = {
             "int8": Int8WeightOnlyConfig,
             "float8": Float8WeightOnlyConfig,
-            "int4": lambda: Int4WeightOnlyConfig(_INT4_GROUP, int4_packing_format="tile_packed_to_4d"),
+            "int4": lambda: Int4WeightOnlyConfig(_INT4_GROUP, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D),
         }
         quantize_(lm, configs[kind](), filter_fn=lambda _, name: name in layers)
 

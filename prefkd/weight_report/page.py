@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from prefkd.data.tokenizing import ANSWERS
-from prefkd.visible import visible_line
+from prefkd.pages import page_template
 from prefkd.weight_report.numbers import SATURATION
 from prefkd.weight_report.pairs import LEVELS, ColourScale, ShownPair
 
@@ -23,15 +21,7 @@ def render_page(
         scale: From weights to colours.
         student, teacher: Names of the two models.
     """
-    environment = Environment(
-        loader=PackageLoader("prefkd.weight_report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible_line": visible_line, "number": number, "percent": percent}
-    page = environment.get_template("page.html").render(
+    page = page_template("prefkd.weight_report").render(
         numbers=numbers,
         charts={
             name: {answer: chart_bars(numbers[name]["histogram"], answer) for answer in ANSWERS}
@@ -62,13 +52,3 @@ def chart_bars(histogram: Mapping[str, Any], answer: str) -> list[dict[str, floa
         }
         for (low, high), count in zip(pairwise(edges), counts, strict=True)
     ]
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with a true minus; a dash for None."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def percent(share: float | None) -> str:
-    """A share in percent; a dash for None."""
-    return "–" if share is None else f"{share:.1%}"
