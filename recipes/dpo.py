@@ -38,6 +38,7 @@ from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.progress import Display, parameter_count
+from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
 
@@ -77,6 +78,7 @@ class Config:
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     metric_logger: Component | None = None
+    push_to_hub: HubConfig | None = None
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
@@ -295,7 +297,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
+        write_card("dpo", config, folder, before, after, ranks=ranks)
         run.checkpoints.remove()
+        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
             folder.name: folder,
             "metrics": config.output_dir / "metrics.jsonl",

@@ -39,6 +39,7 @@ from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.progress import Display, parameter_count
+from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.settings import TrainingConfig
 
 
@@ -67,6 +68,7 @@ class Config:
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     metric_logger: Component | None = None
+    push_to_hub: HubConfig | None = None
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
@@ -274,7 +276,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
+        write_card("sft", config, folder, before, after, ranks=ranks)
         run.checkpoints.remove()
+        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
             folder.name: folder,
             "metrics": config.output_dir / "metrics.jsonl",

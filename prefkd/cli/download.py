@@ -1,6 +1,5 @@
 """`prefkd download`."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from prefkd import catalog
 from prefkd.cli.arguments import optional
 from prefkd.cli.output import hush_libraries, say
 from prefkd.errors import PrefkdError
+from prefkd.hub import hub_token
 
 # Pickled weights can run code when they are loaded; the other formats hold the same weights once more.
 IGNORED = (
@@ -66,7 +66,7 @@ def _snapshot(repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revi
     transport_error: type[Exception] = HfHubHTTPError.__bases__[
         0
     ]  # of httpx, whose name depends on the version of huggingface_hub
-    token = _token()
+    token = hub_token()
     try:
         # Asked first, because snapshot_download takes a half-filled folder for the whole where the Hub does not answer.
         commit = HfApi(token=token).model_info(repo_id, revision=revision).sha
@@ -104,13 +104,6 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
             return f"the Hub answers with error {error.response.status_code}; try again later"
         case _:
             return "the Hub cannot be reached; check the network and HF_HUB_OFFLINE, then give the same command again"
-
-
-def _token() -> str | None:
-    """The user's token; None leaves it to huggingface_hub, which knows of a login."""
-    from dotenv import dotenv_values
-
-    return os.environ.get("HF_TOKEN") or dotenv_values(".env").get("HF_TOKEN") or None
 
 
 def _next_command(folders: list[Path]) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,11 +83,15 @@ def launch_processes(
     arguments = get_args_parser().parse_args(torchrun)
     # torchrun would kill after half a minute, which is short for a step and a checkpoint.
     arguments.signals_to_handle = "SIGHUP,SIGQUIT"
-    before = {number: signal.signal(number, _hand_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    heard: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, partial(_hand_on, heard)) for number in numbers}
     try:
         run(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode < 0 and heard:
+            raise SystemExit(128 + heard[0]) from error
         if failure.exitcode < 0:
             name = failure.signal_name()
             raise PrefkdError(f"process {rank} was ended by {name}; if memory ran out, {USE_LESS_MEMORY}") from error
@@ -107,10 +112,11 @@ def launch_processes(
             signal.signal(number, handler)
 
 
-def _hand_on(number: int, _frame: object) -> None:
+def _hand_on(heard: list[int], number: int, _frame: object) -> None:
     """Hand a signal on to the processes of torchrun, each of which has a session of its own; without any, end."""
     import psutil
 
+    heard.append(number)
     processes = psutil.Process().children()
     for process in processes:
         process.send_signal(number)

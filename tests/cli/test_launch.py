@@ -117,3 +117,15 @@ def test_interrupt(processes, folder):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_torchrun_reaches_its_processes(name, folder):
+    """The recipe does not listen, so that it ends at once."""
+    process = start(*RUN, *TWO, "act=sleep")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.Signals[name])
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (128 + signal.Signals[name], "")
