@@ -47,7 +47,7 @@ class HubConfig:
 def write_card(
     recipe: str, config: Any, folder: Path, before: Mapping[str, float], after: Mapping[str, float], *, ranks: Ranks
 ) -> None:
-    """Write README.md into the folder of a trained model: what it was made from, how, with what result, and how to use it.
+    """Write README.md into the folder of a trained model: what it was made from, how, what came of it, how to use it.
 
     Args:
         config: The recipe's config; a `student` and a `teacher`, or a `model`.
