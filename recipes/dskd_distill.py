@@ -55,6 +55,7 @@ from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, re
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.progress import Display, parameter_count
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
+from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
@@ -96,6 +97,7 @@ class Config:
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     metric_logger: Component | None = None
+    push_to_hub: HubConfig | None = None
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
@@ -364,7 +366,9 @@ def main(config: Config) -> None:
         projectors = config.output_dir / "projectors.safetensors"
         if run.student.projectors is not None:
             save_projectors(run.student, projectors, ranks=ranks)
+        write_card("dskd_distill", config, folder, before, after, ranks=ranks)
         run.checkpoints.remove()
+        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         run.display.result(
             before,
             after,

@@ -87,6 +87,8 @@ class Config:
     def problems(self) -> Iterator[str]:
         yield from resume_problems(self)
         yield from refusals("loss", self.loss, chosen_margin=torch.zeros(1), rejected_margin=torch.zeros(1))
+        if self.loss.get("alpha"):
+            yield "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out"
         yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
 
 
