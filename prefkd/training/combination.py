@@ -76,12 +76,13 @@ class Objective:
             self.terms.append(_term(component, f"{name} {taken + 1}" if taken else name))
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
 
-    def __call__(self, signals: Signals, step: StepCounts) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, signals: Signals, step: StepCounts | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
 
         The mean of the losses over the pairs of the whole step is the objective: sum over terms of weight * (sum of its
         values) / (pairs, tokens or parents of the step). The same holds for what is logged.
         """
+        assert step is not None, "the data set went through count_targets"
         losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}
         for term in self.terms:
             values, details = term.values(signals)
