@@ -261,8 +261,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
-    assert batch.step is not None, "count_targets has told the data what a step has"
-    heard, of_step = run.teacher(batch), batch.step
+    heard = run.teacher(batch)
     needs, scores = run.objective.needs, heard.scores
     weights = parent_weights(config.weights, scores, batch) if scores and "weights" in needs else None  # (2, B, P)
     warms_up = torch.is_grad_enabled() and run.lr_schedule.last_epoch < config.projectors.warmup_steps
@@ -282,7 +281,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             vocabularies=run.vocabularies,
             only_projectors=warms_up,
         )
-        losses, metrics = run.objective(signals, of_step)  # (B,): their mean over the step is the objective
+        losses, metrics = run.objective(signals, batch.step)  # (B,): their mean over the step is the objective
         chosen_logprob, rejected_logprob = policy.detach().sum(-1)
         return losses, {
             "loss": losses.detach(),
