@@ -7,7 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+# Before torch is imported: several tests run at a time, on models that one thread serves best.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before datasets is imported, and for the processes that tests start: a cache that does not outlive them.
 _CACHE = tempfile.TemporaryDirectory(prefix="prefkd-tests-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
@@ -40,9 +43,11 @@ def real_models() -> Path:
     out = os.environ.get("PREFKD_TEST_MODELS")
     folder = Path(out) if out else Path.home() / ".cache" / "prefkd-tests" / "models"
     names = ("smollm2-135m-instruct", "gemma-3-270m", "tokenizer-mistral-v3", "tokenizer-qwen")
-    if not all((folder / name / "tokenizer_config.json").is_file() for name in names):
-        script = _shared("models") / "make_real_models.py"
-        made = subprocess.run([sys.executable, str(script), "--out", str(folder)], capture_output=True, text=True)
-        if made.returncode:
-            pytest.skip(f"the real models could not be fetched: {made.stderr.strip().splitlines()[-1]}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # several processes run tests
+        if not all((folder / name / "tokenizer_config.json").is_file() for name in names):
+            script = _shared("models") / "make_real_models.py"
+            made = subprocess.run([sys.executable, str(script), "--out", str(folder)], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"the real models could not be fetched: {made.stderr.strip().splitlines()[-1]}")
     return folder

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,16 +11,12 @@ HEAVY = {"torch", "transformers", "datasets", "torchtune", "huggingface_hub"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["run", "--help"], ["cat", "tis_dpo_distill"]])
-def test_no_heavy_import_and_a_quick_answer(arguments):
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        command = [sys.executable, "-X", "importtime", "-m", "prefkd", *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+def test_nothing_heavy_is_imported(arguments):
+    """What takes seconds to import, so that the answer comes in a fraction of one."""
+    command = [sys.executable, "-X", "importtime", "-m", "prefkd", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
-    assert not imported & HEAVY
-    assert min(seconds) < 1
+    assert "tyro" in imported and not imported & HEAVY
 
 
 @pytest.mark.parametrize("verb", VERBS)
