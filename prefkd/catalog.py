@@ -116,7 +116,9 @@ def shipped_file(name: str) -> str:
 
 
 def _yaml_files() -> dict[str, Path]:
-    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    """By name; those in inner folders last, since they are variants."""
+    paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
 
 
 def _is_pipeline(path: Path) -> bool:
