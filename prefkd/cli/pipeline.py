@@ -32,6 +32,8 @@ except ImportError:  # Windows has no locks that a process hands on to those tha
     fcntl = None
 
 _ONE_PROCESS = Torchrun()
+# Exit codes of a stage that was told to stop: 128 + SIGINT, SIGTERM or SIGUSR1.
+STOPPED = (130, 143, 138)
 
 
 def pipeline(
@@ -123,7 +125,7 @@ def _run(plan: Plan, contents: Contents, options: Sequence[str], lock: int | Non
     command = [sys.executable, "-m", "prefkd", "run", str(stage.recipe_path), "--config", str(stage.config_path)]
     began = time.monotonic()
     code = _wait([*command, *options, *stage.overrides], lock)
-    if code == 130:
+    if code in STOPPED:
         raise KeyboardInterrupt(f"interrupted in stage {stage.name}; `{again}` goes on with it")
     if code < 0:
         cause = f"was ended by {signal.Signals(-code).name}; if memory ran out, {USE_LESS_MEMORY}; then"
