@@ -36,7 +36,7 @@ from prefkd.components import (
     swapped,
 )
 from prefkd.errors import ConfigError, nearest
-from prefkd.hints import describe, fits, members
+from prefkd.hints import describe, fits, members, named_sections
 
 __all__ = [
     "Component",
@@ -77,7 +77,8 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
     """Read a config.
 
     Args:
-        config_class: The recipe's dataclass; it may hold further dataclasses, each a section of the file.
+        config_class: The recipe's dataclass; it may hold further dataclasses, each a section of the file, and
+            dictionaries of them, whose keys the file chooses.
         path: The YAML file.
         overrides: `a.b=value` sets a key, `~a.b` removes one; `optimizer=torch.optim.SGD` puts another callable in a
             component's place and keeps those arguments that it has.
@@ -237,6 +238,10 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
                 config[name] = OmegaConf.structured(section)
             _fill(config[name], value, path, found)
             continue
+        named = named_sections(hints[name])
+        if named is not None and isinstance(value, Mapping):
+            _fill_named(config, name, named, value, path, found)
+            continue
         try:
             OmegaConf.update(config, name, value, merge=False)
             # OmegaConf would take an escaped interpolation, which is a text, for a value of any type.
@@ -245,6 +250,19 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
             is_wrong = True
         if is_wrong:
             found.add(path, f"{'null' if value is None else repr(value)} is not {describe(hints[name])}")
+
+
+def _fill_named(
+    config: DictConfig, name: str, section: type, values: Mapping[Any, Any], path: str, found: _Findings
+) -> None:
+    """Put values into sections of one kind that the file names, each checked as a section is."""
+    config[name] = {}
+    for item, settings in values.items():
+        if not isinstance(settings, Mapping):
+            found.add(_join(path, item), f"{settings!r} is not a section of keys and values")
+            continue
+        config[name][item] = OmegaConf.structured(section)
+        _fill(config[name][item], settings, _join(path, item), found)
 
 
 def _resolve(config: Any, key: str, found: _Findings) -> None:
@@ -288,6 +306,9 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
             continue
         if is_dataclass(OmegaConf.get_type(value)):
             _ask(value, path, found)
+        elif named_sections(hints[part.name]) is not None:
+            for item in value:
+                _ask(value[item], _join(path, item), found)
         elif not found.touch(path) and (_is_component(hints[part.name]) or "_component_" in value):
             lines = component_problems(_container(value, resolve=True), part.metadata.get("supplied", ()))
             found.lines += (f"{path}.{line}" for line in lines)

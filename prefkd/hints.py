@@ -50,6 +50,14 @@ def members(hint: Any) -> list[Any]:
     return [member for member in get_args(hint) if getattr(member, "__name__", "") != "Tensor"]
 
 
+def named_sections(hint: Any) -> type | None:
+    """The dataclass of a hint `dict[str, dataclass]`: sections of one kind, whose names the file chooses."""
+    if get_origin(hint) is not dict:
+        return None
+    section = get_args(hint)[-1]
+    return section if is_dataclass(section) and isinstance(section, type) else None
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value suits a parameter's hint. In doubt (a class that YAML knows nothing of) it does."""
     if is_union(hint):

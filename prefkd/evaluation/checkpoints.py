@@ -1,0 +1,143 @@
+"""The models that are evaluated: each is loaded when something is asked of it.
+
+Several processes work in rounds: what one of them cannot do ends the round on all of them, so that none waits for ever.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from prefkd.cli.output import explain
+from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError
+from prefkd.models.contrast import model_fingerprint
+from prefkd.models.load import TeacherConfig, load_causal_lm, load_tokenizer
+from prefkd.training.distributed import Ranks
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+@dataclass
+class CheckpointConfig(TeacherConfig):
+    """A model that is evaluated: a base, one that was trained, or an adapter on its base.
+
+    One that is missing or damaged is no mistake in the config: the others are evaluated, and the table says `failed`.
+    """
+
+    def problems(self) -> Iterator[str]:
+        return iter(())
+
+    def missing(self) -> str | None:
+        """What keeps it from being loaded, as far as its files tell."""
+        return next(super().problems(), None)
+
+
+class Checkpoint:
+    """A model under the name that it has in the table.
+
+    Args:
+        name: That name.
+        config: Where it is and how it reads.
+        device: Where it goes once it is loaded.
+    """
+
+    def __init__(self, name: str, config: CheckpointConfig, device: torch.device):
+        self.name = name
+        self.config = config
+        self.device = device
+
+    @cached_property
+    def side(self) -> ModelSide:
+        """How it reads: tokenizer and template."""
+        self._require_files()
+        return ModelSide(load_tokenizer(self.config), self.config.template)
+
+    @cached_property
+    def lm(self) -> PreTrainedModel:
+        """The model itself, as a constant, on its device."""
+        self._require_files()
+        lm = load_causal_lm(self.config, dtype=self.config.torch_dtype, device=self.device)
+        return lm.requires_grad_(False).eval()
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What its answers depend on. Of a model that is gone nothing is known but its settings."""
+        settings: Fingerprint = {
+            "checkpoint.path": self.config.path,
+            "checkpoint.adapter_path": self.config.adapter,
+            "checkpoint.dtype": self.config.dtype,
+            "checkpoint.template": self.config.template,
+        }
+        if self.config.missing():
+            return settings | dict.fromkeys(("checkpoint.model", "checkpoint.adapter", "checkpoint.side"))
+        return settings | model_fingerprint("checkpoint", self.config) | {"checkpoint.side": self.side.fingerprint}
+
+    @property
+    def description(self) -> str:
+        """Path and adapter, for the terminal."""
+        return self.config.path + (f"  {self.config.adapter}" if self.config.adapter else "")
+
+    def load(self) -> None:
+        """Have the model in memory."""
+        _ = self.lm
+
+    def release(self) -> None:
+        """Give its memory back."""
+        self.__dict__.pop("lm", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _require_files(self) -> None:
+        problem = self.config.missing()
+        if problem is not None:
+            raise PrefkdError(problem)
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line."""
+    return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
+
+
+def together(ranks: Ranks, work: Callable[[], Found]) -> list[Found]:
+    """Do something on each rank.
+
+    Returns:
+        What each rank found, on all of them.
+
+    Raises:
+        PrefkdError: It failed on one of them.
+    """
+    found, failure = None, None
+    try:
+        found = work()
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
+        if ranks.world_size == 1:
+            raise
+        failure = reason(error)
+    outcomes = ranks.gather((found, failure))
+    for _, failed in outcomes:
+        if failed is not None:
+            raise PrefkdError(failed)
+    return [result for result, _ in outcomes]
+
+
+def in_rounds(ranks: Ranks, items: Sequence[Item], work: Callable[[Item], list[Found]]) -> Iterator[list[Found]]:
+    """Go through items, one for each rank in a round.
+
+    Args:
+        items: The same on all ranks.
+        work: What is done with one.
+
+    Yields:
+        What the ranks of a round found, together and in order.
+    """
+    for first in range(0, len(items), ranks.world_size):
+        own = first + ranks.rank
+        parts = together(ranks, lambda own=own: work(items[own]) if own < len(items) else [])
+        yield [row for part in parts for row in part]

@@ -1,0 +1,302 @@
+"""Preference accuracy: how often a model finds the better answer of a pair likelier than the worse one.
+
+A row of the records of a model and a data set is
+
+    key, file, row                          the pair
+    subset                                  its part of the data, if the data is told apart by a field
+    chosen_logprob, rejected_logprob        log pi(y|x) in nats, summed over the tokens of the answer, EOS included
+    chosen_tokens, rejected_tokens          how many these are, in the model's own tokens
+    cut                                     whether something of the pair was truncated
+
+so that all accuracies follow from the records alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from prefkd.data.batches import Microbatch, collate_pairs, pair_lengths, split_step
+from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.sources import open_source
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import DataError, PrefkdError, nearest
+from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
+from prefkd.evaluation.records import Records
+from prefkd.evaluation.statistics import preferred
+from prefkd.evaluation.table import Series
+from prefkd.evaluation.tasks import Attempts
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.training.distributed import Ranks
+from prefkd.training.progress import Bar
+
+
+@dataclass
+class PairsConfig(DataConfig):
+    """Pairs to evaluate on, told as in training.
+
+    Attributes:
+        part: `all` pairs of `source`; or those that a training with the same settings has `held_out`.
+        by: A field of the rows. The table shows the pairs of each of its values apart, besides all together.
+    """
+
+    part: Literal["all", "held_out"] = "all"
+    by: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.part == "all":
+            for name in ("held_out_source", "held_out_split", "held_out_limit"):
+                if getattr(self, name) is not None:
+                    yield f"{name}: goes with part: held_out, and part is all; set part, or remove it"
+
+
+@dataclass
+class PreferencesConfig:
+    """Preference accuracy on pairs.
+
+    Attributes:
+        data: Name -> pairs; the names are those of the table.
+        microbatch_size: Pairs of one forward pass.
+        chunk_size: Target tokens whose logits exist at one time.
+    """
+
+    data: dict[str, PairsConfig] = field(default_factory=dict)
+    microbatch_size: int = 8
+    chunk_size: int = 512
+
+    def problems(self) -> Iterator[str]:
+        if not self.data:
+            yield "data: names no pairs; give them as name: {source: ...}"
+        for name in ("microbatch_size", "chunk_size"):
+            if getattr(self, name) < 1:
+                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+
+
+@dataclass(frozen=True)
+class EvaluationPairs:
+    """Pairs that models are asked about.
+
+    Attributes:
+        config: Where they come from.
+        rows: A data set of `prefkd.data.pairs`.
+        subsets: Key of each pair -> its value in the field `by`; empty without one.
+    """
+
+    config: PairsConfig
+    rows: Dataset
+    subsets: dict[str, str]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What they are and how much of each a model sees."""
+        return {
+            "data.pairs": self.rows._fingerprint,
+            "data.max_length": self.config.max_length,
+            "data.max_prompt_length": self.config.max_prompt_length,
+            "data.truncation": self.config.truncation,
+            "data.by": self.config.by,
+        }
+
+
+def read_pairs(config: PairsConfig) -> EvaluationPairs:
+    """Read the pairs of a config.
+
+    Raises:
+        DataError: There are none, a row is bad, or there is no field `by`.
+    """
+    if config.part == "held_out":
+        rows = load_pairs(config).held_out
+        source = config.held_out or (config.source, config.split)
+    else:
+        rows = load_pairs(replace(config, held_out_fraction=0.0)).train
+        source = (config.source, config.split)
+    if not len(rows):
+        raise DataError(f"{config.source}: no pair is held out; raise held_out_fraction, or use part: all")
+    return EvaluationPairs(config, rows, _subsets(*source, config) if config.by else {})
+
+
+def pair_key(row: Mapping[str, Any]) -> str:
+    """The name of a pair in records."""
+    return f"{row['file']}:{row['row']}"
+
+
+class PreferenceTask:
+    """Asks checkpoints which answer of each pair they find likelier.
+
+    Args:
+        name: Name of the data.
+        pairs: What is asked.
+        config: How it is asked.
+        folder: Where the records of each checkpoint go.
+        reference: Name of the checkpoint from which rewards are measured, or None.
+        ranks: The processes that share the pairs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pairs: EvaluationPairs,
+        config: PreferencesConfig,
+        *,
+        folder: Path,
+        reference: str | None,
+        ranks: Ranks,
+    ):
+        self.name = name
+        self.size = len(pairs.rows)
+        self.pairs = pairs
+        self.config = config
+        self.folder = folder
+        self.reference = reference
+        self.ranks = ranks
+        self.records: dict[str, Records] = {}
+
+    def ask(self, checkpoint: Checkpoint, bar: Bar) -> None:
+        """Let a checkpoint read the pairs that it has not read before."""
+        fingerprint = checkpoint.fingerprint | self.pairs.fingerprint
+        records = Records(self.folder / f"{checkpoint.name}.jsonl", fingerprint, self.ranks)
+        if records.finished:
+            bar.advance(f"{self.name}: {checkpoint.name}, read earlier", steps=self.size)
+        else:
+            self._read(checkpoint, records, bar)
+        self.records[checkpoint.name] = records
+
+    def score(self, attempts: Attempts) -> None:
+        """Nothing is left to be judged."""
+
+    def series(self) -> Iterator[Series]:
+        """All accuracies of all checkpoints, for each part of the data."""
+        reference = self.records.get(self.reference or "")
+        for checkpoint, records in self.records.items():
+            rows = records.rows
+            measured = accuracies(rows, reference.rows if reference and checkpoint != self.reference else None)
+            subsets = sorted({row["subset"] for row in rows.values() if row["subset"] is not None})
+            for subset in ["", *subsets]:
+                for metric, values in measured.items():
+                    part = {key: value for key, value in values.items() if subset in ("", rows[key]["subset"])}
+                    if part:
+                        yield Series(self.name, subset, metric, checkpoint, part)
+
+    def notes(self) -> Iterator[str]:
+        """What a reader must know of the pairs."""
+        for checkpoint, records in self.records.items():
+            cut, left_out = sum(row["cut"] for row in records.rows.values()), self.size - len(records.rows)
+            if cut or left_out:
+                yield (
+                    f"{self.name}, {checkpoint}: {cut} of {self.size} pairs are truncated to "
+                    f"{self.pairs.config.max_length} tokens, {left_out} left out"
+                )
+
+    def _read(self, checkpoint: Checkpoint, records: Records, bar: Bar) -> None:
+        """Which pairs share a forward pass depends on nothing but the pairs, so that a killed run ends as any other."""
+        side, share_prompt, label = checkpoint.side, checkpoint.config.share_prompt, f"{self.name}: {checkpoint.name}"
+        aligned = align_pairs(
+            self.pairs.rows, student=side, teacher=side, config=self.pairs.config, description="Tokenizing"
+        )
+        if not len(aligned):
+            raise PrefkdError("no pair is left after truncation; raise max_length")
+        collate = partial(collate_pairs, aligned, share_prompt=(share_prompt, share_prompt))
+        lengths = pair_lengths(aligned)
+        longest_first = sorted(range(len(aligned)), key=lengths.__getitem__, reverse=True)
+        planned = split_step(longest_first, self.config.microbatch_size)
+        keys = [pair_key(row) for row in aligned.select_columns(["file", "row"])]  # pyright: ignore
+        left = [microbatch for microbatch in planned if any(keys[row] not in records.rows for row in microbatch.rows)]
+        bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))
+        if left:
+            together(self.ranks, checkpoint.load)
+            model = LogprobModel(
+                checkpoint.lm, chunk_size=self.config.chunk_size, precision=checkpoint.config.torch_dtype
+            ).freeze()
+            probe = collate(Microbatch([0])).to(self.ranks.device).student
+            together(self.ranks, lambda: model.check(probe, checkpoint.description))
+
+            @torch.no_grad()
+            def read(microbatch: Microbatch) -> list[dict[str, Any]]:
+                batch = collate(microbatch).to(self.ranks.device)
+                token_logprobs = model(batch.student)  # (N,)
+                logprobs = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
+                tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+                numbers = zip(microbatch.rows, logprobs.T.tolist(), tokens.T.tolist(), strict=True)
+                return [_record(aligned[row], self.pairs.subsets, *own) for row, *own in numbers]
+
+            for found in in_rounds(self.ranks, left, read):
+                records.add(found)
+                bar.advance(label, steps=len(found))
+        records.finish()
+
+
+def margins(
+    rows: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, dict[str, float]]:
+    """Metric -> pair -> how much more the chosen answer gets, from the records of a model, in nats.
+
+    Its log-prob, summed over tokens; the mean over tokens, so that length does not decide; the implicit reward of DPO.
+
+    Args:
+        rows: The model's rows by key.
+        reference: Those of the reference, or None. A pair that is not in both has no reward.
+    """
+    found: dict[str, dict[str, float]] = {
+        "logprob_accuracy": {key: row["chosen_logprob"] - row["rejected_logprob"] for key, row in rows.items()},
+        "logprob_per_token_accuracy": {
+            key: row["chosen_logprob"] / row["chosen_tokens"] - row["rejected_logprob"] / row["rejected_tokens"]
+            for key, row in rows.items()
+        },
+    }
+    if reference is not None:
+        own = found["logprob_accuracy"]
+        theirs = {key: row["chosen_logprob"] - row["rejected_logprob"] for key, row in reference.items()}
+        # r(x, y) = beta log pi(y|x) / ref(y|x), DPO eq. 5, arXiv 2305.18290; beta does not change what is preferred.
+        found["reward_accuracy"] = {key: own[key] - theirs[key] for key in own if key in theirs}
+    return found
+
+
+def accuracies(
+    rows: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, dict[str, float]]:
+    """Metric -> pair -> 1 where the chosen answer gets more, 0 where less, 1/2 where both get the same."""
+    return {
+        metric: dict(zip(values, preferred(np.array(list(values.values()))).tolist(), strict=True))
+        for metric, values in margins(rows, reference).items()
+    }
+
+
+def _record(
+    pair: Mapping[str, Any], subsets: Mapping[str, str], logprobs: list[float], tokens: list[float]
+) -> dict[str, Any]:
+    cut = sum(pair[f"student_{part}_cut"] for part in ("prompt", "chosen", "rejected"))
+    key = pair_key(pair)
+    if not np.isfinite(logprobs).all():
+        raise PrefkdError(f"row {pair['row']} of {pair['file']}: a log-prob is not a number; use dtype: float32")
+    return {
+        "key": key,
+        "file": pair["file"],
+        "row": pair["row"],
+        "subset": subsets.get(key),
+        "chosen_logprob": logprobs[0],
+        "rejected_logprob": logprobs[1],
+        "chosen_tokens": int(tokens[0]),
+        "rejected_tokens": int(tokens[1]),
+        "cut": cut > 0,
+    }
+
+
+def _subsets(source: str, split: str, config: PairsConfig) -> dict[str, str]:
+    """The field `by` of each row of a source."""
+    assert config.by is not None
+    found = {}
+    for file, read in open_source(source, split=split, subset=config.subset).parts.items():
+        for number, row in read():
+            if not isinstance(row, dict):
+                continue  # a bad row, of which reading the pairs has said what belongs to be said
+            if config.by not in row:
+                raise DataError(f"row {number} of {file}: there is no field {config.by}{nearest(config.by, row)}")
+            found[pair_key({"file": file, "row": number})] = str(row[config.by])
+    return found

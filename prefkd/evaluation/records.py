@@ -1,0 +1,83 @@
+"""What an evaluation has found so far, in files of JSON lines: a killed run goes on, a finished one is only read.
+
+<name>.jsonl            a row for each item, each with a `key`
+<name>.settings.json    what the rows depend on, and whether they are all there
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkd.data.fingerprints import Fingerprint
+from prefkd.training.distributed import Ranks
+
+
+class Records:
+    """The rows of one model under one task.
+
+    Args:
+        path: The file of JSON lines.
+        fingerprint: What the rows depend on. Rows that depend on something else are thrown away at the first `add`.
+            Parts that are None are unknown now, and not compared.
+        ranks: The main rank reads and writes; the others have the same rows in memory.
+
+    Attributes:
+        rows: The rows by key, in the order in which they were found.
+        finished: Whether no row is missing.
+    """
+
+    def __init__(self, path: Path, fingerprint: Fingerprint, ranks: Ranks):
+        self.path = path
+        self.fingerprint = fingerprint
+        self.writes = ranks.is_main
+        self._settings = path.with_suffix(".settings.json")
+        self.rows: dict[str, dict[str, Any]]
+        self.finished: bool
+        self.rows, self.finished, self._is_new = ranks.gather(self._read() if self.writes else None)[0]
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep some rows, on disk at once."""
+        if self._is_new:
+            self._begin()
+        rows = [dict(row) for row in rows]
+        self.rows |= {row["key"]: row for row in rows}
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def finish(self) -> None:
+        """Say that all rows are there."""
+        if self._is_new:
+            self._begin()
+        self.finished = True
+        self._write_settings()
+
+    def _begin(self) -> None:
+        self._is_new = False
+        if self.writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        if self.writes:
+            text = json.dumps({"finished": self.finished, **self.fingerprint}, indent=2, ensure_ascii=False)
+            unfinished = self._settings.with_name(f".{self._settings.name}")
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(self._settings)
+
+    def _read(self) -> tuple[dict[str, dict[str, Any]], bool, bool]:
+        """The rows on disk, whether they are all, and whether there are none that can be used."""
+        try:
+            stored = json.loads(self._settings.read_text(encoding="utf-8"))
+            is_same = all(value is None or stored.get(name) == value for name, value in self.fingerprint.items())
+            if not is_same:
+                return {}, False, True
+            content = self.path.read_bytes()
+        except (OSError, ValueError, AttributeError):
+            return {}, False, True
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # killed while it wrote; what is written next begins a line
+            self.path.write_bytes(whole)
+        return {row["key"]: row for row in map(json.loads, whole.splitlines())}, stored["finished"], False

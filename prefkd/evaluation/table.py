@@ -1,0 +1,213 @@
+"""The table: every metric of every checkpoint with its interval, and the paired difference to the baseline."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prefkd.evaluation.statistics import Interval, bootstrap_interval, normal_interval, paired_difference
+
+
+@dataclass(frozen=True)
+class Series:
+    """The numbers of one checkpoint under one metric.
+
+    Attributes:
+        task: What was done, such as the name of the data.
+        subset: The part of the data; empty for all of it.
+        metric: What is measured.
+        checkpoint: Who is measured.
+        values: Item (pair, prompt, question) -> number, of which the mean is reported.
+        reported: Mean and standard error, where the items themselves are not known; `values` is then empty.
+        is_percent: Whether a reader wants it in percent.
+    """
+
+    task: str
+    subset: str
+    metric: str
+    checkpoint: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    reported: tuple[float, float] | None = None
+    is_percent: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        count: Items that all checkpoints of this metric have; None where only mean and standard error are known.
+        value, low, high: The mean and its 95 % interval.
+        difference, difference_low, difference_high: The mean difference to the baseline and its 95 % interval, None for
+            the baseline itself.
+        is_percent: Whether a reader wants it in percent.
+    """
+
+    task: str
+    subset: str
+    metric: str
+    checkpoint: str
+    count: int | None
+    value: float
+    low: float
+    high: float
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    is_percent: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be evaluated."""
+
+    checkpoint: str
+    task: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """What an evaluation has found.
+
+    Attributes:
+        baseline: The checkpoint that the others are compared with, or None.
+        rows: Those of a metric stand together, the checkpoints in the order of the config.
+        failures: What could not be evaluated.
+        notes: What a reader must know of how the numbers came about.
+    """
+
+    baseline: str | None
+    rows: list[Row]
+    failures: list[Failure]
+    notes: list[str]
+
+    def terminal(self) -> Group:
+        """The table for the terminal."""
+        table = RichTable(box=None, padding=(0, 2, 0, 0), title="result", title_justify="left")
+        for name, justify in zip(self._header(), ("left", "left", "left", "right", "left", "left"), strict=False):
+            table.add_column(name, justify=justify, no_wrap=name == "checkpoint")  # pyright: ignore[reportArgumentType]
+        shown = None
+        for cells in self._cells():
+            heading = cells[:2]
+            table.add_row(*(("", "") if heading == shown else heading), *cells[2:])
+            shown = heading
+        below = [Text(f"failed: {failure.checkpoint}, {failure.task}: {failure.reason}") for failure in self.failures]
+        return Group(table, *below, *map(Text, self.notes))
+
+    def markdown(self) -> str:
+        """The table for a README or a report."""
+        lines = [self._header(), ["---"] * len(self._header()), *self._cells()]
+        table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        failures = (f"- failed: {failure.checkpoint}, {failure.task}: {failure.reason}\n" for failure in self.failures)
+        notes = (f"- {note}\n" for note in self.notes)
+        below = "".join([*failures, *notes])
+        return f"{table}\n{below}" if below else table
+
+    def json(self) -> str:
+        """All of it, numbers in full."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def csv(self) -> str:
+        """The rows, and a row with a reason for each failure."""
+        text = io.StringIO()
+        names = [*Row.__dataclass_fields__, "failed"]
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        for failure in self.failures:
+            writer.writerow({"task": failure.task, "checkpoint": failure.checkpoint, "failed": failure.reason})
+        return text.getvalue()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write table.md, table.json and table.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {"table.md": self.markdown(), "table.json": self.json(), "table.csv": self.csv()}
+        for name, content in contents.items():
+            (folder / name).write_text(content, encoding="utf-8")
+        return [folder / name for name in contents]
+
+    def _header(self) -> list[str]:
+        header = ["task", "metric", "checkpoint", "n", "value [95 %]"]
+        return [*header, f"difference to {self.baseline} [95 %]"] if self.baseline else header
+
+    def _cells(self) -> Iterator[list[str]]:
+        for row in self.rows:
+            cells = [
+                f"{row.task} / {row.subset}" if row.subset else row.task,
+                row.metric.replace("_", " "),
+                row.checkpoint,
+                "" if row.count is None else str(row.count),
+                _interval(Interval(row.value, row.low, row.high), row.is_percent),
+            ]
+            if self.baseline:
+                has_difference = row.difference is not None
+                difference = Interval(row.difference, row.difference_low, row.difference_high)  # pyright: ignore
+                cells.append(_interval(difference, row.is_percent, sign="+") if has_difference else "")
+            yield cells
+
+
+def make_rows(series: Sequence[Series], *, baseline: str | None, resamples: int, seed: int) -> list[Row]:
+    """A row for each series. Checkpoints of one metric are compared on the items that all of them have.
+
+    Args:
+        series: In the order of the checkpoints.
+        baseline: Name of the checkpoint that the others are compared with.
+        resamples, seed: Of the bootstrap.
+    """
+    groups: dict[tuple[str, str, str], list[Series]] = {}
+    for one in series:
+        groups.setdefault((one.task, one.subset, one.metric), []).append(one)
+    return [row for group in groups.values() for row in _group_rows(group, baseline, resamples, seed)]
+
+
+def _group_rows(group: Sequence[Series], baseline: str | None, resamples: int, seed: int) -> Iterator[Row]:
+    with_values = [one for one in group if one.values]
+    common = (
+        [key for key in with_values[0].values if all(key in one.values for one in with_values)] if with_values else []
+    )
+    numbers = {one.checkpoint: np.array([one.values[key] for key in common]) for one in with_values}
+    if with_values and not common:
+        return
+    base = next((one for one in group if one.checkpoint == baseline), None)
+    for one in group:
+        difference = None
+        if one.values:
+            own = numbers[one.checkpoint]
+            value = bootstrap_interval(own, resamples=resamples, seed=seed)
+            if base is not None and base.values and one is not base:
+                difference = paired_difference(own, numbers[base.checkpoint], resamples=resamples, seed=seed)
+        else:
+            assert one.reported is not None, "a series has values or a reported mean"
+            value = normal_interval(*one.reported)
+            if base is not None and base.reported is not None and one is not base:
+                # Of items that are not known, all that can be said is that of independent means.
+                (mean, error), (base_mean, base_error) = one.reported, base.reported
+                difference = normal_interval(mean - base_mean, (error**2 + base_error**2) ** 0.5)
+        yield Row(
+            task=one.task,
+            subset=one.subset,
+            metric=one.metric,
+            checkpoint=one.checkpoint,
+            count=len(common) if one.values else None,
+            value=value.mean,
+            low=value.low,
+            high=value.high,
+            difference=difference.mean if difference else None,
+            difference_low=difference.low if difference else None,
+            difference_high=difference.high if difference else None,
+            is_percent=one.is_percent,
+        )
+
+
+def _interval(interval: Interval, is_percent: bool, sign: str = "") -> str:
+    scale, digits = (100, 1) if is_percent else (1, 3)
+    mean, low, high = (f"{number * scale:{sign}.{digits}f}" for number in interval)
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,159 @@
+"""Compare checkpoints: preference accuracy, answers under your scorers, lm-eval's tasks, in one table with intervals.
+
+Give it what came before and after a training, and the teacher: each number comes with a bootstrap interval, and with
+the paired difference to a baseline, which tells a gain from luck long before the intervals themselves part.
+
+    prefkd run evaluate --config demo/evaluate
+
+Killed, it goes on where it was when the same command is given again; what is finished is only read. A checkpoint that
+is missing or damaged does not stop the others: the table says why it failed.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prefkd.config import save_config
+from prefkd.errors import PrefkdError, nearest
+from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
+from prefkd.evaluation.preferences import PreferencesConfig, PreferenceTask, read_pairs
+from prefkd.evaluation.table import ResultTable, make_rows
+from prefkd.evaluation.tasks import Attempts, Task
+from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.progress import Display
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the table, of all numbers that it is made from, and of the resolved config.
+        checkpoints: Name -> model; the names are those of the table, which keeps their order.
+        baseline: Name of the checkpoint that the others are compared with.
+        reference: Name of the checkpoint from which implicit rewards are measured, such as the start of a DPO.
+        preferences: Preference accuracy on pairs; null = none.
+        resamples: Samples of each bootstrap.
+        seed: Seed of the bootstrap.
+        device: `auto` takes the GPU where there is one.
+    """
+
+    output_dir: Path
+    checkpoints: dict[str, CheckpointConfig]
+    baseline: str | None = None
+    reference: str | None = None
+    preferences: PreferencesConfig | None = None
+    resamples: int = 2000
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("table.json",)
+
+    def problems(self) -> Iterator[str]:
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        if not self.checkpoints:
+            yield "checkpoints: there are none; give them as name: {path: ...}"
+        data = self.preferences.data if self.preferences else {}
+        for key, names in {"checkpoints": self.checkpoints, "preferences.data": data}.items():
+            for name in names:
+                if not re.fullmatch(r"[\w.-]+", name):
+                    yield f"{key}.{name}: is the name of files as well; use letters, digits, - and _"
+        for key in ("baseline", "reference"):
+            name = getattr(self, key)
+            if name is not None and self.checkpoints and name not in self.checkpoints:
+                yield f"{key}: {name} is no checkpoint{nearest(name, self.checkpoints)}"
+        if self.preferences is None:
+            yield "preferences: nothing is to be evaluated; give the pairs, as data: {name: {source: ...}}"
+        if self.resamples < 100:
+            yield f"resamples: {self.resamples} is too small for an interval; use 1000 or more"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            yield "device: cuda is not available here; use auto or cpu"
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `evaluate` uses."""
+
+    ranks: Ranks
+    display: Display
+    checkpoints: list[Checkpoint]
+    tasks: list[Task]
+    attempts: Attempts
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Read the data, and say what is going to happen."""
+    display = Display(ranks)
+    checkpoints = [Checkpoint(name, model, ranks.device) for name, model in config.checkpoints.items()]
+    tasks: list[Task] = []
+    with ranks.main_first():
+        if config.preferences is not None:
+            for name, data in config.preferences.data.items():
+                folder = config.output_dir / "preferences" / name
+                pairs = read_pairs(data)
+                tasks.append(
+                    PreferenceTask(
+                        name, pairs, config.preferences, folder=folder, reference=config.reference, ranks=ranks
+                    )
+                )
+        if ranks.is_main:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, config.output_dir / "config.yaml")
+    display.table(
+        "evaluate",
+        {checkpoint.name: f"{checkpoint.description}  {checkpoint.config.dtype}" for checkpoint in checkpoints}
+        | {
+            "tasks": ", ".join(f"{task.name} ({task.size})" for task in tasks),
+            "baseline": config.baseline or "none",
+            "reference": config.reference or "none",
+            "on": f"{ranks.device}, {ranks.world_size} process(es)",
+            "output": config.output_dir,
+        },
+    )
+    return Run(ranks, display, checkpoints, tasks, Attempts(display))
+
+
+def evaluate(config: Config, run: Run) -> ResultTable:
+    """Ask each checkpoint everything while it is in memory, let others judge its answers, and make the table."""
+    with run.display.progress(len(run.checkpoints) * sum(task.size for task in run.tasks)) as bar:
+        for checkpoint in run.checkpoints:
+            # ---------------------------------------------------------------------------------------- one checkpoint
+            for task in run.tasks:
+                with run.attempts.attempt(checkpoint.name, task.name):
+                    task.ask(checkpoint, bar)
+            checkpoint.release()
+            # ------------------------------------------------------------------------------------------------------
+    for task in run.tasks:
+        task.score(run.attempts)
+    series = [one for task in run.tasks for one in task.series()]
+    return ResultTable(
+        baseline=config.baseline,
+        rows=make_rows(series, baseline=config.baseline, resamples=config.resamples, seed=config.seed),
+        failures=run.attempts.failures,
+        notes=[note for task in run.tasks for note in task.notes()],
+    )
+
+
+def save(config: Config, run: Run, table: ResultTable) -> None:
+    """Print the table, and write it as Markdown, JSON and CSV."""
+    run.display.console.print(table.terminal())
+    run.display.table("files", {path.name: path for path in table.write(config.output_dir)})
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.device) as ranks:
+        run = setup(config, ranks)
+        table = evaluate(config, run)
+        if ranks.is_main:
+            save(config, run, table)
+    if table.failures:
+        failed = ", ".join(sorted({failure.checkpoint for failure in table.failures}))
+        raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); mend them and give the same command again")
