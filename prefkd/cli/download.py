@@ -12,6 +12,7 @@ from prefkd.cli.output import hush_libraries, say
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
 
+MAIN_DEMO = "demo/tis_dpo_distill"
 # Pickled weights can run code when they are loaded; the other formats hold the same weights once more.
 IGNORED = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
@@ -107,8 +108,8 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
 
 
 def _next_command(folders: list[Path]) -> str:
-    """The run of the first shipped config that reads from one of the folders."""
-    for name, path in catalog.configs().items():
+    """The run of the first shipped config that reads from one of the folders, before all of the demo's main one."""
+    for name, path in sorted(catalog.configs().items(), key=lambda config: config[0] != MAIN_DEMO):
         if any(f"{folder}\n" in path.read_text(encoding="utf-8") for folder in folders):
             return f"prefkd run {catalog.recipe_of(path)} --config {name}"
     return f"name it in a config, `path: {shlex.quote(str(folders[0]))}`; `prefkd ls` lists configs to start from"
