@@ -11,7 +11,7 @@ is missing or damaged does not stop the others: the table says why it failed.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 
 from prefkd.config import save_config
 from prefkd.errors import PrefkdError, nearest
+from prefkd.evaluation.answers import AnswersConfig, AnswersTask
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.preferences import PreferencesConfig, PreferenceTask, read_pairs
 from prefkd.evaluation.table import ResultTable, make_rows
@@ -37,6 +38,7 @@ class Config:
         baseline: Name of the checkpoint that the others are compared with.
         reference: Name of the checkpoint from which implicit rewards are measured, such as the start of a DPO.
         preferences: Preference accuracy on pairs; null = none.
+        answers: Name -> prompts that are answered, and who scores the answers.
         resamples: Samples of each bootstrap.
         seed: Seed of the bootstrap.
         device: `auto` takes the GPU where there is one.
@@ -47,6 +49,7 @@ class Config:
     baseline: str | None = None
     reference: str | None = None
     preferences: PreferencesConfig | None = None
+    answers: dict[str, AnswersConfig] = field(default_factory=dict)
     resamples: int = 2000
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -61,7 +64,7 @@ class Config:
         if not self.checkpoints:
             yield "checkpoints: there are none; give them as name: {path: ...}"
         data = self.preferences.data if self.preferences else {}
-        for key, names in {"checkpoints": self.checkpoints, "preferences.data": data}.items():
+        for key, names in {"checkpoints": self.checkpoints, "preferences.data": data, "answers": self.answers}.items():
             for name in names:
                 if not re.fullmatch(r"[\w.-]+", name):
                     yield f"{key}.{name}: is the name of files as well; use letters, digits, - and _"
@@ -69,8 +72,11 @@ class Config:
             name = getattr(self, key)
             if name is not None and self.checkpoints and name not in self.checkpoints:
                 yield f"{key}: {name} is no checkpoint{nearest(name, self.checkpoints)}"
-        if self.preferences is None:
-            yield "preferences: nothing is to be evaluated; give the pairs, as data: {name: {source: ...}}"
+        if self.preferences is None and not self.answers:
+            yield "preferences: nothing is to be evaluated; give pairs, as data: {name: {source: ...}}, or answers"
+        for name, task in self.answers.items():
+            if task.judge is not None and self.baseline is None:
+                yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"
         if self.resamples < 100:
             yield f"resamples: {self.resamples} is too small for an interval; use 1000 or more"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -103,6 +109,9 @@ def setup(config: Config, ranks: Ranks) -> Run:
                         name, pairs, config.preferences, folder=folder, reference=config.reference, ranks=ranks
                     )
                 )
+        for name, task in config.answers.items():
+            folder = config.output_dir / "answers" / name
+            tasks.append(AnswersTask(name, task, folder=folder, baseline=config.baseline, ranks=ranks))
         if ranks.is_main:
             config.output_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, config.output_dir / "config.yaml")
@@ -120,8 +129,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     return Run(ranks, display, checkpoints, tasks, Attempts(display))
 
 
-def evaluate(config: Config, run: Run) -> ResultTable:
-    """Ask each checkpoint everything while it is in memory, let others judge its answers, and make the table."""
+def evaluate(run: Run) -> None:
+    """Ask each checkpoint everything while it is in memory."""
     with run.display.progress(len(run.checkpoints) * sum(task.size for task in run.tasks)) as bar:
         for checkpoint in run.checkpoints:
             # ---------------------------------------------------------------------------------------- one checkpoint
@@ -130,30 +139,32 @@ def evaluate(config: Config, run: Run) -> ResultTable:
                     task.ask(checkpoint, bar)
             checkpoint.release()
             # ------------------------------------------------------------------------------------------------------
+
+
+def save(config: Config, run: Run) -> ResultTable:
+    """Let others judge the answers, and make the table: on the terminal, as Markdown, JSON and CSV."""
     for task in run.tasks:
         task.score(run.attempts)
     series = [one for task in run.tasks for one in task.series()]
-    return ResultTable(
+    table = ResultTable(
         baseline=config.baseline,
         rows=make_rows(series, baseline=config.baseline, resamples=config.resamples, seed=config.seed),
         failures=run.attempts.failures,
         notes=[note for task in run.tasks for note in task.notes()],
     )
-
-
-def save(config: Config, run: Run, table: ResultTable) -> None:
-    """Print the table, and write it as Markdown, JSON and CSV."""
     run.display.console.print(table.terminal())
     run.display.table("files", {path.name: path for path in table.write(config.output_dir)})
+    return table
 
 
 def main(config: Config) -> None:
     """Run the recipe."""
     with join_ranks(config.device) as ranks:
         run = setup(config, ranks)
-        table = evaluate(config, run)
-        if ranks.is_main:
-            save(config, run, table)
+        evaluate(run)
+        if not ranks.is_main:
+            return
+        table = save(config, run)
     if table.failures:
         failed = ", ".join(sorted({failure.checkpoint for failure in table.failures}))
         raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); mend them and give the same command again")

@@ -135,8 +135,8 @@ class ResultTable:
         return [folder / name for name in contents]
 
     def _header(self) -> list[str]:
-        header = ["task", "metric", "checkpoint", "n", "value [95 %]"]
-        return [*header, f"difference to {self.baseline} [95 %]"] if self.baseline else header
+        header = ["task", "metric", "checkpoint", "n", "value [95 % interval]"]
+        return [*header, f"difference to {self.baseline}"] if self.baseline else header
 
     def _cells(self) -> Iterator[list[str]]:
         for row in self.rows:
@@ -210,4 +210,4 @@ def _group_rows(group: Sequence[Series], baseline: str | None, resamples: int, s
 def _interval(interval: Interval, is_percent: bool, sign: str = "") -> str:
     scale, digits = (100, 1) if is_percent else (1, 3)
     mean, low, high = (f"{number * scale:{sign}.{digits}f}" for number in interval)
-    return f"{mean} [{low}, {high}]"
+    return f"{mean}{' %' if is_percent else ''} [{low}, {high}]"

@@ -136,7 +136,7 @@ def test_all_forms_of_the_table_say_the_same(finished):
     assert [float(cell["value"]) for cell in cells] == [row["value"] for row in rows]
     lines = (finished / "table.md").read_text().splitlines()
     assert len(lines) == len(rows) + 2 and lines[1].startswith("| --- |")
-    assert all(f"{row['value'] * 100:.1f} [" in line for row, line in zip(rows, lines[2:], strict=True))
+    assert all(f"{row['value'] * 100:.1f} % [" in line for row, line in zip(rows, lines[2:], strict=True))
     assert [row["checkpoint"] for row in rows[:4]] == ["base", "dpo", "lora", "other"]
 
 

@@ -1,0 +1,114 @@
+"""Prompts that models answer, with the references that answers are compared with, if there are any.
+
+A row is {"prompt": text or messages, "references": a text or several} ("reference" for one), or a preference pair in
+any of its forms (`prefkd.data.formats`), of which the chosen answer is the reference.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefkd.data.formats import Message, check_prompt, detect_format, read_pair
+from prefkd.data.pairs import fingerprint
+from prefkd.data.sources import open_source, source_problems
+from prefkd.errors import DataError
+
+
+@dataclass
+class PromptsConfig:
+    """Which prompts are answered.
+
+    Attributes:
+        source: A file (.jsonl, .json, .csv, each also with .gz; .parquet), a folder of such files, or the id of a data
+            set on the Hugging Face Hub.
+        subset: The configuration of a Hub data set, or the name of a folder in it (helpful-base, say).
+        split: The split of a Hub data set, or of a folder.
+        limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.
+        seed: Seed of the limit.
+    """
+
+    source: str
+    subset: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    seed: int = 0
+
+    def problems(self) -> Iterator[str]:
+        yield from (f"source: {problem}" for problem in source_problems(self.source))
+        if self.limit is not None and self.limit < 1:
+            yield f"limit: {self.limit} is too small; use 1 or more"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for an answer.
+
+    Attributes:
+        key: Its name, file:row.
+        messages: Of system, user and assistant; the last is the user's.
+        references: What an answer is compared with; may be empty.
+    """
+
+    key: str
+    messages: list[Message]
+    references: list[str]
+
+
+def read_prompts(config: PromptsConfig) -> list[Prompt]:
+    """Read the prompts of a config.
+
+    Raises:
+        DataError: There are none, or a row is bad.
+    """
+    prompts = []
+    for file, read in open_source(config.source, split=config.split, subset=config.subset).parts.items():
+        for number, row in read():
+            try:
+                prompts.append(_read_row(f"{file}:{number}", row))
+            except DataError as error:
+                raise DataError(f"row {number} of {file}: {error}; mend the data") from error
+    if not prompts:
+        raise DataError(f"{config.source}: there are no rows in it")
+    if config.limit is not None and config.limit < len(prompts):
+        chosen = np.random.default_rng(config.seed).permutation(len(prompts))[: config.limit]
+        prompts = [prompts[index] for index in sorted(chosen.tolist())]
+    return prompts
+
+
+def prompts_fingerprint(prompts: list[Prompt]) -> str:
+    """Equal for equal prompts; references do not change what is answered."""
+    return fingerprint("prompts", [(prompt.key, prompt.messages) for prompt in prompts])
+
+
+def _read_row(key: str, row: Any) -> Prompt:
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict):
+        raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        pair = read_pair(row, detect_format(row))
+        return Prompt(key, pair.prompt, [pair.chosen])
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        messages = [Message(role="user", content=prompt)]
+    elif isinstance(prompt, list) and prompt and all(_is_message(turn) for turn in prompt):
+        messages = [Message(role=turn["role"], content=turn["content"]) for turn in prompt]
+    else:
+        raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
+    check_prompt(messages)
+    return Prompt(key, messages, _references(row))
+
+
+def _is_message(turn: Any) -> bool:
+    roles = ("system", "user", "assistant")
+    return isinstance(turn, dict) and turn.get("role") in roles and isinstance(turn.get("content"), str)
+
+
+def _references(row: Mapping[str, Any]) -> list[str]:
+    value = row.get("references", row.get("reference"))
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError("field 'references' is neither a text nor a list of texts")
+    return texts

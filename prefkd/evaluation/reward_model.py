@@ -1,0 +1,109 @@
+"""A reward model: a sequence classifier that reads a prompt and an answer, and says how good the answer is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prefkd.data.formats import Message
+from prefkd.data.templates import PlainTemplate
+from prefkd.errors import PrefkdError
+
+
+@dataclass
+class RewardModelConfig:
+    """Which model scores answers.
+
+    Attributes:
+        path: Folder or Hub id of a sequence-classification model. One whose tokenizer has a chat template reads the
+            conversation in it; another reads prompt and answer as a pair of texts.
+        label: Which of its outputs is the reward.
+        dtype: Type of the weights in memory.
+        max_length: Most tokens; of a longer conversation the end is read.
+        batch_size: Answers that are read at the same time.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    path: str
+    label: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = 1024
+    batch_size: int = 8
+    trust_remote_code: bool = False
+
+    def problems(self) -> Iterator[str]:
+        if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
+            yield f"path: {self.path} holds no config.json; name the folder of a sequence-classification model"
+        elif not Path(self.path).exists() and self.path.count("/") != 1:
+            yield f"path: no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+        for name in ("max_length", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+
+
+class RewardModel:
+    """A reward model in memory.
+
+    Args:
+        config: Which one.
+        device: Where it is.
+
+    Raises:
+        PrefkdError: It cannot be loaded, or has no such label.
+    """
+
+    def __init__(self, config: RewardModelConfig, device: torch.device):
+        self.config = config
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                config.path, trust_remote_code=config.trust_remote_code, truncation_side="left", padding_side="right"
+            )
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                config.path,
+                dtype=getattr(torch, config.dtype),
+                use_safetensors=True,
+                trust_remote_code=config.trust_remote_code,
+            )
+        except Exception as error:  # transformers and safetensors raise a dozen unrelated types
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise PrefkdError(f"cannot load the reward model of {config.path}: {reason}") from error
+        if config.label >= model.config.num_labels:
+            raise PrefkdError(f"reward model {config.path}: it has {model.config.num_labels} outputs; lower label")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # Decoders read the reward at the last token that is no padding.
+        model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(device).eval()
+
+    @torch.no_grad()
+    def score(self, conversations: Sequence[tuple[list[Message], str]]) -> list[float]:
+        """The reward of each answer.
+
+        Args:
+            conversations: Messages and the answer to them.
+        """
+        if self.tokenizer.chat_template:
+            turns = [[*messages, Message(role="assistant", content=answer)] for messages, answer in conversations]
+            texts: tuple[list[str], ...] = (self.tokenizer.apply_chat_template(turns, tokenize=False),)
+        else:
+            texts = [_prompt_text(messages) for messages, _ in conversations], [answer for _, answer in conversations]
+        encoded = self.tokenizer(
+            *texts,
+            add_special_tokens=not self.tokenizer.chat_template,
+            truncation=True,
+            max_length=self.config.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        return self.model(**encoded.to(self.model.device)).logits[:, self.config.label].float().tolist()
+
+
+def _prompt_text(messages: Sequence[Message]) -> str:
+    """A question as it is; a longer conversation with headings."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    template = PlainTemplate()
+    return template.write(messages).removesuffix(f"{template.headings['assistant']}:\n").rstrip()

@@ -1,0 +1,105 @@
+"""A judge behind an OpenAI-compatible endpoint that likes long answers, and that can be made to misbehave."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """Counts what it gets. `script` holds what it does to the next requests; once empty, it judges."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[str] = []
+        self.always = ""
+        self.requests: list[dict] = []
+        self.keys: set[str | None] = set()
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: JudgeServer
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.under_way += 1
+            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
+            self.server.requests.append(body)
+            self.server.keys.add(self.headers.get("Authorization"))
+            act = self.server.script.pop(0) if self.server.script else self.server.always
+        time.sleep(0.02)
+        try:
+            self.act(act, body["messages"][0]["content"])
+        except BrokenPipeError:
+            pass  # the client has lost patience
+        finally:
+            with self.server.lock:
+                self.server.under_way -= 1
+
+    def act(self, act: str, text: str) -> None:
+        match act:
+            case "slow":
+                time.sleep(2.0)
+                self.reply(200, completion("[[A]]"))
+            case "limit":
+                self.reply(429, '{"error": {"message": "slow down"}}', {"retry-after": "0.05"})
+            case "broken":
+                self.reply(500, "oh no")
+            case "refuse":
+                self.reply(401, '{"error": {"message": "Incorrect API key provided: sk-secret"}}')
+            case "unknown":
+                self.reply(404, '{"error": {"message": "no such model"}}')
+            case "html":
+                self.reply(200, "<html>It works!</html>", {"Content-Type": "text/html"})
+            case "half":
+                self.reply(200, '{"choices": [{"mess')
+            case "empty":
+                self.reply(200, '{"choices": []}')
+            case "chatter":
+                self.reply(200, completion("Both have their merits."))
+            case _:
+                first, second = (text.split(f"<answer_{x}>\n")[1].split(f"\n</answer_{x}>")[0] for x in "ab")
+                better = "A" if len(first) > len(second) else "B" if len(first) < len(second) else "tie"
+                self.reply(200, completion(f"The format is [[A]] or [[B]]. I say:\n[[{act or better}]]"))
+
+    def reply(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        content = text.encode()
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def completion(text: str) -> str:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "j", "choices": [choice]})
+
+
+@contextmanager
+def judge_server() -> Iterator[JudgeServer]:
+    server = JudgeServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
