@@ -1,4 +1,4 @@
-"""Compare checkpoints by their preference accuracy on held-out pairs, in one table with intervals.
+"""Compare checkpoints: preference accuracy, and answers under scorers of your choice, in one table with intervals.
 
 Give it what came before and after a training, and the teacher: each number comes with a bootstrap interval, and with
 the paired difference to a baseline, which tells a gain from luck long before the intervals themselves part.
