@@ -329,7 +329,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
-            gradient_norm = clip_gradients(run.student.parameters(), training.max_grad_norm)
+            gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()

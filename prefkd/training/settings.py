@@ -17,7 +17,7 @@ class TrainingConfig:
         max_steps: End after so many optimizer steps, whatever `epochs` says.
         batch_size: Pairs of one optimizer step, over all ranks together.
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
-        max_grad_norm: Gradients are scaled so that their joint norm is at most this.
+        max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
         precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
