@@ -28,8 +28,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
@@ -314,9 +318,18 @@ class Checkpoints:
         def read() -> Progress:
             record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
             state = self._state()
+            # What has not learned yet has no state of the optimizer: the student, while projectors warm up.
+            stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+            state["optimizer"]["state"] = {
+                name: values
+                for name, values in state["optimizer"]["state"].items()
+                if any(f"optimizer.state.{name}.{key}" in stored for key in values)
+            }
             with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
                 load(state, checkpoint_id=checkpoint, no_dist=self._ranks.world_size == 1)
-            set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
+            set_optimizer_state_dict(
+                self._model, self._optimizer, state["optimizer"], options=StateDictOptions(strict=False)
+            )
             rest = torch.load(checkpoint / STATE, weights_only=True)
             self._lr_schedule.load_state_dict(rest["lr_schedule"])
             # More ranks than before share what there is; one process sees the very numbers that it would have seen.

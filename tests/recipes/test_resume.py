@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.faults.random_kills import compare
 from tests.recipes import single_model, two_models
@@ -33,7 +34,9 @@ def without_speed(metrics: list[dict]) -> list[dict]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return two_models.weights(out) if (out / "student").is_dir() else single_model.saved_weights(out)
+    found = two_models.weights(out) if (out / "student").is_dir() else single_model.saved_weights(out)
+    projectors = out / "projectors.safetensors"
+    return found | (load_file(projectors) if projectors.exists() else {})
 
 
 def assert_bitwise(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]]) -> None:
@@ -79,6 +82,8 @@ def stopped(world, tmp_path) -> Path:
         ("dpo", ("optimizer={_component_: torch.optim.SGD, lr: 0.1}",), "SIGTERM", 143),
         ("dpo_distill", (), "SIGUSR1", 138),
         ("tis_dpo_distill", ("reference=student",), "SIGTERM", 143),
+        # Stopped while only the projectors learn: the schedule says for how long.
+        ("dskd_distill", ("projectors.warmup_steps=4",), "SIGINT", 130),
     ],
 )
 def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, recipe, overrides, name, code):
