@@ -25,12 +25,15 @@ from prefkd.errors import DataError, PrefkdError
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 1
+VERSION = 2
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
 # Stands on both sides of special-token text in a message. Unicode keeps this character for private uses such as this.
 GUARD = "\ufdd0"
+# Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
+# tomorrow; so it is always the day that these templates themselves fall back on.
+DAY = "26 Jul 2024"
 
 
 class Template(Protocol):
@@ -66,9 +69,10 @@ class ChatTemplate:
         self.name = name
         self.source = str(tokenizer.chat_template)
         self.merges_system = False
+        system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
-            written = self.write([Message(role="system", content=PROBE), Message(role="user", content="Hello")])
-            self.merges_system = PROBE not in written
+            # With an answer as well: Mistral's template writes a system message only where the user has the last word.
+            self.merges_system = not all(PROBE in self.write(system, answer) for answer in (None, "Hi"))
         except DataError:
             self.merges_system = True
 
@@ -77,7 +81,9 @@ class ChatTemplate:
         if answer is not None:
             turns.append(Message(role="assistant", content=answer))
         try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer is None, date_string=DAY
+            )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}") from error
 

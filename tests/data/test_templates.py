@@ -32,6 +32,17 @@ STRICT = (
     "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WITHOUT_SYSTEM = TRIMMING.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+# As Mistral v3: with an answer behind it, the user's message has not the last word.
+SYSTEM_IN_THE_LAST_WORD = (
+    "{% if messages[0].role == 'system' %}{% set system, turns = messages[0].content, messages[1:] %}"
+    "{% else %}{% set system, turns = '', messages %}{% endif %}"
+    "{% for m in turns %}<|{{ m.role }}|>{% if loop.last and m.role == 'user' and system %}{{ system }}\n\n{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# As Llama 3.2: it tells the day.
+DATED = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}" + (
+    "<|system|>{{ date_string }}<|end|>" + TRIMMING
+)
 THOUGHTFUL = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}(no thought)\n{% endif %}"
     "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -129,13 +140,17 @@ def test_an_answer_that_the_template_rewrites_is_an_error():
         model.response(HELLO, "news", model.frame(HELLO))
 
 
-@pytest.mark.parametrize("template", [STRICT, WITHOUT_SYSTEM])
+@pytest.mark.parametrize("template", [STRICT, WITHOUT_SYSTEM, SYSTEM_IN_THE_LAST_WORD])
 def test_a_system_message_is_merged_where_the_template_takes_none(template):
     assert "<|user|>Be brief.\n\nHello<|end|>" in text(side(template), [SYSTEM, *TALK])
 
 
 def test_a_system_message_stays_where_the_template_takes_it():
     assert text(side(TRIMMING), [SYSTEM, *HELLO]).startswith("<|system|>Be brief.<|end|>")
+
+
+def test_a_template_that_tells_the_day_writes_the_same_every_day():
+    assert text(side(DATED), HELLO).startswith("<|system|>26 Jul 2024<|end|><|user|>")
 
 
 def test_merging_finds_the_first_user_message():
