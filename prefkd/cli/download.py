@@ -17,6 +17,7 @@ MAIN_DEMO = "demo/tis_dpo_distill"
 IGNORED = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
     *("*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.tflite", "original/*"),
+    "consolidated*.safetensors",  # of Mistral, 14.5 GB beside the same weights in the form that transformers reads
 )
 
 
