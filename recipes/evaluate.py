@@ -21,6 +21,7 @@ from prefkd.config import save_config
 from prefkd.errors import PrefkdError, nearest
 from prefkd.evaluation.answers import AnswersConfig, AnswersTask
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
+from prefkd.evaluation.harness import HarnessConfig, HarnessTask
 from prefkd.evaluation.preferences import PreferencesConfig, PreferenceTask, read_pairs
 from prefkd.evaluation.table import ResultTable, make_rows
 from prefkd.evaluation.tasks import Attempts, Task
@@ -39,6 +40,7 @@ class Config:
         reference: Name of the checkpoint from which implicit rewards are measured, such as the start of a DPO.
         preferences: Preference accuracy on pairs; null = none.
         answers: Name -> prompts that are answered, and who scores the answers.
+        lm_eval: Tasks of lm-eval; null = none.
         resamples: Samples of each bootstrap.
         seed: Seed of the bootstrap.
         device: `auto` takes the GPU where there is one.
@@ -50,6 +52,7 @@ class Config:
     reference: str | None = None
     preferences: PreferencesConfig | None = None
     answers: dict[str, AnswersConfig] = field(default_factory=dict)
+    lm_eval: HarnessConfig | None = None
     resamples: int = 2000
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -72,8 +75,8 @@ class Config:
             name = getattr(self, key)
             if name is not None and self.checkpoints and name not in self.checkpoints:
                 yield f"{key}: {name} is no checkpoint{nearest(name, self.checkpoints)}"
-        if self.preferences is None and not self.answers:
-            yield "preferences: nothing is to be evaluated; give pairs, as data: {name: {source: ...}}, or answers"
+        if self.preferences is None and not self.answers and self.lm_eval is None:
+            yield "preferences: nothing is to be evaluated; give pairs as data: {name: {source: ...}}, answers or lm_eval"
         for name, task in self.answers.items():
             if task.judge is not None and self.baseline is None:
                 yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"
@@ -112,6 +115,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
         for name, task in config.answers.items():
             folder = config.output_dir / "answers" / name
             tasks.append(AnswersTask(name, task, folder=folder, baseline=config.baseline, ranks=ranks))
+        if config.lm_eval is not None:
+            tasks.append(HarnessTask(config.lm_eval, folder=config.output_dir / "lm_eval", ranks=ranks))
         if ranks.is_main:
             config.output_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, config.output_dir / "config.yaml")

@@ -1,0 +1,241 @@
+"""Tasks of lm-eval, run by lm-eval itself: the Open LLM Leaderboard, those that CTPD reports, your own.
+
+    <folder>/<checkpoint>/      results and samples as lm-eval writes them
+    <folder>/<checkpoint>.jsonl a row for each task and metric: mean, standard error, and the number of each question
+
+Beside the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.pairs import fingerprint
+from prefkd.errors import PrefkdError, nearest
+from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
+from prefkd.evaluation.records import Records
+from prefkd.evaluation.table import Series
+from prefkd.evaluation.tasks import Attempts
+from prefkd.training.distributed import Ranks
+from prefkd.training.progress import Bar
+
+OWN_TASKS = Path(__file__).with_name("lm_eval_tasks")
+
+
+@dataclass
+class HarnessConfig:
+    """Which tasks of lm-eval are run, and how.
+
+    Attributes:
+        tasks: Names of tasks or groups, `leaderboard` or `ctpd` for example, and paths of task files (.yaml).
+        task_folders: Folders with task files of your own, which are known by name then.
+        backend: What runs the models: transformers, or vLLM if it is installed.
+        num_fewshot: Examples before each question; null = as the task has it.
+        limit: Questions of each task, to try things out; null = all.
+        batch_size: Questions that are read at the same time; null = as many as fit.
+        apply_chat_template: Ask in the chat template of each checkpoint.
+        model_args: Further arguments of the backend, as lm-eval calls them.
+        seed: Seed of few-shot examples and draws.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    task_folders: list[Path] = field(default_factory=list)
+    backend: Literal["hf", "vllm"] = "hf"
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    apply_chat_template: bool = False
+    model_args: dict[str, Any] = field(default_factory=dict)
+    seed: int = 1234
+
+    def problems(self) -> Iterator[str]:
+        if find_spec("lm_eval") is None:
+            yield "tasks: they need the package lm-eval; pip install 'prefkd[lm-eval]'"
+        if self.backend == "vllm" and find_spec("vllm") is None:
+            yield "backend: vllm is not installed; pip install vllm, or use hf"
+        if not self.tasks:
+            yield "tasks: names none; give leaderboard, ctpd, or others that lm-eval knows"
+        for name in self.tasks:
+            if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+                yield f"tasks: no file {name}"
+        for folder in self.task_folders:
+            if not folder.is_dir():
+                yield f"task_folders: no folder {folder}"
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: {value} is too small; use 1 or more"
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            yield f"num_fewshot: {self.num_fewshot} is negative; use 0 for none"
+
+    def fingerprint(self) -> Fingerprint:
+        """What results depend on; a task file of the user's by its content."""
+        files = [path for folder in self.task_folders for path in sorted(folder.rglob("*.y*ml"))]
+        files += [Path(name) for name in self.tasks if Path(name).is_file()]
+        contents = [path.read_text(encoding="utf-8") for path in files]
+        settings = {name: str(value) for name, value in vars(self).items() if name not in ("tasks", "batch_size")}
+        return {
+            "lm_eval.tasks": " ".join(self.tasks),
+            "lm_eval.settings": fingerprint("lm_eval", sorted(settings.items()), contents),
+            "lm_eval.version": _version(),
+        }
+
+
+class HarnessTask:
+    """Runs the tasks of lm-eval for one checkpoint after the other.
+
+    Args:
+        config: Which tasks.
+        folder: Where results go.
+        ranks: One process alone; lm-eval shares work among GPUs itself.
+
+    Raises:
+        PrefkdError: There are several processes, or lm-eval does not know a task.
+    """
+
+    name = "lm-eval"
+    size = 1
+
+    def __init__(self, config: HarnessConfig, *, folder: Path, ranks: Ranks):
+        if ranks.world_size > 1:
+            raise PrefkdError(
+                "lm_eval: runs in one process; leave torchrun out, and use lm_eval.model_args.parallelize=true to spread "
+                "a model over GPUs"
+            )
+        self.config = config
+        self.folder = folder
+        self.ranks = ranks
+        self.manager = _task_manager(config)
+        self.records: dict[str, Records] = {}
+
+    def ask(self, checkpoint: Checkpoint, bar: Bar) -> None:
+        """Run all tasks for a checkpoint, unless that was done before."""
+        parts = checkpoint.fingerprint | self.config.fingerprint()
+        records = Records(self.folder / f"{checkpoint.name}.jsonl", parts, self.ranks)
+        if not records.finished:
+            checkpoint.release()  # lm-eval loads the model itself
+            records.add(run_harness(checkpoint, self.config, self.manager, self.folder / checkpoint.name))
+            records.finish()
+        bar.advance(f"{self.name}: {checkpoint.name}", steps=1)
+        self.records[checkpoint.name] = records
+
+    def score(self, attempts: Attempts) -> None:
+        """lm-eval has scored all answers."""
+
+    def series(self) -> Iterator[Series]:
+        """The metrics of all tasks. Of a group lm-eval tells mean and standard error alone."""
+        for checkpoint, records in self.records.items():
+            for row in records.rows.values():
+                series = Series(row["task"], "", row["metric"], checkpoint, is_percent=row["is_share"])
+                if row["values"] is not None:
+                    yield Series(**vars(series) | {"values": row["values"]})
+                elif row["standard_error"] is not None:
+                    yield Series(**vars(series) | {"reported": (row["mean"], row["standard_error"])})
+
+    def notes(self) -> Iterator[str]:
+        """What a limit means for the numbers."""
+        if self.config.limit is not None:
+            yield f"lm-eval: {self.config.limit} questions of each task; not to be compared with published numbers"
+
+
+def run_harness(checkpoint: Checkpoint, config: HarnessConfig, manager: Any, folder: Path) -> list[dict[str, Any]]:
+    """Run tasks of lm-eval, and keep its results.
+
+    Args:
+        checkpoint: The model, which lm-eval loads.
+        config: Which tasks.
+        manager: lm-eval's task manager.
+        folder: Where lm-eval writes.
+
+    Returns:
+        A row for each task and metric: `key`, `task`, `metric`, `mean`, `standard_error` (or None), `is_share` (whether
+        all numbers lie between 0 and 1), and `values`, question -> number, or None where the mean is not over these.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    problem = checkpoint.config.missing()
+    if problem is not None:
+        raise PrefkdError(problem)
+    tracker = EvaluationTracker(output_path=str(folder))
+    results: Any = simple_evaluate(
+        model=config.backend,
+        model_args=_model_args(checkpoint.config, config),
+        tasks=list(config.tasks),
+        num_fewshot=config.num_fewshot,
+        batch_size=config.batch_size or "auto",
+        device=str(checkpoint.device),
+        limit=config.limit,
+        apply_chat_template=config.apply_chat_template,
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        random_seed=config.seed,
+        numpy_random_seed=config.seed,
+        torch_random_seed=config.seed,
+        fewshot_random_seed=config.seed,
+    )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, rows in samples.items():
+        tracker.save_results_samples(task_name=task, samples=rows)
+    return [
+        _row(task, metric, numbers, samples.get(task, []))
+        for task, numbers in results["results"].items()
+        for metric in numbers
+        if "," in metric and "_stderr," not in metric
+    ]
+
+
+def _row(task: str, name: str, numbers: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A metric of a task. lm-eval names it `metric,filter`."""
+    metric, _, filter_name = name.partition(",")
+    error = numbers.get(f"{metric}_stderr,{filter_name}")
+    values = {
+        str(sample["doc_id"]): float(sample[metric])
+        for sample in samples
+        if sample.get("filter", "none") == filter_name and isinstance(sample.get(metric), (int, float))
+    }
+    mean = float(numbers[name])
+    # Of a metric that is no mean over questions, perplexity say, the questions tell nothing.
+    is_mean = bool(values) and abs(float(np.mean(list(values.values()))) - mean) < 1e-6
+    return {
+        "key": f"{task}/{name}",
+        "task": task,
+        "metric": metric if filter_name == "none" else f"{metric} {filter_name}",
+        "mean": mean,
+        "standard_error": float(error) if isinstance(error, (int, float)) else None,
+        "is_share": all(0 <= value <= 1 for value in (values.values() if is_mean else [mean])),
+        "values": values if is_mean else None,
+    }
+
+
+def _model_args(checkpoint: CheckpointConfig, config: HarnessConfig) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "pretrained": checkpoint.path,
+        "dtype": checkpoint.dtype,
+        "trust_remote_code": checkpoint.trust_remote_code,
+    }
+    if checkpoint.adapter is not None:
+        arguments["peft" if config.backend == "hf" else "lora_local_path"] = checkpoint.adapter
+    return arguments | config.model_args
+
+
+def _task_manager(config: HarnessConfig) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[OWN_TASKS, *config.task_folders])
+    for name in config.tasks:
+        if not Path(name).is_file() and name not in manager.all_tasks:
+            raise PrefkdError(f"lm_eval.tasks: lm-eval knows no task {name}{nearest(name, manager.all_tasks)}")
+    return manager
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lm-eval")

@@ -1,0 +1,179 @@
+"""lm-eval through the recipe gives what lm-eval itself gives, on task files made here, without a network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install 'prefkd[lm-eval]'")
+
+from prefkd.cli.main import main
+from prefkd.evaluation.harness import OWN_TASKS
+from tests.recipes import single_model
+from tests.tiny import TEXTS, make_model, write_pairs
+
+CHOICE = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: label
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+metadata: {{version: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A model, an adapter on it, and two task files of which one is in a group."""
+    folder = single_model.make_world(tmp_path_factory.mktemp("world"))
+    write_pairs(folder / "pairs.jsonl", 8)
+    single_model.run("dpo", folder, folder / "lora", "lora={}", "optimizer.lr=3.0", "training.max_steps=2")
+    (folder / "tasks").mkdir()
+    for name in ("first", "second"):
+        rows = [
+            {"question": f"{name} {i}?", "choices": [f" {text}" for text in TEXTS[i % 5 : i % 5 + 3]], "label": i % 3}
+            for i in range(12)
+        ]
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        target = folder / f"{name}.yaml" if name == "first" else folder / "tasks" / "second.yaml"
+        target.write_text(CHOICE.format(name=name, data=data))
+    (folder / "tasks" / "both.yaml").write_text(
+        "group: both\ntask: [second]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    return folder
+
+
+def evaluate(world: Path, out: Path, *overrides: str, code: int = 0) -> dict:
+    config = out.parent / f"{out.name}.yaml"
+    config.write_text(
+        f"""
+        output_dir: {out}
+        checkpoints:
+          base: {{path: {world}/model, dtype: float32}}
+          lora: {{path: {world}/model, adapter: {world}/lora/adapter, dtype: float32}}
+        baseline: base
+        device: cpu
+        lm_eval:
+          tasks: [{world}/first.yaml, both]
+          task_folders: [{world}/tasks]
+          batch_size: 4
+        """,
+        encoding="utf-8",
+    )
+    assert main(["run", "evaluate", "--config", str(config), *overrides]) == code
+    return json.loads((out / "table.json").read_text()) if (out / "table.json").is_file() else {}
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    evaluate(world, out)
+    return out
+
+
+def pick(found: dict, **wanted: str) -> dict:
+    (row,) = (row for row in found["rows"] if all(row[name] == value for name, value in wanted.items()))
+    return row
+
+
+def table(out: Path) -> dict:
+    return json.loads((out / "table.json").read_text())
+
+
+@pytest.mark.parametrize("checkpoint", ["base", "lora"])
+def test_scores_are_those_of_lm_eval_itself(world, finished, tmp_path, checkpoint):
+    peft = f",peft={world}/lora/adapter" if checkpoint == "lora" else ""
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
+    command += ["--model_args", f"pretrained={world}/model,dtype=float32{peft}", "--tasks", f"{world}/first.yaml,both"]
+    command += ["--include_path", str(world / "tasks"), "--output_path", str(tmp_path / "theirs")]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = (tmp_path / "theirs").rglob("results*.json")
+    theirs = json.loads(file.read_text())["results"]
+    for task, metric in (("first", "acc"), ("first", "acc_norm"), ("second", "acc"), ("both", "acc")):
+        row = pick(table(finished), task=task, metric=metric, checkpoint=checkpoint)
+        assert row["value"] == pytest.approx(theirs[task][f"{metric},none"], abs=1e-12)
+        error = theirs[task][f"{metric}_stderr,none"]
+        assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
+def test_results_are_kept_as_lm_eval_writes_them(finished):
+    for checkpoint in ("base", "lora"):
+        (results,) = (finished / "lm_eval" / checkpoint).rglob("results*.json")
+        assert json.loads(results.read_text())["config"]["model"] == "hf"
+        assert len(list((finished / "lm_eval" / checkpoint).rglob("samples_*.jsonl"))) == 2
+
+
+def test_differences_are_paired_by_question(finished):
+    values = {
+        name: next(
+            row["values"]
+            for row in map(json.loads, (finished / f"lm_eval/{name}.jsonl").read_text().splitlines())
+            if row["key"] == "first/acc,none"
+        )
+        for name in ("base", "lora")
+    }
+    difference = np.mean([values["lora"][key] - values["base"][key] for key in values["base"]])
+    row = pick(table(finished), task="first", metric="acc", checkpoint="lora")
+    assert row["count"] == 12 and row["difference"] == pytest.approx(difference)
+    assert pick(table(finished), task="both", metric="acc", checkpoint="lora")["count"] is None
+
+
+def test_what_is_finished_is_not_run_again(world, finished, tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "out")
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **arguments: pytest.fail("run"))
+    assert evaluate(world, tmp_path / "out", "lm_eval.batch_size=2")["rows"] == table(finished)["rows"]
+
+
+def test_a_limit_is_told_and_a_missing_model_is_no_end(world, tmp_path):
+    make_model(tmp_path / "other", "llama", "byte_level", seed=3)
+    found = evaluate(
+        world, tmp_path / "out", "lm_eval.limit=3", "lm_eval.tasks=[second]", "checkpoints.lora={path: nowhere}", code=2
+    )
+    assert pick(found, task="second", metric="acc", checkpoint="base")["count"] == 3
+    assert found["notes"] == ["lm-eval: 3 questions of each task; not to be compared with published numbers"]
+    assert "no folder nowhere" in found["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lm_eval.tasks=[hellaswg]", "lm_eval.tasks: lm-eval knows no task hellaswg; did you mean hellaswag?"),
+        ("lm_eval.tasks=[nowhere.yaml]", "lm_eval.tasks: no file nowhere.yaml"),
+        ("lm_eval.tasks=[]", "lm_eval.tasks: names none"),
+        ("lm_eval.task_folders=[nowhere]", "lm_eval.task_folders: no folder nowhere"),
+        ("lm_eval.backend=vlm", "lm_eval.backend: 'vlm' is not one of hf, vllm"),
+        ("lm_eval.limit=0", "lm_eval.limit: 0 is too small"),
+    ],
+)
+def test_mistakes_are_one_line(world, tmp_path, capsys, override, message):
+    evaluate(world, tmp_path / "out", override, code=2)
+    printed = capsys.readouterr().err
+    assert f"error: {message}" in printed and "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tasks_of_the_paper_are_known_to_lm_eval():
+    import yaml
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=OWN_TASKS)
+    listed = yaml.safe_load((OWN_TASKS / "ctpd.yaml").read_text())["task"]
+    assert {"ctpd", "leaderboard"} <= set(manager.all_groups)
+    assert {task["task"] for task in listed} <= set(manager.all_tasks)
+    assert len(listed) == 6
