@@ -71,12 +71,14 @@ class Config:
             for name in names:
                 if not re.fullmatch(r"[\w.-]+", name):
                     yield f"{key}.{name}: is the name of files as well; use letters, digits, - and _"
+        for name in data.keys() & self.answers.keys():
+            yield f"answers.{name}: the table would have two tasks of this name; rename it or preferences.data.{name}"
         for key in ("baseline", "reference"):
             name = getattr(self, key)
             if name is not None and self.checkpoints and name not in self.checkpoints:
                 yield f"{key}: {name} is no checkpoint{nearest(name, self.checkpoints)}"
         if self.preferences is None and not self.answers and self.lm_eval is None:
-            yield "preferences: nothing is to be evaluated; give pairs as data: {name: {source: ...}}, answers or lm_eval"
+            yield "preferences: nothing is to be evaluated; give data: {name: {source: ...}}, answers, lm_eval"
         for name, task in self.answers.items():
             if task.judge is not None and self.baseline is None:
                 yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"

@@ -7,7 +7,11 @@ Beside the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_ta
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +20,7 @@ import numpy as np
 
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
-from prefkd.errors import PrefkdError, nearest
+from prefkd.errors import PrefkdError
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.table import Series
@@ -82,7 +86,7 @@ class HarnessConfig:
         return {
             "lm_eval.tasks": " ".join(self.tasks),
             "lm_eval.settings": fingerprint("lm_eval", sorted(settings.items()), contents),
-            "lm_eval.version": _version(),
+            "lm_eval.version": version("lm-eval"),
         }
 
 
@@ -104,8 +108,8 @@ class HarnessTask:
     def __init__(self, config: HarnessConfig, *, folder: Path, ranks: Ranks):
         if ranks.world_size > 1:
             raise PrefkdError(
-                "lm_eval: runs in one process; leave torchrun out, and use lm_eval.model_args.parallelize=true to spread "
-                "a model over GPUs"
+                "lm_eval: runs in one process; leave torchrun out, and spread a model over GPUs with "
+                "lm_eval.model_args.parallelize=true"
             )
         self.config = config
         self.folder = folder
@@ -133,9 +137,9 @@ class HarnessTask:
             for row in records.rows.values():
                 series = Series(row["task"], "", row["metric"], checkpoint, is_percent=row["is_share"])
                 if row["values"] is not None:
-                    yield Series(**vars(series) | {"values": row["values"]})
-                elif row["standard_error"] is not None:
-                    yield Series(**vars(series) | {"reported": (row["mean"], row["standard_error"])})
+                    yield replace(series, values=row["values"])
+                else:
+                    yield replace(series, reported=(row["mean"], row["standard_error"]))
 
     def notes(self) -> Iterator[str]:
         """What a limit means for the numbers."""
@@ -156,14 +160,12 @@ def run_harness(checkpoint: Checkpoint, config: HarnessConfig, manager: Any, fol
         A row for each task and metric: `key`, `task`, `metric`, `mean`, `standard_error` (or None), `is_share` (whether
         all numbers lie between 0 and 1), and `values`, question -> number, or None where the mean is not over these.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-
     problem = checkpoint.config.missing()
     if problem is not None:
         raise PrefkdError(problem)
-    tracker = EvaluationTracker(output_path=str(folder))
-    results: Any = simple_evaluate(
+    lm_eval: Any = import_module("lm_eval")
+    tracker: Any = import_module("lm_eval.loggers").EvaluationTracker(output_path=str(folder))
+    results = lm_eval.simple_evaluate(
         model=config.backend,
         model_args=_model_args(checkpoint.config, config),
         tasks=list(config.tasks),
@@ -226,16 +228,18 @@ def _model_args(checkpoint: CheckpointConfig, config: HarnessConfig) -> dict[str
 
 
 def _task_manager(config: HarnessConfig) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=[OWN_TASKS, *config.task_folders])
+    """lm-eval's task manager, with its thousands of tasks only where one of them is asked for: they take a while."""
+    task_manager: Any = import_module("lm_eval.tasks").TaskManager
+    folders = [OWN_TASKS, *config.task_folders]
+    own = task_manager(include_path=folders, include_defaults=False)
+    if all(Path(name).is_file() or name in own.all_tasks for name in config.tasks):
+        with suppress(Exception):  # a file of the user's may build on a task of lm-eval's
+            own.load(list(config.tasks))
+            return own
+    manager = task_manager(include_path=folders)
     for name in config.tasks:
         if not Path(name).is_file() and name not in manager.all_tasks:
-            raise PrefkdError(f"lm_eval.tasks: lm-eval knows no task {name}{nearest(name, manager.all_tasks)}")
+            close = get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists all"
+            raise PrefkdError(f"lm_eval.tasks: lm-eval knows no task {name}; {hint}")
     return manager
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("lm-eval")

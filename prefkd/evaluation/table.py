@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ class Series:
         metric: What is measured.
         checkpoint: Who is measured.
         values: Item (pair, prompt, question) -> number, of which the mean is reported.
-        reported: Mean and standard error, where the items themselves are not known; `values` is then empty.
+        reported: Mean and standard error (None if that is not known either), where the items themselves are not known;
+            `values` is then empty.
         is_percent: Whether a reader wants it in percent.
     """
 
@@ -34,7 +36,7 @@ class Series:
     metric: str
     checkpoint: str
     values: Mapping[str, float] = field(default_factory=dict)
-    reported: tuple[float, float] | None = None
+    reported: tuple[float, float | None] | None = None
     is_percent: bool = True
 
 
@@ -44,7 +46,7 @@ class Row:
 
     Attributes:
         count: Items that all checkpoints of this metric have; None where only mean and standard error are known.
-        value, low, high: The mean and its 95 % interval.
+        value, low, high: The mean and its 95 % interval, if that is known.
         difference, difference_low, difference_high: The mean difference to the baseline and its 95 % interval, None for
             the baseline itself.
         is_percent: Whether a reader wants it in percent.
@@ -56,8 +58,8 @@ class Row:
     checkpoint: str
     count: int | None
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     difference: float | None
     difference_low: float | None
     difference_high: float | None
@@ -145,12 +147,11 @@ class ResultTable:
                 row.metric.replace("_", " "),
                 row.checkpoint,
                 "" if row.count is None else str(row.count),
-                _interval(Interval(row.value, row.low, row.high), row.is_percent),
+                _interval((row.value, row.low, row.high), row.is_percent),
             ]
             if self.baseline:
-                has_difference = row.difference is not None
-                difference = Interval(row.difference, row.difference_low, row.difference_high)  # pyright: ignore
-                cells.append(_interval(difference, row.is_percent, sign="+") if has_difference else "")
+                difference = (row.difference, row.difference_low, row.difference_high)
+                cells.append(_interval(difference, row.is_percent, sign="+"))
             yield cells
 
 
@@ -170,27 +171,25 @@ def make_rows(series: Sequence[Series], *, baseline: str | None, resamples: int,
 
 def _group_rows(group: Sequence[Series], baseline: str | None, resamples: int, seed: int) -> Iterator[Row]:
     with_values = [one for one in group if one.values]
-    common = (
-        [key for key in with_values[0].values if all(key in one.values for one in with_values)] if with_values else []
-    )
-    numbers = {one.checkpoint: np.array([one.values[key] for key in common]) for one in with_values}
+    first = with_values[0].values if with_values else ()
+    common = [key for key in first if all(key in one.values for one in with_values)]
     if with_values and not common:
         return
     base = next((one for one in group if one.checkpoint == baseline), None)
+
+    def numbers(one: Series) -> np.ndarray:
+        return np.array([one.values[key] for key in common])
+
     for one in group:
+        other = base if base is not None and base is not one and bool(base.values) == bool(one.values) else None
+        value = bootstrap_interval(numbers(one), resamples=resamples, seed=seed) if one.values else _reported(one)
         difference = None
-        if one.values:
-            own = numbers[one.checkpoint]
-            value = bootstrap_interval(own, resamples=resamples, seed=seed)
-            if base is not None and base.values and one is not base:
-                difference = paired_difference(own, numbers[base.checkpoint], resamples=resamples, seed=seed)
-        else:
-            assert one.reported is not None, "a series has values or a reported mean"
-            value = normal_interval(*one.reported)
-            if base is not None and base.reported is not None and one is not base:
-                # Of items that are not known, all that can be said is that of independent means.
-                (mean, error), (base_mean, base_error) = one.reported, base.reported
-                difference = normal_interval(mean - base_mean, (error**2 + base_error**2) ** 0.5)
+        if other is not None and one.values:
+            difference = paired_difference(numbers(one), numbers(other), resamples=resamples, seed=seed)
+        elif other is not None:
+            difference = _independent_difference(one, other)
+        low, high = (None, None) if math.isnan(value.low) else (value.low, value.high)
+        no_interval = difference is None or math.isnan(difference.low)
         yield Row(
             task=one.task,
             subset=one.subset,
@@ -198,16 +197,34 @@ def _group_rows(group: Sequence[Series], baseline: str | None, resamples: int, s
             checkpoint=one.checkpoint,
             count=len(common) if one.values else None,
             value=value.mean,
-            low=value.low,
-            high=value.high,
+            low=low,
+            high=high,
             difference=difference.mean if difference else None,
-            difference_low=difference.low if difference else None,
-            difference_high=difference.high if difference else None,
+            difference_low=difference.low if difference and not no_interval else None,
+            difference_high=difference.high if difference and not no_interval else None,
             is_percent=one.is_percent,
         )
 
 
-def _interval(interval: Interval, is_percent: bool, sign: str = "") -> str:
+def _reported(one: Series) -> Interval:
+    """The interval of a mean that is told without its items; no numbers as its ends if it has no standard error."""
+    assert one.reported is not None, "a series has values or a reported mean"
+    mean, error = one.reported
+    return normal_interval(mean, math.nan if error is None else error)
+
+
+def _independent_difference(one: Series, other: Series) -> Interval:
+    """The difference of two means whose items are not known, as if these were not the same."""
+    assert one.reported is not None and other.reported is not None, "neither has values"
+    (mean, error), (other_mean, other_error) = one.reported, other.reported
+    if error is None or other_error is None:
+        return normal_interval(mean - other_mean, math.nan)
+    return normal_interval(mean - other_mean, math.hypot(error, other_error))
+
+
+def _interval(numbers: tuple[float | None, float | None, float | None], is_percent: bool, sign: str = "") -> str:
+    """Mean, low and high for a reader, as far as they are known."""
     scale, digits = (100, 1) if is_percent else (1, 3)
-    mean, low, high = (f"{number * scale:{sign}.{digits}f}" for number in interval)
-    return f"{mean}{' %' if is_percent else ''} [{low}, {high}]"
+    mean, low, high = ("" if number is None else f"{number * scale:{sign}.{digits}f}" for number in numbers)
+    unit = " %" if is_percent and mean else ""
+    return f"{mean}{unit} [{low}, {high}]" if low else f"{mean}{unit}"

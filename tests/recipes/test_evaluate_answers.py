@@ -182,9 +182,9 @@ def test_a_judge_compares_with_the_baseline(world, finished, tmp_path, monkeypat
     ("overrides", "message"),
     [
         (
-            ("answers.bench.scorers.contains=prefkd.evaluation.scorers.contans",),
-            "answers.bench.scorers.contains._component_: prefkd.evaluation.scorers.contans: prefkd.evaluation.scorers has "
-            "no contans; did you mean contains?",
+            ("answers.bench.scorers.rouge_l=prefkd.evaluation.scorers.rouge",),
+            "answers.bench.scorers.rouge_l._component_: prefkd.evaluation.scorers.rouge: prefkd.evaluation.scorers "
+            "has no rouge; did you mean rouge_l?",
         ),
         (("answers.bench.scorers.words.answer=x",), "answers.bench.scorers.words.answer: the recipe itself passes it"),
         (("answers.bench.scorers.words=3",), "answers.bench.scorers.words: 3 is not a component"),
