@@ -2,6 +2,7 @@
 
     <folder>/<checkpoint>/      results and samples as lm-eval writes them
     <folder>/<checkpoint>.jsonl a row for each task and metric: mean, standard error, and the number of each question
+    <folder>/.<checkpoint>-*.db the answers of a run that was killed, which goes on with them
 
 Beside the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
 """
@@ -123,8 +124,12 @@ class HarnessTask:
         records = Records(self.folder / f"{checkpoint.name}.jsonl", parts, self.ranks)
         if not records.finished:
             checkpoint.release()  # lm-eval loads the model itself
-            records.add(run_harness(checkpoint, self.config, self.manager, self.folder / checkpoint.name))
+            answers = self.folder / f".{checkpoint.name}-{fingerprint('lm_eval', sorted(parts.items()))}"
+            folder = self.folder / checkpoint.name
+            records.add(run_harness(checkpoint, self.config, self.manager, folder=folder, answers=answers))
             records.finish()
+            for path in self.folder.glob(f".{checkpoint.name}-*.db"):
+                path.unlink()
         bar.advance(f"{self.name}: {checkpoint.name}", steps=1)
         self.records[checkpoint.name] = records
 
@@ -147,7 +152,9 @@ class HarnessTask:
             yield f"lm-eval: {self.config.limit} questions of each task; not to be compared with published numbers"
 
 
-def run_harness(checkpoint: Checkpoint, config: HarnessConfig, manager: Any, folder: Path) -> list[dict[str, Any]]:
+def run_harness(
+    checkpoint: Checkpoint, config: HarnessConfig, manager: Any, *, folder: Path, answers: Path
+) -> list[dict[str, Any]]:
     """Run tasks of lm-eval, and keep its results.
 
     Args:
@@ -155,6 +162,7 @@ def run_harness(checkpoint: Checkpoint, config: HarnessConfig, manager: Any, fol
         config: Which tasks.
         manager: lm-eval's task manager.
         folder: Where lm-eval writes.
+        answers: Start of the name of a file in which lm-eval keeps what the model has answered so far.
 
     Returns:
         A row for each task and metric: `key`, `task`, `metric`, `mean`, `standard_error` (or None), `is_share` (whether
@@ -176,6 +184,7 @@ def run_harness(checkpoint: Checkpoint, config: HarnessConfig, manager: Any, fol
         apply_chat_template=config.apply_chat_template,
         task_manager=manager,
         evaluation_tracker=tracker,
+        use_cache=str(answers),
         random_seed=config.seed,
         numpy_random_seed=config.seed,
         torch_random_seed=config.seed,

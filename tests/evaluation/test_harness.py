@@ -110,6 +110,38 @@ def test_scores_are_those_of_lm_eval_itself(world, finished, tmp_path):
         assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
+def test_scores_of_a_real_model_are_those_of_lm_eval(real_models, tmp_path):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    facts = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Egypt": "Cairo", "Spain": "Madrid", "Peru": "Lima"}
+    rows = [
+        {
+            "question": f"What is the capital of {country}?",
+            "choices": [f" {city}" for city in facts.values()],
+            "label": i,
+        }
+        for i, country in enumerate(facts)
+    ]
+    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tmp_path / "capitals.yaml"
+    task.write_text(CHOICE.format(name="capitals", data=tmp_path / "capitals.jsonl"))
+    model = {"path": str(real_models / "smollm2-135m-instruct"), "dtype": "float32"}
+    config = {"output_dir": str(tmp_path / "out"), "checkpoints": {"real": model}, "lm_eval": {"tasks": [str(task)]}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config | {"device": "cpu"}))
+    assert main(["run", "evaluate", "--config", str(tmp_path / "config.yaml"), "lm_eval.batch_size=8"]) == 0
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={model['path']},dtype=float32",
+        tasks=[str(task)],
+        device="cpu",
+        task_manager=TaskManager(include_defaults=False),
+    )["results"]["capitals"]
+    for metric in ("acc", "acc_norm"):
+        assert pick(table(tmp_path / "out"), metric=metric)["value"] == pytest.approx(theirs[f"{metric},none"])
+    assert theirs["acc,none"] > 0.5  # it knows some, so that the comparison is one
+
+
 def test_results_are_kept_as_lm_eval_writes_them(finished):
     for checkpoint in ("base", "lora"):
         (results,) = (finished / "lm_eval" / checkpoint).rglob("results*.json")
@@ -138,6 +170,29 @@ def test_what_is_finished_is_not_run_again(world, finished, tmp_path, monkeypatc
     assert evaluate(world, tmp_path / "out", "lm_eval.batch_size=2")["rows"] == table(finished)["rows"]
 
 
+def test_a_killed_run_goes_on_with_what_was_answered(world, finished, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    call, calls = HFLM._model_call, []
+
+    def killed_at_the_fourth(lm, *arguments, **named):
+        calls.append(len(arguments[0]))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return call(lm, *arguments, **named)
+
+    monkeypatch.setattr(HFLM, "_model_call", killed_at_the_fourth)
+    only_base = ("~checkpoints.lora", "lm_eval.tasks=[second]")
+    evaluate(world, tmp_path / "out", *only_base, code=130)
+    assert list((tmp_path / "out/lm_eval").glob(".base-*.db"))
+    found = evaluate(world, tmp_path / "out", *only_base)
+    assert sum(calls[4:]) == 12 * 3 - sum(calls[:3])
+    assert found["rows"] == [
+        row for row in table(finished)["rows"] if (row["task"], row["checkpoint"]) == ("second", "base")
+    ]
+    assert not list((tmp_path / "out/lm_eval").glob(".base-*.db"))
+
+
 def test_a_limit_is_told_and_a_missing_model_is_no_end(world, tmp_path):
     make_model(tmp_path / "other", "llama", "byte_level", seed=3)
     found = evaluate(
@@ -151,7 +206,6 @@ def test_a_limit_is_told_and_a_missing_model_is_no_end(world, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lm_eval.tasks=[hellaswg]", "lm_eval.tasks: lm-eval knows no task hellaswg; did you mean hellaswag?"),
         ("lm_eval.tasks=[nowhere.yaml]", "lm_eval.tasks: no file nowhere.yaml"),
         ("lm_eval.tasks=[]", "lm_eval.tasks: names none"),
         ("lm_eval.task_folders=[nowhere]", "lm_eval.task_folders: no folder nowhere"),
@@ -166,12 +220,15 @@ def test_mistakes_are_one_line(world, tmp_path, capsys, override, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_tasks_of_the_paper_are_known_to_lm_eval():
+def test_tasks_are_those_of_lm_eval_and_of_the_paper(world, tmp_path, capsys, monkeypatch):
     import yaml
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
 
-    manager = TaskManager(include_path=OWN_TASKS)
+    managers, make = [], tasks.TaskManager
+    monkeypatch.setattr(tasks, "TaskManager", lambda **arguments: managers.append(make(**arguments)) or managers[-1])
+    evaluate(world, tmp_path / "out", "lm_eval.tasks=[hellaswg]", code=2)
+    assert "lm_eval.tasks: lm-eval knows no task hellaswg; did you mean hellaswag?" in capsys.readouterr().err
     listed = yaml.safe_load((OWN_TASKS / "ctpd.yaml").read_text())["task"]
-    assert {"ctpd", "leaderboard"} <= set(manager.all_groups)
-    assert {task["task"] for task in listed} <= set(manager.all_tasks)
+    assert {"ctpd", "leaderboard"} <= set(managers[-1].all_groups)
+    assert {task["task"] for task in listed} <= set(managers[-1].all_tasks)
     assert len(listed) == 6
