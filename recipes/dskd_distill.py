@@ -187,19 +187,21 @@ def setup(config: Config, ranks: Ranks) -> Run:
         for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
     ][: training.max_steps]
 
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     projectors = None
     if "projectors" in objective.needs:
-        projectors = make_projectors(config.projectors, config.student, config.teacher, seed=training.seed).to(device)
+        projectors = make_projectors(config.projectors, config.student, config.teacher, seed=training.seed)
+        projectors.to(ranks.assembly_device)
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
     probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    teacher = open_live_teacher(config.teacher, questions, probe=probe, chunk_size=training.chunk_size, device=device)
+    teacher = open_live_teacher(config.teacher, questions, probe=probe, chunk_size=training.chunk_size, ranks=ranks)
 
-    shard(student.train(), ranks)
+    student.train()
     optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
     checkpoints = Checkpoints(

@@ -7,7 +7,8 @@ CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
 
     prefkd run score --config demo/score
 
-Killed, it goes on where it was when the same command is given again. Of several processes each scores a part.
+Killed, it goes on where it was when the same command is given again. Of several processes each scores a part of every
+shard.
 """
 
 import time
@@ -122,7 +123,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if shards:
         probe = collate(aligned["train"], Microbatch([0])).to(device)
         teacher = load_contrast(
-            config.teacher, config.contrast, probe=probe.teacher, chunk_size=config.chunk_size, device=device
+            config.teacher, config.contrast, probe=probe.teacher, chunk_size=config.chunk_size, ranks=ranks
         )
     display.table(
         "score",
@@ -142,7 +143,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         display=display,
         aligned=aligned,
         sides=sides,
-        shards=shards[ranks.rank :: ranks.world_size],
+        shards=shards,
         collate=collate,
         teacher=teacher,
         folder=folder,
@@ -150,7 +151,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 
 def score(config: Config, run: Run) -> None:
-    """Score the shards of this process, each written when it is whole."""
+    """Score the shards, each written when it is whole."""
+    ranks = run.ranks
     lengths = {split: pair_lengths(aligned) for split, aligned in run.aligned.items()}
     began, done = time.perf_counter(), 0
     with run.display.progress(sum(len(shard.rows) for shard in run.shards)) as bar:
@@ -159,15 +161,18 @@ def score(config: Config, run: Run) -> None:
             assert run.teacher is not None, "it is loaded where a shard is left"
             aligned, scores = run.aligned[shard.split], {}
             longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
-            for microbatch in split_step(longest_first, config.microbatch_size):
-                batch = run.collate(aligned, microbatch).to(run.ranks.device)
+            for microbatch in split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size):
+                batch = run.collate(aligned, microbatch).to(ranks.device)
                 columns = run.teacher(batch).columns(batch.parent_mask)
-                scores |= zip(microbatch.rows, columns, strict=True)
-                done += len(columns)
-                bar.advance(f"{done / (time.perf_counter() - began):.1f} pairs/s", steps=len(columns))
-            write_shard(run.folder, shard, aligned, scores)
+                counted = len(columns) - microbatch.fillers
+                scores |= zip(microbatch.rows[:counted], columns[:counted], strict=True)
+                done += counted * ranks.world_size
+                bar.advance(f"{done / (time.perf_counter() - began):.1f} pairs/s", steps=counted * ranks.world_size)
+            parts = ranks.gather(scores)
+            if ranks.is_main:
+                write_shard(run.folder, shard, aligned, {row: own for part in parts for row, own in part.items()})
             # ------------------------------------------------------------------------------------------------------
-    run.ranks.wait()
+    ranks.wait()
 
 
 def save(config: Config, run: Run) -> dict[str, object]:

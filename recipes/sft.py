@@ -121,20 +121,22 @@ def setup(config: Config, ranks: Ranks) -> Run:
     ][: training.max_steps]
 
     # What the optimizer changes is float32; a base that stays as it is may be smaller.
-    lm = load_causal_lm(config.model, dtype=training.compute_dtype if config.lora else torch.float32, device=device)
+    dtype = training.compute_dtype if config.lora else torch.float32
+    lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
     if config.lora:
         add_adapter(lm, config.lora, seed=training.seed)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(lm)} parameters"
 
     collate = partial(collate_answers, answer=config.target)
     model.check(collate(train_pairs, Microbatch(steps[0][:1])).to(device).tokens, "model")
 
-    shard(model.train(), ranks)
-    optimizer = build_optimizer(config.optimizer, (value for value in model.parameters() if value.requires_grad))
+    model.train()
+    optimizer = build_optimizer(config.optimizer, trained)
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
     checkpoints = Checkpoints(
         config,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import AutoConfig
 
 from prefkd.data.batches import TokenBatch
@@ -14,8 +13,10 @@ from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
+from prefkd.models.frozen import load_frozen
 from prefkd.models.load import TeacherConfig, load_tokenizer
-from prefkd.models.teacher import Reader, Teacher, load_frozen
+from prefkd.models.teacher import Reader, Teacher
+from prefkd.training.distributed import Ranks
 from prefkd.training.progress import parameter_count
 from prefkd.training.weighting import WeightConfig
 
@@ -73,7 +74,7 @@ class ContrastConfig:
 
 
 def load_contrast(
-    teacher: TeacherConfig, contrast: ContrastConfig, *, probe: TokenBatch, chunk_size: int, device: torch.device
+    teacher: TeacherConfig, contrast: ContrastConfig, *, probe: TokenBatch, chunk_size: int, ranks: Ranks
 ) -> Teacher:
     """The teacher as reference together with pi+ and pi-.
 
@@ -82,11 +83,10 @@ def load_contrast(
         chunk_size: Target tokens whose logits exist at one time.
     """
     configs = [teacher, *contrast.models.values()]
-    own, *pair = load_frozen(configs, probe=probe, chunk_size=chunk_size, device=device)
+    own, *pair = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
     bases = {id(model.base): model.base for model in (own, *pair)}
     size = " + ".join(parameter_count(base) for base in bases.values())
-    stored = f"{teacher.dtype} {own.quantization}".rstrip()
-    description = f"{teacher.path}  {stored} on {device}, {size} parameters in memory"
+    description = f"{teacher.path}  {own.storage} on {ranks.device}, {size} parameters in memory"
     readers = {"reference": Reader(own, "teacher")}
     if contrast.kind == "prompts":
         readers |= {"positive": Reader(own, "positive"), "negative": Reader(own, "negative")}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from prefkd.errors import PrefkdError
 from prefkd.models.lora import adapter_problems, load_adapter
-from prefkd.models.quantize import quantization_problems
+from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
 
 
 @dataclass
@@ -55,11 +55,16 @@ class TeacherConfig(ModelConfig):
         quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
             and nf4 everywhere, float8 and int4 on GPUs that can. What it costs in exactness is printed.
         adapter: Folder of a LoRA adapter in peft's format, trained on the model at `path`.
+        placement: Of several processes: `replicate` gives each of them all of the model, `shard` splits it over them,
+            for which it must be exact or nf4. `auto` splits what can be split and would fill a quarter of a GPU.
+        cpu_offload: A model that is split waits in main memory and comes to the GPU layer by layer.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["none", "int8", "float8", "nf4", "int4"] = "none"
     adapter: str | None = None
+    placement: Literal["replicate", "shard", "auto"] = "auto"
+    cpu_offload: bool = False
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -68,6 +73,10 @@ class TeacherConfig(ModelConfig):
         )
         if self.adapter is not None:
             yield from (f"adapter: {problem}" for problem in adapter_problems(self.adapter, self.path))
+        if self.placement == "shard" and self.quantization not in SHARDED_SIZE:
+            yield f"placement: weights of quantization: {self.quantization} cannot be split; use replicate, or nf4"
+        if self.cpu_offload and self.placement != "shard":
+            yield f"cpu_offload: goes with placement: shard only, and placement is {self.placement}; change one of them"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -93,19 +102,20 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a checkpoint, dropout off, weights of type `dtype`, on `device`.
 
-    Weights come from safetensors only. A teacher's adapter is put on top.
+    Weights come from safetensors only. A teacher's adapter is put on top. On the device `meta` no weights are read: it
+    is the model's outline, which `prefkd.models.shard` fills.
 
     Raises:
         PrefkdError: If the checkpoint is missing, damaged, of an unknown architecture, or not the adapter's base.
     """
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": config.trust_remote_code}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            config.path,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-        )
+        if device.type == "meta":
+            outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+            with device:
+                model: Any = AutoModelForCausalLM.from_config(outline, **how).eval()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(config.path, use_safetensors=True, **how)
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
         raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
     if isinstance(config, TeacherConfig) and config.adapter is not None:

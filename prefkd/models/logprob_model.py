@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
@@ -135,28 +136,34 @@ class LogprobModel(nn.Module):
             }
         return shared_prompt_mask(tokens, self.window)
 
+    def _own_logprobs(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target, (N,), from the logits of one answer at a time."""
+        parts = []
+        for segment in (Segment.CHOSEN, Segment.REJECTED):
+            for row_ids, row_segments in zip(tokens.input_ids, tokens.segments, strict=True):
+                answer = row_segments == segment
+                if answer.any():
+                    count = int(answer.sum())
+                    ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
+                    labels = ids.clone()
+                    labels[:, :-count] = NO_TARGET
+                    logits = self.lm(input_ids=ids, use_cache=False).logits
+                    parts.append(token_logprobs(logits, labels)[0, -count:])
+        return torch.cat(parts)
+
     @torch.no_grad()
     def check(self, tokens: TokenBatch, name: str) -> None:
         """Compare with the model's own logits on one pair, so that no architecture is trained wrongly in silence.
 
+        All ranks of a sharded model call it together.
+
         Raises:
             PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.
         """
-        ours = self(tokens)
-        theirs, first = torch.empty_like(ours), 0
-        for segment in (Segment.CHOSEN, Segment.REJECTED):
-            for row_ids, row_segments in zip(tokens.input_ids, tokens.segments, strict=True):
-                answer = row_segments == segment
-                if not answer.any():
-                    continue
-                count = int(answer.sum())
-                ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
-                labels = ids.clone()
-                labels[:, :-count] = NO_TARGET
-                logits = self.lm(input_ids=ids, use_cache=False).logits
-                theirs[first : first + count] = token_logprobs(logits, labels)[0, -count:]
-                first += count
-        difference = (ours - theirs).abs().max().item()
+        # Inside the forward, since only there a sharded model's embedding and head are whole.
+        difference = self(tokens, lambda states: (states.logprobs() - self._own_logprobs(tokens)).abs().max()).item()
+        if isinstance(self, FSDPModule):
+            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
         exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype == torch.float32
         if difference > (1e-3 if exact else 0.5):
             remedy = (

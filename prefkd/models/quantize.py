@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import to_nf4
 from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 from torchao.quantization.quantize_.workflows import Int4PackingFormat
@@ -16,6 +17,8 @@ from prefkd.errors import PrefkdError
 
 Quantization = Literal["none", "int8", "float8", "nf4", "int4"]
 
+# Kinds that FSDP2 can split, and the size of a model's weights then, as a share of what it was in bfloat16.
+SHARDED_SIZE: dict[Quantization, float] = {"none": 1.0, "nf4": 0.26}
 _NF4_BLOCK = 64  # weights with a scale of their own; QLoRA, arXiv 2305.14314
 _INT4_GROUP = 128
 # What the kernels of the other two need: compute capability, and an example of a GPU that has it.
@@ -35,25 +38,29 @@ def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: s
         yield "quantization: int4 goes with dtype: bfloat16 only; change one of the two"
 
 
-def quantize(lm: PreTrainedModel, kind: Quantization) -> None:
+def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
     """Quantise all linear layers but the output layer and LoRA's, in place.
 
+    Args:
+        lm: A model, or a part of one.
+        shards: Parts into which FSDP2 will split each weight.
+
     Raises:
-        PrefkdError: A layer has a shape that cannot be cut into blocks.
+        PrefkdError: A layer has a shape that cannot be cut into blocks, or its blocks cannot be split.
     """
     layers = {name: module for name, module in _linear_layers(lm)}
+    for name, layer in layers.items():
+        reason = _misfit(layer, kind, shards)
+        if reason:
+            where = lm.name_or_path if isinstance(lm, PreTrainedModel) else "a decoder layer"
+            raise PrefkdError(f"{where} cannot be quantised as {kind}: {name}: {reason}")
     if kind == "nf4":
-        for name, layer in layers.items():
-            blocks, rest = divmod(layer.weight.numel(), _NF4_BLOCK)
-            if rest:
-                raise PrefkdError(_misfit(lm, name, kind, f"its weights are no multiple of {_NF4_BLOCK}"))
+        for layer in layers.values():
+            blocks = layer.weight.numel() // _NF4_BLOCK
             # The scales are quantised as well, up to 256 of them together.
-            quantized = to_nf4(layer.weight.detach(), _NF4_BLOCK, math.gcd(blocks, 256))
+            quantized = to_nf4(layer.weight.detach(), _NF4_BLOCK, math.gcd(blocks // shards, 256))
             layer.weight = nn.Parameter(quantized, requires_grad=False)
         return
-    for name, layer in layers.items():
-        if kind == "int4" and layer.in_features % _INT4_GROUP:
-            raise PrefkdError(_misfit(lm, name, kind, f"its inputs are no multiple of {_INT4_GROUP}"))
     with warnings.catch_warnings(action="ignore"):  # of int8's first version, which is the more exact one
         configs = {
             "int8": Int8WeightOnlyConfig,
@@ -64,22 +71,32 @@ def quantize(lm: PreTrainedModel, kind: Quantization) -> None:
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all weights and buffers as they lie in memory, tied ones once."""
+    """Bytes of all weights and buffers as they lie in the memory of this process, tied ones once."""
     return sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
 
 
-def _linear_layers(lm: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
-    head = lm.get_output_embeddings()
+def _linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    head = lm.get_output_embeddings() if isinstance(lm, PreTrainedModel) else None
     for name, module in lm.named_modules():
         if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:
             yield name, module
 
 
-def _misfit(lm: PreTrainedModel, name: str, kind: str, reason: str) -> str:
-    return f"{lm.name_or_path} cannot be quantised as {kind}: {name}: {reason}; use int8"
+def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
+    """Why a layer cannot be quantised, empty if it can."""
+    rows, inputs = layer.weight.shape
+    if kind == "nf4" and rows * inputs % _NF4_BLOCK:
+        return f"its weights are no multiple of {_NF4_BLOCK}; use int8"
+    if kind == "nf4" and (rows % shards or rows // shards * inputs % _NF4_BLOCK):
+        return f"it cannot be split over {shards} processes; use placement: replicate"
+    if kind == "int4" and inputs % _INT4_GROUP:
+        return f"its inputs are no multiple of {_INT4_GROUP}; use int8"
+    return ""
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
+    if isinstance(tensor, DTensor):
+        return _tensor_bytes(tensor.to_local())
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
         names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
         return sum(_tensor_bytes(getattr(tensor, name)) for name in names)

@@ -1,22 +1,85 @@
-"""Sharding over processes with FSDP2."""
+"""Sharding over processes with FSDP2, without a process that ever holds more of the weights than it must."""
 
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal
 
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from prefkd.errors import PrefkdError
 from prefkd.models.load import decoder_layers
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.training.distributed import Ranks
 
 
-def shard(model: LogprobModel, ranks: Ranks) -> LogprobModel:
-    """Split the weights of a model over the ranks, in place; with one rank nothing happens.
+def shard(
+    model: LogprobModel,
+    ranks: Ranks,
+    *,
+    over: Literal["all", "node"] = "all",
+    cpu_offload: bool = False,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Split the weights of a model over the ranks, in place; without torchrun nothing happens.
 
     Each decoder layer is a group of its own. Embeddings, final norm and head stay in the group of the root, because a
     tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it directly).
+
+    Args:
+        model: Put together on `ranks.assembly_device`: the main rank has read its weights into main memory. Group by
+            group they are sent to the others and split, so that these never hold more than their part and one group.
+        over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
+            travel between nodes.
+        cpu_offload: The parts, their gradients and optimizer states wait in main memory.
+        prepare: What is done to each decoder layer before it is split.
+
+    Raises:
+        PrefkdError: Weights are to be offloaded in a process that torchrun has not started.
     """
-    if ranks.world_size > 1:
-        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-        for layer in decoder_layers(model.lm):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    return model
+    if not dist.is_initialized():
+        if cpu_offload:
+            raise PrefkdError("cpu_offload is done by FSDP: run with --nproc-per-node, 1 for one GPU")
+        return
+    mesh = _mesh(ranks.device.type, ranks.world_size, ranks.node_size if over == "node" else ranks.world_size)
+    policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if cpu_offload else OffloadPolicy()
+    for group in (*decoder_layers(model.lm), model):
+        _hand_out(group, ranks)
+        if prepare is not None and group is not model:
+            prepare(group)
+        fully_shard(group, mesh=mesh, offload_policy=policy)
+
+
+@cache
+def _mesh(device_type: str, world_size: int, shards: int) -> DeviceMesh:
+    if shards == world_size:
+        return init_device_mesh(device_type, (world_size,))
+    return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def _hand_out(group: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks what the main rank has of a module; what is sharded already is left as it is.
+
+    Buffers are sent too, since those that are not stored, of rotary embeddings for instance, are not in an outline.
+    """
+    places = [
+        (module, name, value)
+        for module in group.modules()
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if not isinstance(value, DTensor)
+    ]
+    # Some architectures keep a few weights in another type than that of the model.
+    dtypes = ranks.gather([value.dtype for _, _, value in places])[0]
+    sent: dict[int, Tensor] = {}  # a tied weight stands in two places
+    for (module, name, value), dtype in zip(places, dtypes, strict=True):
+        if id(value) not in sent:
+            empty = partial(torch.empty, value.shape, dtype=dtype, device=ranks.device)
+            here = value.detach().to(ranks.device).contiguous() if ranks.is_main else empty()
+            ranks.broadcast(here)
+            is_parameter = isinstance(value, nn.Parameter)
+            sent[id(value)] = nn.Parameter(here, requires_grad=value.requires_grad) if is_parameter else here
+        setattr(module, name, sent[id(value)])

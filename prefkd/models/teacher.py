@@ -3,8 +3,7 @@
 Either way a batch goes in and `ParentScores` come out, so that a loss never asks how the teacher was stored.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,10 @@ from torch import Tensor
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.scores import Scores, scores_problems
 from prefkd.data.templates import ModelSide
-from prefkd.errors import PrefkdError
-from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer
-from prefkd.models.logprob_model import LogprobModel, TokenStates
-from prefkd.models.lora import adapters_off, load_adapter, use_adapter
-from prefkd.models.quantize import quantization_problems, quantize, stored_bytes
+from prefkd.models.frozen import FrozenModel, load_frozen
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.logprob_model import TokenStates
+from prefkd.training.distributed import Ranks
 from prefkd.training.progress import parameter_count
 
 
@@ -62,98 +60,6 @@ class LiveTeacherSource(TeacherSource):
         else:
             yield from TeacherConfig.problems(self)
             yield from (f"scores: {problem}" for problem in scores_problems(self.scores))
-
-
-class FrozenModel:
-    """A model that is only read: a base, as it is or with an adapter on it.
-
-    Args:
-        base: The base, which several frozen models may share.
-        adapter: Name of the adapter in the base.
-
-    Attributes:
-        quantization: What was gained and lost by it, in a few words; empty without.
-    """
-
-    def __init__(self, base: LogprobModel, adapter: str | None):
-        self.base = base
-        self.adapter = adapter
-        self.quantization = ""
-
-    @torch.no_grad()
-    def __call__(self, tokens: TokenBatch) -> Tensor:
-        """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
-        with self._switched():
-            return self.base(tokens)
-
-    @torch.no_grad()
-    def states(self, tokens: TokenBatch) -> TokenStates:
-        """What it has to say of each target token."""
-        with self._switched():
-            return self.base(tokens, lambda states: states)
-
-    def check(self, tokens: TokenBatch, name: str) -> None:
-        """Compare with the model's own logits, see `LogprobModel.check`."""
-        with self._switched():
-            self.base.check(tokens, name)
-
-    def _switched(self) -> AbstractContextManager[None]:
-        lm = self.base.lm
-        if self.adapter is not None:
-            use_adapter(lm, self.adapter)
-            return nullcontext()
-        return adapters_off(lm) if getattr(lm, "peft_config", None) else nullcontext()
-
-
-def load_frozen(
-    configs: Sequence[TeacherConfig], *, probe: TokenBatch, chunk_size: int, device: torch.device
-) -> list[FrozenModel]:
-    """Load models that are only read. Those on the same base share it: it is in memory once, whatever stands on it.
-
-    Args:
-        probe: A pair of the teacher's tokens, on which each model is checked.
-        chunk_size: Target tokens whose logits exist at one time.
-
-    Raises:
-        PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
-    """
-    for config in configs:
-        for problem in quantization_problems(config.quantization, config.torch_dtype, device.type):
-            raise PrefkdError(f"{config.path}: {problem}")
-    bases: dict[str, LogprobModel] = {}
-    models = []
-    for config in configs:
-        base_config = replace(config, adapter=None)
-        key = str(base_config)
-        if key not in bases:
-            lm = load_causal_lm(base_config, dtype=config.torch_dtype, device=device)
-            bases[key] = LogprobModel(lm, chunk_size=chunk_size, precision=config.torch_dtype)
-        name = None
-        if config.adapter is not None:
-            name = f"adapter_{len(models)}"  # not its path: peft allows no dots
-            load_adapter(bases[key].lm, config.adapter, name=name)
-        bases[key].freeze()
-        models.append(FrozenModel(bases[key], name))
-    _quantize(configs, models, probe)
-    for config, model in zip(configs, models, strict=True):
-        model.check(probe, config.adapter or config.path)
-    return models
-
-
-def _quantize(configs: Sequence[TeacherConfig], models: Sequence[FrozenModel], probe: TokenBatch) -> None:
-    """Quantise the bases of those models whose configs want it; adapters, which lie on them already, stay exact."""
-    chosen = [(config, model) for config, model in zip(configs, models, strict=True) if config.quantization != "none"]
-    exact = [model(probe) for _, model in chosen]
-    done: dict[int, str] = {}
-    for config, model in chosen:
-        if id(model.base) not in done:
-            before = stored_bytes(model.base)
-            quantize(model.base.lm, config.quantization)
-            sizes = f"{before / 2**20:,.1f} -> {stored_bytes(model.base) / 2**20:,.1f} MiB"
-            done[id(model.base)] = f"{config.quantization}, {sizes}"
-    for (_, model), logprobs in zip(chosen, exact, strict=True):
-        error = (model(probe) - logprobs).abs().mean().item()
-        model.quantization = f"{done[id(model.base)]}, log-probs off by {error:.2g} nats a token on the first pair"
 
 
 @dataclass(frozen=True)
@@ -199,7 +105,7 @@ def open_teacher(
     gets_instructions: bool,
     probe: PairBatch,
     chunk_size: int,
-    device: torch.device,
+    ranks: Ranks,
 ) -> Teacher:
     """The teacher of a distillation. A model is loaded only if something is asked of one.
 
@@ -213,12 +119,11 @@ def open_teacher(
         return Teacher({}, description=f"scores in {config.scores}, no model in memory")
     if not (is_reference or gets_instructions):
         return Teacher({}, description=f"{config.path}, of which nothing is asked")
-    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, device=device)
+    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, ranks=ranks)
     readers = {"reference": Reader(model, "teacher")} if is_reference else {}
     if gets_instructions:
         readers |= {"positive": Reader(model, "positive"), "negative": Reader(model, "negative")}
-    stored = f"{config.dtype} {model.quantization}".rstrip()
-    return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {stored}")
+    return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {model.storage}")
 
 
 @dataclass(frozen=True)
@@ -306,7 +211,7 @@ class LiveTeacher:
 
 
 def open_live_teacher(
-    config: LiveTeacherSource, questions: Questions, *, probe: PairBatch, chunk_size: int, device: torch.device
+    config: LiveTeacherSource, questions: Questions, *, probe: PairBatch, chunk_size: int, ranks: Ranks
 ) -> LiveTeacher:
     """The teacher of a distillation. A model is loaded only if there is a question that scores do not answer.
 
@@ -319,8 +224,8 @@ def open_live_teacher(
     if not asked.any:
         source = f"scores in {config.scores}" if config.scores and questions.any else "nothing is asked of it"
         return LiveTeacher(None, asked, description=f"{source}, no model in memory")
-    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, device=device)
-    description = f"{config.path}  {parameter_count(model.base)} parameters, {config.dtype}"
+    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, ranks=ranks)
+    description = f"{config.path}  {parameter_count(model.base)} parameters, {model.storage}"
     if config.scores:
         description += f"; log-probs from {config.scores}"
     return LiveTeacher(model, asked, description=description)

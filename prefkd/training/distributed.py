@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prefkd.errors import PrefkdError
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -19,16 +23,33 @@ class Ranks:
         rank: Number of this process, 0-based.
         world_size: Number of processes.
         device: The device of this process.
+        node_size: Number of processes on this machine.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    node_size: int = 1
 
     @property
     def is_main(self) -> bool:
         """Whether this process prints and writes files."""
         return self.rank == 0
+
+    @property
+    def assembly_device(self) -> torch.device:
+        """Where a model is put together that `prefkd.models.shard` splits then.
+
+        Of several processes the main one alone has its weights, in main memory; the others have an outline without.
+        """
+        if not dist.is_initialized():
+            return self.device
+        return torch.device("cpu" if self.is_main else "meta")
+
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrite a tensor on the other ranks with the one on the main rank."""
+        if self.world_size > 1:
+            dist.broadcast(values, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, as a new tensor: the input may be part of a live graph."""
@@ -67,15 +88,26 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         device: `auto` takes the GPU where there is one.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if "WORLD_SIZE" not in os.environ:
         yield Ranks(0, 1, torch.device("cuda" if use_cuda else "cpu"))
         return
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise PrefkdError(
+            f"WORLD_SIZE is in the environment, but {', '.join(missing)} is not: start several processes with "
+            "--nproc-per-node, or unset WORLD_SIZE"
+        )
+    local_rank, node_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    own = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
+        if node_size > torch.cuda.device_count():
+            raise PrefkdError(
+                f"{node_size} processes on a machine with {torch.cuda.device_count()} GPU(s); use --nproc-per-node gpu"
+            )
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    # What lies in main memory, offloaded weights for instance, is summed by gloo.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world_size, own)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), own, node_size)
     finally:
         dist.destroy_process_group()

@@ -21,6 +21,9 @@ class TrainingConfig:
         precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
+        shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
+            so that each node has all of it and only gradients travel between nodes.
+        cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended goes on exactly; null = only when a signal ends it.
@@ -39,6 +42,8 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
     chunk_size: int = 512
+    shard_over: Literal["all", "node"] = "all"
+    cpu_offload: bool = False
     evaluate_every: int = 100
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prefkd.models import teacher as teacher_module
+from prefkd.models import frozen as frozen_module
+from tests.processes import run_processes
 from tests.recipes import two_models
 from tests.recipes.two_models import assert_same_run, make_world, score, weights
 from tests.tiny import make_model, write_pairs
@@ -51,7 +52,7 @@ def test_cached_is_live(world, scores, tmp_path, monkeypatch, recipe, live, on_s
     def refuse(*_, **__):
         raise AssertionError("no teacher is loaded")
 
-    monkeypatch.setattr(teacher_module, "load_causal_lm", refuse)
+    monkeypatch.setattr(frozen_module, "load_causal_lm", refuse)
     without = two_models.run(recipe, world, tmp_path / "cached", alone, *cached(scores), *on_scores)
     assert_same_run((tmp_path / "live", with_teacher), (tmp_path / "cached", without), 1e-6)
 
@@ -59,7 +60,7 @@ def test_cached_is_live(world, scores, tmp_path, monkeypatch, recipe, live, on_s
 def test_two_processes_on_scores_are_one(world, scores, tmp_path):
     settings = (*cached(scores), *WEIGHTED, "training.microbatch_size=2", "reference=student")
     one = run(world, tmp_path / "one", *settings)
-    two = run(world, tmp_path / "two", *settings, options=("--nproc-per-node=2",))
+    two, _ = run_processes(lambda: run(world, tmp_path / "two", *settings))
     assert_same_run((tmp_path / "one", one), (tmp_path / "two", two), 2e-5)
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from prefkd.models.logprob_model import LogprobModel
+from tests.processes import run_processes
 from tests.recipes.single_model import (
     answer_logprobs,
     assert_same_run,
@@ -122,18 +123,11 @@ def test_how_a_batch_is_computed_changes_nothing(world, plain, lora, tmp_path, o
     assert_same_run(lora, (adapter, run("dpo", world, adapter, "lora={}", override)), 2e-5)
 
 
-@pytest.mark.parametrize("kind", ["plain", "lora"])
-def test_two_processes_are_one(world, tmp_path, kind, request):
-    settings = ("lora={}",) if kind == "lora" else ()
-    two = run("dpo", world, tmp_path / "out", *settings, "training.microbatch_size=2", options=("--nproc-per-node=2",))
-    assert_same_run(request.getfixturevalue(kind), (tmp_path / "out", two), 2e-5)
-
-
 def test_adapters_on_a_base_of_half_precision_train_in_two_processes(world, tmp_path):
     """FSDP2 then holds weights of two types in one group."""
     settings = ("lora={}", "training.precision=bfloat16", "training.microbatch_size=2")
     one = run("dpo", world, tmp_path / "one", *settings)
-    two = run("dpo", world, tmp_path / "two", *settings, options=("--nproc-per-node=2",))
+    two, _ = run_processes(lambda: run("dpo", world, tmp_path / "two", *settings))
     assert one[0]["held_out/loss"] == two[0]["held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)
     for left, right in zip(one, two, strict=True):
         for name in left.keys() & {"loss", "held_out/loss", "gradient_norm"}:

@@ -59,11 +59,6 @@ def test_how_a_batch_is_computed_changes_nothing(world, plain, tmp_path, overrid
     assert_same_run(plain, (out, run(world, out, override)), 2e-5)
 
 
-def test_two_processes_are_one(world, plain, tmp_path):
-    metrics = run(world, tmp_path / "out", "training.microbatch_size=2", options=("--nproc-per-node=2",))
-    assert_same_run(plain, (tmp_path / "out", metrics), 2e-5)
-
-
 def test_weights_that_are_all_1_make_the_other_recipe_this_one(world, plain, tmp_path):
     out = tmp_path / "out"
     metrics = two_models.run("tis_dpo_distill", world, out, "weights.contrast=uniform")

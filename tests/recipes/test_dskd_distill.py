@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
-from prefkd.models import teacher as teacher_module
+from prefkd.models import frozen as frozen_module
 from prefkd.models.load import ModelConfig
 from prefkd.training.projectors import ProjectorConfig, make_projectors
+from tests.processes import run_processes
 from tests.recipes import two_models
 from tests.recipes.two_models import assert_same_metrics, assert_same_run, make_world, read_rows, score, weights
 from tests.tiny import make_model
@@ -100,11 +101,10 @@ def test_how_a_batch_is_computed_changes_nothing(world, everything, plain, tmp_p
 
 
 def test_two_processes_are_one(world, everything, plain, tmp_path):
-    if sys.platform == "win32":
-        pytest.skip("torchrun with gloo")
     out = tmp_path / "out"
     settings = (everything, *SLOWLY, "training.microbatch_size=2")
-    assert_same(plain, (out, run(world, out, *settings, options=("--nproc-per-node", "2"))))
+    two, _ = run_processes(lambda: run(world, out, *settings))
+    assert_same(plain, (out, two))
 
 
 def assert_same(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]]) -> None:
@@ -241,7 +241,7 @@ def test_scores_beside_a_live_teacher(world, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("no teacher is loaded")
 
-    monkeypatch.setattr(teacher_module, "load_causal_lm", refuse)
+    monkeypatch.setattr(frozen_module, "load_causal_lm", refuse)
     run(world, tmp_path / "on_scores", objective("tis_dpo", "alm"), *cached, "~teacher.path", "training.max_steps=1")
     run(world, tmp_path / "sft", objective("cross_entropy"), "training.max_steps=1")
 

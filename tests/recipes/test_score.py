@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefkd.models import teacher as teacher_module
+from prefkd.models import frozen as frozen_module
+from tests.processes import run_processes
 from tests.recipes import single_model
 from tests.recipes.two_models import make_world, read_rows, score, teacher_logprobs
 from tests.tiny import make_model, write_pairs
@@ -78,9 +79,9 @@ def test_the_numbers_are_those_of_the_models(world, scores):
 
 
 def test_two_adapters_share_one_base_in_memory(world, tmp_path, monkeypatch):
-    loaded, load = [], teacher_module.load_causal_lm
+    loaded, load = [], frozen_module.load_causal_lm
     monkeypatch.setattr(
-        teacher_module, "load_causal_lm", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs)
+        frozen_module, "load_causal_lm", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs)
     )
     rows = read(score(world, tmp_path / "out", *models(world)))
     assert len(loaded) == 1
@@ -126,8 +127,10 @@ def test_whole_shards_are_kept_and_broken_ones_are_computed_again(world, scores,
     assert "0 of 4 shards" in capsys.readouterr().out
 
 
-def test_two_processes_are_one(world, scores, tmp_path):
-    found = read(score(world, tmp_path / "out", options=("--nproc-per-node=2",)))
+@pytest.mark.parametrize("placement", ["replicate", "shard"])
+def test_two_processes_are_one(world, scores, tmp_path, placement):
+    out, _ = run_processes(lambda: score(world, tmp_path / "out", f"teacher.placement={placement}"))
+    found = read(out)
     for place, row in read(scores).items():
         for name, value in row.items():
             if isinstance(value, list):

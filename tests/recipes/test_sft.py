@@ -81,20 +81,6 @@ def test_how_a_batch_is_computed_changes_nothing(world, plain, lora, tmp_path, o
     assert_same_run(lora, (adapter, run("sft", world, adapter, "lora={}", override)), 2e-5)
 
 
-def test_two_processes_are_one(world, lora, tmp_path):
-    out = tmp_path / "out"
-    two = run("sft", world, out, "lora={}", "training.microbatch_size=2", options=("--nproc-per-node=2",))
-    assert_same_run(lora, (out, two), 2e-5)
-
-
-def test_a_remainder_is_neither_dropped_nor_repeated(world, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    steps = run("sft", world, one, "training.batch_size=5", "training.microbatch_size=5")
-    settings = ("training.batch_size=5", "training.microbatch_size=2")
-    assert len(steps) == 4  # steps of 5, 5 and 2 answers
-    assert_same_run((one, steps), (two, run("sft", world, two, *settings, options=("--nproc-per-node=2",))), 2e-5)
-
-
 def test_an_adapter_starts_at_its_base_and_is_what_was_trained(world, plain, lora):
     out, metrics = lora
     assert metrics[0]["held_out/loss"] == plain[1][0]["held_out/loss"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -62,23 +61,6 @@ def test_the_written_config_runs_again(plain, tmp_path):
 def test_how_a_batch_is_computed_changes_nothing(world, plain, tmp_path, override):
     out = tmp_path / "out"
     assert_same_run(plain, (out, run(world, out, override)), 2e-5)
-
-
-def test_two_processes_are_one(world, plain, tmp_path):
-    if sys.platform == "win32":
-        pytest.skip("torchrun with gloo")
-    out = tmp_path / "out"
-    metrics = run(world, out, "training.microbatch_size=2", options=("--nproc-per-node", "2"))
-    assert_same_run(plain, (out, metrics), 2e-5)
-
-
-def test_a_remainder_is_neither_dropped_nor_repeated(world, tmp_path):
-    one = run(world, tmp_path / "one", "training.batch_size=5", "training.microbatch_size=5")
-    two = run(
-        world, tmp_path / "two", "training.batch_size=5", "training.microbatch_size=2", options=("--nproc-per-node=2",)
-    )
-    assert len(one) == 4  # steps of 5, 5 and 2 pairs
-    assert_same_run((tmp_path / "one", one), (tmp_path / "two", two), 2e-5)
 
 
 def test_a_model_as_its_own_teacher_is_dpo(world, tmp_path):

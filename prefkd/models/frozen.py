@@ -1,0 +1,145 @@
+"""Models that are only read: loaded, quantised, and split over the processes where the config wants it."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from prefkd.data.batches import TokenBatch
+from prefkd.errors import PrefkdError
+from prefkd.models.load import TeacherConfig, load_causal_lm
+from prefkd.models.logprob_model import LogprobModel, TokenStates
+from prefkd.models.lora import adapters_off, load_adapter, use_adapter
+from prefkd.models.quantize import SHARDED_SIZE, quantization_problems, quantize, stored_bytes
+from prefkd.models.shard import shard
+from prefkd.training.distributed import Ranks
+
+# Of a GPU's memory; a model that takes more of it is split by `placement: auto`.
+_LARGE = 0.25
+
+
+class FrozenModel:
+    """A model that is only read: a base, as it is or with an adapter on it.
+
+    Args:
+        base: The base, which several frozen models may share.
+        adapter: Name of the adapter in the base.
+
+    Attributes:
+        storage: How its weights are stored, and what quantisation gained and lost, in a few words.
+    """
+
+    def __init__(self, base: LogprobModel, adapter: str | None):
+        self.base = base
+        self.adapter = adapter
+        self.storage = ""
+
+    @torch.no_grad()
+    def __call__(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
+        with self._switched():
+            return self.base(tokens)
+
+    @torch.no_grad()
+    def states(self, tokens: TokenBatch) -> TokenStates:
+        """What it has to say of each target token."""
+        with self._switched():
+            return self.base(tokens, lambda states: states)
+
+    def check(self, tokens: TokenBatch, name: str) -> None:
+        """Compare with the model's own logits, see `LogprobModel.check`."""
+        with self._switched():
+            self.base.check(tokens, name)
+
+    def _switched(self) -> AbstractContextManager[None]:
+        lm = self.base.lm
+        if self.adapter is not None:
+            use_adapter(lm, self.adapter)
+            return nullcontext()
+        return adapters_off(lm) if getattr(lm, "peft_config", None) else nullcontext()
+
+
+def load_frozen(
+    configs: Sequence[TeacherConfig], *, probe: TokenBatch, chunk_size: int, ranks: Ranks
+) -> list[FrozenModel]:
+    """Load models that are only read. Those on the same base share it: it is in memory once, whatever stands on it.
+
+    Where one is split over the ranks, each forward pass of it is a meeting of all of them.
+
+    Args:
+        probe: A pair of the teacher's tokens, on which each model is checked.
+        chunk_size: Target tokens whose logits exist at one time.
+
+    Raises:
+        PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
+    """
+    for config in configs:
+        for problem in quantization_problems(config.quantization, config.torch_dtype, ranks.device.type):
+            raise PrefkdError(f"{config.path}: {problem}")
+    bases: dict[str, tuple[TeacherConfig, LogprobModel]] = {}
+    models = []
+    for config in configs:
+        own = replace(config, adapter=None)
+        if str(own) not in bases:
+            device = ranks.assembly_device if is_split(own, ranks) else ranks.device
+            lm = load_causal_lm(own, dtype=own.torch_dtype, device=device)
+            bases[str(own)] = own, LogprobModel(lm, chunk_size=chunk_size, precision=own.torch_dtype)
+        base, name = bases[str(own)][1], None
+        if config.adapter is not None:
+            name = f"adapter_{len(models)}"  # not its path: peft allows no dots
+            load_adapter(base.lm, config.adapter, name=name)
+        models.append(FrozenModel(base.freeze(), name))
+    exact = [_exact_logprobs(config, model, probe) for config, model in zip(configs, models, strict=True)]
+    storage = {id(base): _store(config, base, ranks) for config, base in bases.values()}
+    for config, model, logprobs in zip(configs, models, exact, strict=True):
+        model.storage = storage[id(model.base)]
+        if config.quantization != "none":
+            quantized = model(probe)
+            if logprobs is not None:
+                error = (quantized.cpu() - logprobs.cpu()).abs().mean().item()
+                model.storage += f", log-probs off by {error:.2g} nats a token on the first pair"
+        model.check(probe, config.adapter or config.path)
+    return models
+
+
+def is_split(config: TeacherConfig, ranks: Ranks) -> bool:
+    """Whether a model's weights are split over the ranks."""
+    if ranks.world_size == 1 or config.placement == "replicate":
+        return False
+    if config.placement == "shard":
+        return True
+    if ranks.device.type != "cuda" or config.quantization not in SHARDED_SIZE:
+        return False
+    outline = load_causal_lm(replace(config, adapter=None), dtype=config.torch_dtype, device=torch.device("meta"))
+    size = stored_bytes(outline) * SHARDED_SIZE[config.quantization]
+    return size > _LARGE * torch.cuda.get_device_properties(ranks.device).total_memory
+
+
+def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch) -> Tensor | None:
+    """What a model says that is going to be quantised; None where there is only its outline."""
+    device = next(model.base.parameters()).device
+    if config.quantization == "none" or device.type == "meta":
+        return None
+    return model(probe.to(device))
+
+
+def _store(config: TeacherConfig, base: LogprobModel, ranks: Ranks) -> str:
+    """Quantise a base and split it, as its config wants; adapters, which lie on it already, stay exact.
+
+    Returns:
+        What became of it, in a few words.
+    """
+    kind, before, split = config.quantization, stored_bytes(base), is_split(config, ranks)
+    if split:
+        prepare = partial(quantize, kind=kind, shards=ranks.world_size) if kind != "none" else None
+        shard(base, ranks, cpu_offload=config.cpu_offload, prepare=prepare)
+    elif kind != "none":
+        quantize(base.lm, kind)
+    if kind == "none" and not split:
+        return config.dtype
+    sizes = f"{before / 2**20:,.1f} -> {stored_bytes(base) / 2**20:,.1f} MiB"
+    stored = config.dtype if kind == "none" else f"{config.dtype} {kind}"
+    return f"{stored}, {f'split over {ranks.world_size} processes, ' if split else ''}{sizes}"

@@ -1,0 +1,173 @@
+"""Split models: a process holds its part, never all of one; and they compute what whole ones compute."""
+
+import ctypes
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from prefkd.data.batches import Microbatch, TokenBatch, collate_pairs
+from prefkd.errors import PrefkdError
+from prefkd.models.frozen import is_split
+from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import quantize
+from prefkd.models.shard import shard
+from prefkd.training.distributed import Ranks, join_ranks
+from tests.models.test_logprob_model import ARCHITECTURES, _pairs
+from tests.processes import run_processes
+from tests.tiny import make_model
+
+CPU = torch.device("cpu")
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0}
+KINDS = ARCHITECTURES | {
+    "phi3-longrope": {
+        "rope_parameters": LONGROPE | {"rope_theta": 1e4, "original_max_position_embeddings": 256},
+        "num_key_value_heads": 4,
+    }
+}
+
+
+def tokens() -> TokenBatch:
+    return collate_pairs(_pairs(100, seed=2), Microbatch([0, 1]), share_prompt=(True, True)).student
+
+
+def put_together(folder: Path, ranks: Ranks) -> LogprobModel:
+    lm = load_causal_lm(ModelConfig(str(folder)), dtype=torch.float32, device=ranks.assembly_device)
+    return LogprobModel(lm).eval()
+
+
+def results(model: LogprobModel) -> list[float | None]:
+    """The sum of all log-probs, and the norm of each gradient."""
+    logprobs = model(tokens())
+    logprobs.sum().backward()
+    gradients = [value.grad for value in model.parameters()]
+    whole = [value.full_tensor() if isinstance(value, DTensor) else value for value in gradients]
+    return [logprobs.sum().item(), *(value.norm().item() for value in whole if value is not None)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        name: make_model(folder / name, name.split("-")[0], "byte_level", **settings)
+        for name, settings in KINDS.items()
+    }
+
+
+def test_every_architecture_is_the_same_in_two_processes(models):
+    def all_of_them() -> dict[str, list[float | None]]:
+        with join_ranks("cpu") as ranks:
+            found = {}
+            for name, folder in models.items():
+                model = put_together(folder, ranks)
+                shard(model, ranks)
+                model.check(tokens(), name)
+                found[name] = results(model)
+        return found
+
+    one = {name: results(put_together(folder, Ranks(0, 1, CPU))) for name, folder in models.items()}
+    for found in run_processes(all_of_them):
+        for name, expected in one.items():
+            assert found[name] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "num_hidden_layers": 12}
+    folder = make_model(tmp_path, "llama", "byte_level", **sizes, initializer_range=0.02)
+
+    seen, broadcast = [], Ranks.broadcast
+
+    def observed(ranks: Ranks, values: torch.Tensor) -> None:
+        broadcast(ranks, values)
+        seen.append(memory())
+
+    def load() -> tuple[int, int, int]:
+        return_freed_memory()
+        with join_ranks("cpu") as ranks:
+            before = memory()
+            model = put_together(folder, ranks)
+            shard(model, ranks)
+            peak = max(seen) - before
+            model(tokens()).sum().backward()
+            optimizer = torch.optim.AdamW(model.parameters())
+            optimizer.step()
+            states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+            return peak, stored(model.parameters()), stored(states)
+
+    monkeypatch.setattr(Ranks, "broadcast", observed)
+    whole = stored(put_together(folder, Ranks(0, 1, CPU)).parameters())
+    (_, *main), (peak, *other) = run_processes(load)
+    for parameters, states in (main, other):
+        assert parameters <= 0.55 * whole and states <= 0.55 * 2 * whole
+    assert 0.4 * whole < peak < 0.75 * whole
+
+
+def return_freed_memory() -> None:
+    """What is freed is to go back to the system at once, so that memory in use can be told from it."""
+    library = ctypes.CDLL(None)
+    library.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD, which would grow
+    library.malloc_trim(0)
+
+
+def memory() -> int:
+    """Bytes that this process has in memory, apart from files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def stored(tensors) -> int:
+    own = (value.to_local() if isinstance(value, DTensor) else value for value in tensors)
+    return sum(value.numel() * value.element_size() for value in own)
+
+
+def test_nf4_is_the_same_split_or_not(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32}
+    folder = make_model(tmp_path, "llama", "byte_level", **sizes, initializer_range=0.08)
+
+    def split() -> torch.Tensor:
+        with join_ranks("cpu") as ranks:
+            model = put_together(folder, ranks).freeze()
+            shard(model, ranks, prepare=partial(quantize, kind="nf4", shards=2))
+            return model(tokens())
+
+    whole = put_together(folder, Ranks(0, 1, CPU)).freeze()
+    quantize(whole.lm, "nf4", shards=2)
+    for found in run_processes(split):
+        torch.testing.assert_close(found, whole(tokens()), rtol=1e-5, atol=1e-5)
+
+
+def test_nf4_that_cannot_be_split(tmp_path):
+    make_model(tmp_path, "llama", "byte_level", intermediate_size=66, hidden_size=32)
+    lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=CPU)
+    with pytest.raises(PrefkdError, match="it cannot be split over 3 processes; use placement: replicate"):
+        quantize(lm, "nf4", shards=3)
+
+
+def test_offloading_needs_torchrun(models):
+    ranks = Ranks(0, 1, CPU)
+    with pytest.raises(PrefkdError, match="cpu_offload is done by FSDP: run with --nproc-per-node"):
+        shard(put_together(models["llama"], ranks), ranks, cpu_offload=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gigabytes", "device", "split"),
+    [
+        ({}, 1e-5, "cuda", True),
+        ({}, 80, "cuda", False),
+        ({}, 1e-5, "cpu", False),
+        ({"quantization": "nf4"}, 1e-5, "cuda", True),
+        ({"quantization": "int8"}, 1e-5, "cuda", False),
+        ({"placement": "replicate"}, 1e-5, "cuda", False),
+        ({"placement": "shard"}, 80, "cpu", True),
+    ],
+)
+def test_what_auto_splits(models, monkeypatch, settings, gigabytes, device, split):
+    card = SimpleNamespace(total_memory=int(gigabytes * 1e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    config = TeacherConfig(str(models["llama"]), **settings)
+    assert is_split(config, Ranks(0, 2, torch.device(device))) == split
+    assert not is_split(config, Ranks(0, 1, torch.device(device)))

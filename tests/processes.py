@@ -1,0 +1,75 @@
+"""Run something in several processes that train together, without the seconds that torchrun takes to start each."""
+
+import os
+import pickle
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TIMEOUT = 900  # seconds
+
+
+def run_processes(action: Callable[[], Any], *, processes: int = 2, nodes: int = 1) -> list[Any]:
+    """What `action` returns in each of some processes, forks of this one with the environment that torchrun gives them.
+
+    Args:
+        nodes: The machines that they take themselves to be on, equally many on each.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("a process that has used a GPU cannot be forked")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        children = {}
+        for rank in range(processes):
+            local_size = processes // nodes
+            environment = {
+                "RANK": rank,
+                "WORLD_SIZE": processes,
+                "LOCAL_RANK": rank % local_size,
+                "LOCAL_WORLD_SIZE": local_size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            children[rank] = _start(action, environment, Path(folder, str(rank)))
+        results = [_wait(child, Path(folder, str(rank))) for rank, child in children.items()]
+    failures = [trace for trace, _ in results if trace]
+    assert not failures, "\n".join(failures)
+    return [value for _, value in results]
+
+
+def _start(action: Callable[[], Any], environment: dict[str, Any], result: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        try:
+            answer = "", action()
+        except BaseException:
+            answer = traceback.format_exc(), None
+        result.with_suffix(".part").write_bytes(pickle.dumps(answer))
+        result.with_suffix(".part").rename(result)
+        code = 0
+    finally:
+        os._exit(code)  # pytest goes on in the parent alone
+
+
+def _wait(child: int, result: Path) -> tuple[str, Any]:
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return pickle.loads(result.read_bytes()) if result.exists() else (f"process {result.name} died", None)
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return f"process {result.name} was still there after {TIMEOUT} seconds", None
