@@ -9,33 +9,30 @@ The position in the data is the step: which pairs make a step follows from the s
 is finished; what remains is the exported model. A cluster's nodes must share the folder.
 """
 
-import hashlib
 import json
-import os
-import random
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -47,32 +44,30 @@ from prefkd.training.distributed import Ranks
 from prefkd.training.metrics import cut_back
 from prefkd.training.progress import Display
 from prefkd.training.settings import output_problems
-
-RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
-STEPS = "step_" + "[0-9]" * 8
+from prefkd.training.snapshots import (
+    RECORD,
+    RUN,
+    STATE,
+    STEPS,
+    Progress,
+    Snapshot,
+    digests,
+    get_random_state,
+    set_random_state,
+    step_name,
+    together,
+    write_json,
+    write_snapshot,
+)
 
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
-    *("teacher.placement", "teacher.cpu_offload"),
+    *("training.async_checkpoints", "teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: Optimizer steps that are done.
-        before, latest: Held-out metrics before training, and the latest ones.
-    """
-
-    step: int = 0
-    before: dict[str, float] = field(default_factory=dict)
-    latest: dict[str, float] = field(default_factory=dict)
 
 
 def resume_problems(config: Any) -> Iterator[str]:
@@ -131,6 +126,9 @@ class Checkpoints:
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
+        self._background = ranks.in_background() if config.training.async_checkpoints else None
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         resume = config.training.resume
         own = sorted(self._folder.glob(STEPS), reverse=True) if resume == "auto" else []
         self._candidates: list[Path] = ranks.gather(own if resume in ("auto", "none") else [Path(resume)])[0]
@@ -148,7 +146,7 @@ class Checkpoints:
         ranks.wait()  # none writes while another still looks
         if ranks.is_main:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write_json(self._folder / RUN, self._run)
+            write_json(self._folder / RUN, self._run)
 
     def resume(self) -> Progress:
         """Put everything back as it was after the newest whole checkpoint, or leave it as it is where there is none.
@@ -169,7 +167,7 @@ class Checkpoints:
             raise PrefkdError(f"no checkpoint in {self._candidates[0].parent} is whole; name another output_dir")
         if self._ranks.is_main:
             for checkpoint in self._folder.glob(STEPS):
-                if progress is not None and checkpoint.name > _name(progress.step):
+                if progress is not None and checkpoint.name > step_name(progress.step):
                     checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.unused"))
             cut_back(self._config.output_dir / "metrics.jsonl", progress.step if progress else None)
         self._ranks.wait()
@@ -188,8 +186,10 @@ class Checkpoints:
     def save(self, step: int, progress: Progress) -> None:
         """After a step: write a checkpoint if it is time for one, or if a signal has come on any rank.
 
+        With `training.async_checkpoints` this copies what it holds, and a thread writes it during the next steps.
+
         Raises:
-            PrefkdError: It cannot be written. The one before it is still there.
+            PrefkdError: It, or the one before it, cannot be written. An older one is still there.
             SystemExit: A signal has come; the code is 128 + its number, as shells and schedulers know it.
         """
         progress.step = step
@@ -197,7 +197,7 @@ class Checkpoints:
         noted = torch.tensor(float(self._signal), device=self._ranks.device)
         stop = self._ranks.sum(noted).item() > 0
         if stop or (every and step % every == 0):
-            self._write(progress)
+            self._write(progress, at_once=stop)
         if stop:
             number = max(self._ranks.gather(self._signal))
             name = signal.Signals(number).name
@@ -206,6 +206,8 @@ class Checkpoints:
 
     def remove(self) -> None:
         """The run is finished: no checkpoint is needed any more."""
+        with suppress(PrefkdError):
+            self._wait()
         if self._ranks.is_main:
             (self._folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is not gone on with
             shutil.rmtree(self._folder)
@@ -224,79 +226,30 @@ class Checkpoints:
         others = {name for name, _ in self._model.named_parameters(remove_duplicate=False)} - learns
         return {name: value for name, value in self._model.state_dict().items() if name not in others}
 
+    def _write(self, progress: Progress, *, at_once: bool) -> None:
+        self._wait()
+        snapshot = Snapshot(
+            progress=replace(progress),
+            tensors=self._state(),
+            lr_schedule=deepcopy(self._lr_schedule.state_dict()),
+            random_state=get_random_state(),
+            run=self._run,
+        )
+        training = self._config.training
+        write = partial(write_snapshot, folder=self._folder, keep=training.keep_checkpoints)
+        if self._background is None or at_once:
+            write(snapshot, ranks=self._ranks)
+        else:
+            self._writing = self._thread.submit(write, snapshot.copy(), ranks=self._background)
+
+    def _wait(self) -> None:
+        """Have the checkpoint before written whole."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
     def _state(self) -> dict[str, Any]:
         return {"model": self._learnt(), "optimizer": get_optimizer_state_dict(self._model, self._optimizer)}
-
-    def _write(self, progress: Progress) -> None:
-        final = self._folder / _name(progress.step)
-        unfinished = final.with_name(f".{final.name}.unfinished")
-        ranks = self._ranks
-
-        def make_folder() -> None:
-            if ranks.is_main:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-
-        def write_tensors() -> None:
-            with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
-                writer = FileSystemWriter(unfinished, sync_files=True)
-                save(self._state(), storage_writer=writer, no_dist=ranks.world_size == 1)
-
-        def write_rest() -> None:
-            if ranks.is_main:
-                torch.save({"lr_schedule": self._lr_schedule.state_dict(), "random": random_states}, unfinished / STATE)
-                _write_json(unfinished / RUN, self._run)
-
-        def digest() -> dict[str, str]:
-            names = sorted(path.name for path in unfinished.iterdir())
-            return _digests(unfinished, names[ranks.rank :: ranks.world_size])
-
-        def finish() -> None:
-            if ranks.is_main:
-                files = {name: value for part in digests for name, value in part.items()}
-                _write_json(unfinished / RECORD, asdict(progress) | {"world_size": ranks.world_size, "files": files})
-                for path in (*unfinished.iterdir(), unfinished, self._config.output_dir / "metrics.jsonl"):
-                    _sync(path)
-                shutil.rmtree(final, ignore_errors=True)
-                unfinished.rename(final)
-                _sync(self._folder)
-
-        try:
-            self._together(make_folder)
-            self._together(write_tensors)
-            random_states = ranks.gather(_random_state())
-            self._together(write_rest)
-            digests = self._together(digest)
-            self._together(finish)
-        except PrefkdError as error:
-            if ranks.is_main:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            whole = sorted(self._folder.glob(STEPS))
-            rest = f"from {whole[-1].name}" if whole else "from the start"
-            remedy = f"mend that, and the same command goes on {rest}"
-            raise PrefkdError(f"{final} cannot be written: {error}; {remedy}") from error
-        if ranks.is_main:
-            keep = sorted(self._folder.glob(STEPS))[-self._config.training.keep_checkpoints :]
-            for path in self._folder.iterdir():
-                if path.is_dir() and path not in keep:
-                    shutil.rmtree(path, ignore_errors=True)
-        ranks.wait()
-
-    def _together(self, action: Callable[[], Any]) -> list[Any]:
-        """What an action returns on each rank.
-
-        Raises:
-            PrefkdError: On all ranks, if it fails on one of them.
-        """
-        result = problem = None
-        try:
-            result = action()
-        except (Exception, CheckpointException) as error:
-            problem = _reason(error)
-        problems = [problem for problem in self._ranks.gather(problem) if problem is not None]
-        if problems:
-            raise PrefkdError(problems[0])
-        return self._ranks.gather(result)
 
     def _damage(self, checkpoint: Path) -> str | None:
         """Which file of a checkpoint is not what was written, None if all are."""
@@ -307,11 +260,11 @@ class Checkpoints:
             gone = next((name for name in mine if not (checkpoint / name).is_file()), None)
             if gone:
                 return f"{gone} is missing"
-            found = _digests(checkpoint, mine)
+            found = digests(checkpoint, mine)
             return next((f"{name} has changed" for name in mine if found[name] != files[name]), None)
 
         try:
-            return next((problem for problem in self._together(look) if problem is not None), None)
+            return next((problem for problem in together(self._ranks, look) if problem is not None), None)
         except PrefkdError as error:
             return str(error)
 
@@ -334,17 +287,13 @@ class Checkpoints:
             rest = torch.load(checkpoint / STATE, weights_only=True)
             self._lr_schedule.load_state_dict(rest["lr_schedule"])
             # More ranks than before share what there is; one process sees the very numbers that it would have seen.
-            _set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
+            set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
             return Progress(record["step"], record["before"], record["latest"])
 
         try:
-            return self._together(read)[self._ranks.rank], ""
+            return together(self._ranks, read)[self._ranks.rank], ""
         except PrefkdError as error:
             return None, str(error)
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08}"
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -359,54 +308,3 @@ def _changes(run: Path, config: Any) -> str:
     changed = [key for key in old | new if old.get(key) != new.get(key)]
     words = [f"{key} {shorten(str(old.get(key)), 40)} -> {shorten(str(new.get(key)), 40)}" for key in changed[:3]]
     return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _random_state() -> dict[str, Any]:
-    name, keys, *position = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position),
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    name, keys, *position = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    found = {}
-    for name in names:
-        with (folder / name).open("rb") as content:
-            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
-
-
-def _reason(error: BaseException) -> str:
-    """The cause of a failure in a line."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return _reason(next(iter(error.failures.values()))[0])
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno).lower()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the list of files of a folder, on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

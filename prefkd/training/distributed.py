@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -24,12 +24,14 @@ class Ranks:
         world_size: Number of processes.
         device: The device of this process.
         node_size: Number of processes on this machine.
+        group: The connections between the processes; None = those of the training.
     """
 
     rank: int
     world_size: int
     device: torch.device
     node_size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -46,23 +48,28 @@ class Ranks:
             return self.device
         return torch.device("cpu" if self.is_main else "meta")
 
+    def in_background(self) -> Self:
+        """The same ranks with connections of their own, between main memories, for a thread beside the training."""
+        group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        return replace(self, device=torch.device("cpu"), group=group)
+
     def broadcast(self, values: Tensor) -> None:
         """Overwrite a tensor on the other ranks with the one on the main rank."""
         if self.world_size > 1:
-            dist.broadcast(values, src=0)
+            dist.broadcast(values, src=0, group=self.group)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, as a new tensor: the input may be part of a live graph."""
         total = values.detach().clone()
         if self.world_size > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.group)
         return total
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, on all of them."""
         values = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     @contextmanager
@@ -77,7 +84,7 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 @contextmanager

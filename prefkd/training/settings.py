@@ -28,6 +28,7 @@ class TrainingConfig:
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended goes on exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
+        async_checkpoints: Copy what a checkpoint holds, and write it beside the next steps.
         resume: `auto` goes on in an output folder that holds an unfinished run with these settings, and else begins;
             `none` always begins; the path of a checkpoint goes on from that one.
         seed: Seed of shuffling and of every random choice.
@@ -47,6 +48,7 @@ class TrainingConfig:
     evaluate_every: int = 100
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
+    async_checkpoints: bool = False
     resume: str = "auto"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,6 +1,7 @@
 """Kill a run with SIGKILL again and again, and compare what comes out in the end with a run that nobody has touched.
 
     python -m tests.faults.random_kills 20
+    python -m tests.faults.random_kills 20 training.async_checkpoints=true
 
 Every other kill hits the writing of a checkpoint, the others any moment. Losses and weights must be equal bit by bit.
 """
@@ -31,14 +32,14 @@ training: {{batch_size: 4, epochs: 100, max_steps: {steps}, precision: float32, 
 """
 
 
-def start(folder: Path, name: str) -> int:
+def start(folder: Path, name: str, *overrides: str) -> int:
     """Run recipe dpo in a fork of this process, which has imported everything already; returns its process id."""
     child = os.fork()
     if child:
         return child
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
-    os._exit(main(["run", "dpo", "--config", str(folder / f"{name}.yaml")]))
+    os._exit(main(["run", "dpo", "--config", str(folder / f"{name}.yaml"), *overrides]))
 
 
 def wait_for_moment(process: int, out: Path, *, in_checkpoint: bool) -> None:
@@ -57,7 +58,7 @@ def wait_for_moment(process: int, out: Path, *, in_checkpoint: bool) -> None:
         time.sleep(random.uniform(0, 0.3))
 
 
-def compare(kills: int, folder: Path) -> int:
+def compare(kills: int, folder: Path, *overrides: str) -> int:
     """How often the run was killed; fails if that has changed anything."""
     make_world(folder)
     for name in ("whole", "killed"):
@@ -65,7 +66,7 @@ def compare(kills: int, folder: Path) -> int:
     assert os.waitpid(start(folder, "whole"), 0)[1] == 0
     done, status = 0, -1
     while status != 0:
-        process = start(folder, "killed")
+        process = start(folder, "killed", *overrides)
         if done < kills:
             wait_for_moment(process, folder / "killed", in_checkpoint=done % 2 == 0)
             os.kill(process, signal.SIGKILL)
@@ -87,5 +88,5 @@ def compare(kills: int, folder: Path) -> int:
 if __name__ == "__main__":
     random.seed(0)
     with tempfile.TemporaryDirectory() as temporary:
-        done = compare(int(sys.argv[1]), Path(temporary))
+        done = compare(int(sys.argv[1]), Path(temporary), *sys.argv[2:])
     sys.stdout.write(f"killed {done} times in {STEPS} steps: losses and weights are the same bit by bit\n")

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prefkd.training import snapshots
 from tests.faults.random_kills import compare
+from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.single_model import run
 
@@ -228,10 +230,34 @@ def test_two_processes_stop_together_and_one_goes_on(world, whole, tmp_path):
     assert record["world_size"] == 2
     with pytest.raises(SystemExit):
         run("dpo", world, tmp_path / "out", *settings, killer(3, "SIGINT"))
-    resumed = run("dpo", world, tmp_path / "out", *settings, options=two)
+    resumed, _ = run_processes(lambda: run("dpo", world, tmp_path / "out", *settings))
     single_model.assert_same_run((tmp_path / "one", one), (tmp_path / "out", resumed), 1e-5)
 
 
-def test_kills_at_random_moments_change_nothing(tmp_path):
+@pytest.mark.parametrize("when", ["at once", "beside the next steps"])
+def test_kills_at_random_moments_change_nothing(tmp_path, when):
     """`python -m tests.faults.random_kills 20` does more of them."""
-    assert compare(2, tmp_path) == 2
+    assert compare(2, tmp_path, f"training.async_checkpoints={when != 'at once'}") == 2
+
+
+def test_checkpoints_beside_the_next_steps(world, whole, tmp_path, capsys, monkeypatch):
+    """Two processes, stopped; then one whose disk fills up while a checkpoint is written in its back."""
+    settings = (*LORA, "training.async_checkpoints=true", "training.microbatch_size=2")
+    run_processes(lambda: stop(world, tmp_path / "out", *settings))
+    assert names(tmp_path / "out") == ["run.json", "step_00000004", "step_00000005"]
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_00000005")
+    write = snapshots.torch.save
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(snapshots.torch, "save", full)
+    run("dpo", world, tmp_path / "out", *settings, "training.checkpoint_every=1", code=2)
+    assert "cannot be written: no space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(snapshots.torch, "save", write)
+    assert [line["step"] for line in run("dpo", world, tmp_path / "out", *settings)] == list(range(7))
+
+
+def stop(world: Path, out: Path, *settings: str) -> None:
+    with pytest.raises(SystemExit):
+        run("dpo", world, out, *settings, killer(5, "SIGTERM"))

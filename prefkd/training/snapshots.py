@@ -1,0 +1,212 @@
+"""How a checkpoint gets to the disk: under a temporary name, flushed, renamed; so it is there whole or not at all."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from prefkd.errors import PrefkdError
+from prefkd.training.distributed import Ranks
+
+RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
+STEPS = "step_" + "[0-9]" * 8
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        before, latest: Held-out metrics before training, and the latest ones.
+    """
+
+    step: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds: all that the next step depends on.
+
+    Attributes:
+        tensors: What learns, and the optimizer's state; parts of sharded ones.
+        random_state: That of this process.
+        run: What the run was started with.
+    """
+
+    progress: Progress
+    tensors: dict[str, Any]
+    lr_schedule: dict[str, Any]
+    random_state: dict[str, Any]
+    run: dict[str, Any]
+
+    def copy(self) -> "Snapshot":
+        """The same in memory of its own, so that training may go on."""
+        return replace(self, tensors=_copied(self.tensors))
+
+
+def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks) -> None:
+    """Write a checkpoint and remove old ones; all ranks call it together.
+
+    Args:
+        folder: The folder of checkpoints, beside metrics.jsonl.
+        keep: How many of the newest are left.
+
+    Raises:
+        PrefkdError: It cannot be written. The one before it is still there.
+    """
+    progress = snapshot.progress
+    final = folder / step_name(progress.step)
+    unfinished = final.with_name(f".{final.name}.unfinished")
+
+    def make_folder() -> None:
+        if ranks.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+
+    def write_tensors() -> None:
+        with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
+            writer = FileSystemWriter(unfinished, sync_files=True)
+            alone = ranks.world_size == 1
+            save(snapshot.tensors, storage_writer=writer, process_group=ranks.group, no_dist=alone)
+
+    def write_rest() -> None:
+        if ranks.is_main:
+            torch.save({"lr_schedule": snapshot.lr_schedule, "random": random_states}, unfinished / STATE)
+            write_json(unfinished / RUN, snapshot.run)
+
+    def digest() -> dict[str, str]:
+        names = sorted(path.name for path in unfinished.iterdir())
+        return digests(unfinished, names[ranks.rank :: ranks.world_size])
+
+    def finish() -> None:
+        if ranks.is_main:
+            files = {name: value for part in found for name, value in part.items()}
+            write_json(unfinished / RECORD, asdict(progress) | {"world_size": ranks.world_size, "files": files})
+            for path in (*unfinished.iterdir(), unfinished, folder.parent / "metrics.jsonl"):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            _sync(folder)
+
+    try:
+        together(ranks, make_folder)
+        together(ranks, write_tensors)
+        random_states = ranks.gather(snapshot.random_state)
+        together(ranks, write_rest)
+        found = together(ranks, digest)
+        together(ranks, finish)
+    except PrefkdError as error:
+        if ranks.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        whole = sorted(folder.glob(STEPS))
+        rest = f"from {whole[-1].name}" if whole else "from the start"
+        remedy = f"mend that, and the same command goes on {rest}"
+        raise PrefkdError(f"{final} cannot be written: {error}; {remedy}") from error
+    if ranks.is_main:
+        kept = sorted(folder.glob(STEPS))[-keep:]
+        for path in folder.iterdir():
+            if path.is_dir() and path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+    ranks.wait()
+
+
+def together(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
+    """What an action returns on each rank.
+
+    Raises:
+        PrefkdError: On all ranks, if it fails on one of them.
+    """
+    result = problem = None
+    try:
+        result = action()
+    except (Exception, CheckpointException) as error:
+        problem = _reason(error)
+    problems = [problem for problem in ranks.gather(problem) if problem is not None]
+    if problems:
+        raise PrefkdError(problems[0])
+    return ranks.gather(result)
+
+
+def step_name(step: int) -> str:
+    """The name of the folder of a checkpoint."""
+    return f"step_{step:08}"
+
+
+def get_random_state() -> dict[str, Any]:
+    """Where all random number generators of this process are."""
+    name, keys, *position = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put all random number generators of this process where they were."""
+    name, keys, *position = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def digests(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of files by name."""
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as content:
+            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _copied(value: Any) -> Any:
+    """Nested dictionaries and lists with copies of the tensors in them, in main memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of a failure in a line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _reason(next(iter(error.failures.values()))[0])
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the list of files of a folder, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
