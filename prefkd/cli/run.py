@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes
 from prefkd import catalog
 from prefkd.cli.arguments import Config, Overrides, RecipeName, optional
 from prefkd.cli.launch import launch, launch_processes
+from prefkd.errors import PrefkdError
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ def run(
     """
     recipe_path, config_path = catalog.find_recipe(recipe), catalog.find_config(config)
     options = {name: value for name, value in asdict(torchrun).items() if value is not None}
+    for name in ("nproc_per_node", "nnodes"):
+        count = str(options.get(name, 1))
+        if count.lstrip("-").isdigit() and int(count) < 1:
+            raise PrefkdError(f"--{name.replace('_', '-')}: {count} is too small; use 1 or more")
     if options:
         launch_processes(options, recipe_path, config_path, overrides)
     else:

@@ -1,5 +1,6 @@
 """Load causal language models and tokenizers from a folder or the Hugging Face Hub."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prefkd.errors import PrefkdError
 from prefkd.models.lora import adapter_problems, load_adapter
@@ -40,6 +42,9 @@ class ModelConfig:
                 yield f"path: {self.path} holds no config.json; name the folder of a Hugging Face checkpoint"
             elif not any(folder.glob("*.safetensors")):
                 yield f"path: {self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
+            elif lost := _lost_files(folder):
+                more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+                yield f"path: {self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
         elif folder.exists():
             yield f"path: {self.path} is a file; name the folder that holds it"
         elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
@@ -82,6 +87,18 @@ class TeacherConfig(ModelConfig):
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
         return getattr(torch, self.dtype)
+
+
+def _lost_files(folder: Path) -> list[str]:
+    """Files of weights that a checkpoint's index names and its folder lacks, after an interrupted download say."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return []  # which is read then
+    try:
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        named = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []  # there is no index, or loading says what is wrong with it
+    return [name for name in named if not (folder / name).is_file()]
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

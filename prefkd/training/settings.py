@@ -1,5 +1,6 @@
 """Settings that every training recipe has, with the defaults of the papers."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,3 +77,7 @@ def output_problems(output_dir: Path) -> Iterator[str]:
         yield f"output_dir: {output_dir} holds an earlier run; name another folder or remove that one"
     elif output_dir.exists() and not output_dir.is_dir():
         yield f"output_dir: {output_dir} is a file; name a folder"
+    else:
+        there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield f"output_dir: {there} may not be written to; change its permissions, or name another folder"

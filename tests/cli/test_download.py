@@ -29,6 +29,7 @@ REFUSALS = {
     "missing": (404, "RepoNotFound"),
     "gated": (403, "GatedRepo"),
     "forbidden": (403, ""),
+    "expired": (401, ""),
     "down": (418, ""),  # a status for which the client does not wait and ask again
 }
 
@@ -51,7 +52,10 @@ class Hub(BaseHTTPRequestHandler):
         name = path.partition(f"/resolve/{COMMIT}/")[2]
         if owner in REFUSALS:
             status, code = REFUSALS[owner]
-            return self.reply(status, b"", {"X-Error-Code": code})
+            headers = {"X-Error-Code": code}
+            if owner == "expired":
+                headers["X-Error-Message"] = "Invalid credentials in Authorization header"
+            return self.reply(status, b"", headers)
         if "/revision/" in rest and not rest.endswith((COMMIT, "/main")):
             return self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
         if name:
@@ -135,6 +139,7 @@ def test_token(place, hub, folder):
         (["missing/name"], "missing/name: not on the Hub, or private; "),
         (["gated/name"], "gated/name: gated; accept its terms at https://huggingface.co/gated/name, "),
         (["forbidden/name"], "forbidden/name: the Hub refuses the token (403); "),
+        (["expired/name"], "expired/name: the Hub refuses the token (401); "),
         (["down/name"], "down/name: the Hub answers with error 418; "),
         (["owner/name", "--revision", "v9"], "owner/name: has no revision v9; "),
     ],

@@ -35,6 +35,7 @@ CASES = [
     Case("missing argument", "cp demo/tis_dpo_distill"),
     Case("too many arguments", "ls recipes"),
     Case("wrong number of processes", "run ./toy.py --config ./toy.yaml --nproc-per-node many"),
+    Case("no processes", "run ./toy.py --config ./toy.yaml --nproc-per-node 0"),
     # Names and paths.
     Case("unknown recipe", "run tis_dpo_distil --config ./toy.yaml"),
     Case("unknown recipe file", "run ./mine.py --config ./toy.yaml"),

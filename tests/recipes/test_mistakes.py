@@ -1,12 +1,17 @@
 """What a user sees after a mistake in paths, models, rows or settings of the real recipe: a clear line, exit code 2."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from prefkd.cli.main import main
+from prefkd.errors import PrefkdError
+from prefkd.training.distributed import join_ranks
 from tests.tiny import make_model, write_pairs
 
 
@@ -120,6 +125,62 @@ def test_truncated_weights(folder, capsys):
     weights.write_bytes(weights.read_bytes()[:1000])
     (line,) = errors(capsys)
     assert line.startswith("cannot load the model of student: ")
+
+
+def test_a_file_of_weights_that_is_missing(folder, capsys):
+    """As an interrupted download leaves it."""
+    model = AutoModelForCausalLM.from_pretrained("student")
+    Path("student/model.safetensors").unlink()
+    model.save_pretrained("student", max_shard_size="20KB")
+    lost, *_ = sorted(Path("student").glob("model-*.safetensors"))
+    lost.unlink()
+    assert errors(capsys) == [f"student.path: student lacks {lost.name}, of which its index tells; download it again"]
+
+
+def test_quantisation_that_cannot_be_split(folder, capsys):
+    assert errors(capsys, "teacher.placement=shard", "teacher.quantization=int8") == [
+        "teacher.placement: weights of quantization: int8 cannot be split; use replicate, or nf4"
+    ]
+    assert errors(capsys, "teacher.cpu_offload=true") == [
+        "teacher.cpu_offload: goes with placement: shard only, and placement is auto; change one of them"
+    ]
+
+
+def test_a_world_without_torchrun(folder, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert errors(capsys) == [
+        "WORLD_SIZE is in the environment, but LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not: start "
+        "several processes with --nproc-per-node, or unset WORLD_SIZE"
+    ]
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "8")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(PrefkdError, match=r"^8 processes on a machine with 2 GPU\(s\); use --nproc-per-node gpu$"):
+        join_ranks("cuda").__enter__()
+
+
+def test_a_folder_that_may_not_be_written_to(folder, capsys, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *how: str(path) != str(folder) and access(path, *how))
+    assert errors(capsys, "output_dir=new/out") == [
+        f"output_dir: {folder} may not be written to; change its permissions, or name another folder"
+    ]
+
+
+def test_a_checkpoint_of_another_model(folder, capsys):
+    killer = "metric_logger={_component_: tests.faults.killing.Killer, step: 1, name: SIGTERM}"
+    with pytest.raises(SystemExit):
+        main(["run", "tis_dpo_distill", "--config", "config.yaml", "training.batch_size=2", killer])
+    make_model(folder / "student", "qwen2", "metaspace", hidden_size=16)
+    assert errors(capsys, "training.batch_size=2") == [
+        "out/checkpoints/step_00000001 was made with other weights; name another output_dir"
+    ]
 
 
 def test_model_without_tokenizer(folder, capsys):
