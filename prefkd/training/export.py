@@ -30,9 +30,10 @@ def save_pretrained(
         if lm.config.get_text_config().tie_word_embeddings:
             state.pop("lm_head.weight", None)
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-        lm.config.dtype = dtype
         with _whole(folder) as unfinished:
             lm.save_pretrained(unfinished, state_dict=state)
+            lm.config.dtype = dtype  # transformers has written the type of the weights in memory
+            lm.config.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
     ranks.wait()
 
