@@ -19,6 +19,7 @@ from prefkd.cli.inspect import inspect
 from prefkd.cli.ls import ls
 from prefkd.cli.output import complain, say
 from prefkd.cli.pipeline import pipeline
+from prefkd.cli.plan import plan
 from prefkd.cli.plot import plot
 from prefkd.cli.run import run
 from prefkd.cli.validate import validate
@@ -27,7 +28,7 @@ from prefkd.errors import PrefkdError, nearest
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (ls, cp, cat, validate, download, inspect, vocabulary_map, run, pipeline, plot)
+    for verb in (ls, cp, cat, validate, plan, download, inspect, vocabulary_map, run, pipeline, plot)
 }
 
 

@@ -27,6 +27,13 @@ _GPU = {"float8": ((8, 9), "an L4, L40S or H100"), "int4": ((8, 0), "an A100 or 
 
 def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[str]:
     """Why a model cannot be quantised so on a device, `cpu` or `cuda`."""
+    yield from device_problems(kind, device_type)
+    if kind == "int4" and dtype != torch.bfloat16:
+        yield "quantization: int4 goes with dtype: bfloat16 only; change one of the two"
+
+
+def device_problems(kind: Quantization, device_type: str) -> Iterator[str]:
+    """Why a device, `cpu` or `cuda`, cannot work with weights that are quantised so."""
     instead = "use int8 or nf4, which run everywhere"
     if kind in _GPU:
         capability, example = _GPU[kind]
@@ -34,8 +41,6 @@ def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: s
             yield f"quantization: {kind} needs a GPU, {example}; {instead}"
         elif torch.cuda.get_device_capability() < capability:
             yield f"quantization: {kind} needs {example}, and this is {torch.cuda.get_device_name()}; {instead}"
-    if kind == "int4" and dtype != torch.bfloat16:
-        yield "quantization: int4 goes with dtype: bfloat16 only; change one of the two"
 
 
 def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
@@ -48,7 +53,7 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
     Raises:
         PrefkdError: A layer has a shape that cannot be cut into blocks, or its blocks cannot be split.
     """
-    layers = {name: module for name, module in _linear_layers(lm)}
+    layers = {name: module for name, module in linear_layers(lm)}
     for name, layer in layers.items():
         reason = _misfit(layer, kind, shards)
         if reason:
@@ -75,7 +80,8 @@ def stored_bytes(module: nn.Module) -> int:
     return sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
 
 
-def _linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Those layers that are quantised, by name: all linear ones but the output layer and LoRA's."""
     head = lm.get_output_embeddings() if isinstance(lm, PreTrainedModel) else None
     for name, module in lm.named_modules():
         if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:

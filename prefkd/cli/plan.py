@@ -1,0 +1,64 @@
+"""`prefkd plan`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+
+from prefkd import catalog
+from prefkd.cli.arguments import Config, Overrides, RecipeName, optional
+from prefkd.cli.launch import load_recipe
+from prefkd.cli.output import say
+from prefkd.errors import PrefkdError
+
+
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = (),
+    /,
+    *,
+    config: Config,
+    nproc_per_node: Annotated[int, optional("N")] = 1,
+    gpu: Annotated[str | None, optional("NAME|GIB")] = None,
+    json: Annotated[Path | None, optional("FILE")] = None,
+) -> None:
+    """Tell what a run will need, from the config.json of its models: parameters, memory, work, disk.
+
+    Neither weights nor data need be there. Memory is that of the largest microbatch that the config allows.
+
+    For example:
+        prefkd plan tis_dpo_distill --config demo/tis_dpo_distill
+        prefkd plan tis_dpo_distill --config ./mine.yaml --nproc-per-node 8 --gpu H100
+        prefkd plan sft --config ./mine.yaml --gpu 16 --json plan.json training.activation_checkpointing=true
+
+    Args:
+        recipe: Name of a recipe, or the path of your own.
+        overrides: Settings that replace those of the config; ~key removes one.
+        config: Name of a config, or the path of your own.
+        nproc_per_node: Processes, each with a GPU of its own; 1 if not given.
+        gpu: Which GPU it has to fit: H100, A100-40, L40S, RTX-4090 or another that is known, or its memory in GiB. The
+            smallest that has room, if not given.
+        json: File for the numbers.
+    """
+    if nproc_per_node < 1:
+        raise PrefkdError(f"--nproc-per-node {nproc_per_node} leaves no process; give 1 or more")
+    from prefkd.planning.memory import find_card, smallest_card
+
+    card = find_card(gpu) if gpu is not None else None
+    module = load_recipe(catalog.find_recipe(recipe))
+    with Console(stderr=True).status("reading the config"):
+        from prefkd.planning.advice import make_advice
+        from prefkd.planning.plan import as_json, make_plan
+        from prefkd.planning.reading import read_for_plan
+        from prefkd.planning.terminal import print_plan
+
+        settings = read_for_plan(module, recipe, catalog.find_config(config), overrides)
+    with Console(stderr=True).status("running a step on tensors without content"):
+        found = make_plan(module, recipe, settings, nproc_per_node)
+    card = card or smallest_card(found.peak)
+    advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
+    print_plan(found, card, advice, Console(highlight=False))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(as_json(found, card), encoding="utf-8")
+        say(f"wrote {json}")

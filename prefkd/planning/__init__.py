@@ -1,0 +1,1 @@
+"""What a run is going to need, found without its weights: parameters, memory, floating-point operations, disk."""

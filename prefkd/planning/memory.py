@@ -1,0 +1,103 @@
+"""Arithmetic of memory: what lies on one rank, in bytes, and whether a GPU has room for it."""
+
+from dataclasses import dataclass
+
+from prefkd.errors import PrefkdError, nearest
+
+GIB = 2**30
+# Total memory in GiB as the driver reports it.
+GPUS = {
+    "RTX-4090": 23.5,
+    "A10": 22.5,
+    "A100-40": 39.5,
+    "L40S": 44.5,
+    "A100-80": 79.2,
+    "H100": 79.2,
+    "H200": 139.8,
+    "B200": 178.4,
+}
+# Of which a run can fill so much: the rest is the CUDA context, NCCL's buffers and gaps between tensors.
+USABLE = 0.92
+# Bytes on disk of a log-prob in a score cache: 4 and what Parquet adds, as recipe score measured it (17.7 for three).
+STORED_LOGPROB = 5.9
+
+
+def sharded_bytes(size: float, ranks: int) -> float:
+    """What a rank has of something that FSDP2 splits evenly."""
+    return size / ranks
+
+
+def gathered_bytes(root: int, layer: int, ranks: int) -> int:
+    """Whole weights that a rank holds for a while: the root group, the layer at work and the next one."""
+    return 0 if ranks == 1 else root + 2 * layer
+
+
+def optimizer_bytes(trained: int, bytes_per_parameter: float, ranks: int) -> float:
+    """The optimizer's state: two moments of 4 bytes for AdamW."""
+    return sharded_bytes(trained * bytes_per_parameter, ranks)
+
+
+def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> float:
+    """A weight (rows, columns) of a linear layer as torchao stores it, scales included."""
+    weights = rows * columns
+    match kind:
+        case "int8":
+            return weights + rows * dtype_bytes  # a scale for each row
+        case "float8":
+            return weights + rows * 4
+        case "nf4":
+            return weights / 2 + weights / 64 + weights / 64 / 256 * 4  # a byte for 64 weights, 4 for 256 of these
+        case "int4":
+            return weights / 2 + weights / 128 * 4  # scale and zero point of 128 weights, 2 bytes each
+    return weights * dtype_bytes
+
+
+def score_cache_bytes(parents: float, logprobs: int) -> float:
+    """A score cache: so many log-probs of each parent, 1 without a contrast and 3 with one."""
+    return parents * logprobs * STORED_LOGPROB
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Attributes:
+        name: What it is called.
+        gib: Its memory.
+    """
+
+    name: str
+    gib: float
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a run can fill."""
+        return self.gib * GIB * USABLE
+
+    def fits(self, size: float) -> bool:
+        """Whether it has room."""
+        return size <= self.usable
+
+
+def find_card(text: str) -> Card:
+    """The GPU of a name, or one with so many GiB.
+
+    Raises:
+        PrefkdError: It is neither.
+    """
+    known = {name.lower(): Card(name, gib) for name, gib in GPUS.items()}
+    if text.lower() in known:
+        return known[text.lower()]
+    try:
+        gib = float(text)
+    except ValueError:
+        raise PrefkdError(f"--gpu {text} is not known{nearest(text, GPUS)} (or give its memory in GiB)") from None
+    if not gib > 0:
+        raise PrefkdError(f"--gpu {text} has no memory; give GiB, 24 say")
+    return Card("a GPU", gib)
+
+
+def smallest_card(size: float) -> Card | None:
+    """The smallest of the known GPUs that has room, None if there is none."""
+    cards = sorted((Card(name, gib) for name, gib in GPUS.items()), key=lambda card: card.gib)
+    return next((card for card in cards if card.fits(size)), None)

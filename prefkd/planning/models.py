@@ -1,0 +1,170 @@
+"""Models without weights, made from their config.json: what they consist of, and how large that is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from prefkd.errors import PrefkdError
+from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.lora import CONFIG as ADAPTER_CONFIG
+from prefkd.models.quantize import linear_layers
+from prefkd.models.teacher import FrozenModel
+from prefkd.planning.flops import Pass
+from prefkd.planning.memory import quantized_bytes
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Models that are only read.
+
+    Attributes:
+        bases: Those in memory, each once, with its config.
+        models: One for each config that was asked for, on these bases.
+    """
+
+    bases: list[tuple[TeacherConfig, LogprobModel]]
+    models: list[FrozenModel]
+
+
+def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
+    """The config.json of a model, from its folder, the cache or the Hub.
+
+    Args:
+        key: Where the model stands in the recipe's config.
+
+    Raises:
+        PrefkdError: It cannot be had.
+    """
+    remedy = "a plan needs its config.json (prefkd download fetches all)"
+    try:
+        return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # of transformers, of the Hub and of whatever lies in the folder
+        problem = next(config.problems(), None)
+        if problem is None or (Path(config.path) / "config.json").is_file():
+            problem = f"path: the config.json of {config.path} cannot be read: {str(error).strip().splitlines()[0]}"
+        raise PrefkdError(f"{key}.{problem}; {remedy}") from error
+
+
+def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config.json as `load_causal_lm` would load it, but for its weights. Call it inside `fakes`.
+
+    Raises:
+        PrefkdError: There is no such architecture.
+    """
+    architecture = read_architecture(config, key)
+    for name in vars(architecture):
+        if name.endswith(("dropout", "pdrop")):
+            setattr(architecture, name, 0.0)
+    try:
+        lm: Any = AutoModelForCausalLM.from_config(
+            architecture, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PrefkdError(f"{key}.path: {config.path} is no causal language model that is known: {reason}") from error
+    lm.name_or_path = config.path
+    return lm
+
+
+def make_frozen(configs: dict[str, TeacherConfig], *, chunk_size: int) -> Frozen:
+    """Models that are only read, those on one base sharing it as in `load_frozen`. Call it inside `fakes`.
+
+    Args:
+        configs: Where each stands in the recipe's config -> the model.
+        chunk_size: Target tokens whose logits exist at one time.
+    """
+    bases: dict[str, tuple[TeacherConfig, LogprobModel]] = {}
+    models = []
+    for key, config in configs.items():
+        base_config = replace(config, adapter=None)
+        if str(base_config) not in bases:
+            lm = make_skeleton(base_config, key, config.torch_dtype)
+            base = LogprobModel(lm, chunk_size=chunk_size, precision=config.torch_dtype)
+            bases[str(base_config)] = base_config, base
+        base = bases[str(base_config)][1]
+        name = (
+            f"adapter_{len(models)}" if config.adapter and _put_adapter(base.lm, config.adapter, len(models)) else None
+        )
+        base.freeze()
+        models.append(FrozenModel(base, name))
+    return Frozen([*bases.values()], models)
+
+
+def _put_adapter(lm: PreTrainedModel, folder: str, number: int) -> bool:
+    """Put an adapter on a base, if an earlier run has written it; one that is to come is too small to matter."""
+    if not (Path(folder) / ADAPTER_CONFIG).is_file():
+        return False
+    adapter = PeftLoraConfig.from_pretrained(folder)
+    inject_adapter_in_model(adapter, lm, f"adapter_{number}")
+    return True
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of all weights and buffers, tied ones once."""
+    return _bytes((*module.parameters(), *module.buffers()))
+
+
+def count(module: nn.Module | None, *, trained: bool | None = None) -> int:
+    """Parameters, tied ones once: all, or those that learn, or those that do not."""
+    values = module.parameters() if module is not None else ()
+    return sum(value.numel() for value in values if trained in (None, value.requires_grad))
+
+
+def teacher_bytes(config: TeacherConfig, base: LogprobModel) -> float:
+    """What the weights of a frozen model take on a rank, each of which holds all of it."""
+    size: float = parameter_bytes(base)
+    if config.quantization != "none":
+        for _, layer in linear_layers(base.lm):
+            weight = layer.weight
+            packed = quantized_bytes(*layer.weight.shape, kind=config.quantization, dtype_bytes=weight.element_size())
+            size += packed - weight.numel() * weight.element_size()
+    return size
+
+
+def unpacked_bytes(config: TeacherConfig, base: LogprobModel) -> int:
+    """The largest weight that a quantized model holds in its own type while it works with it."""
+    if config.quantization == "none":
+        return 0
+    return max((_bytes([layer.weight]) for _, layer in linear_layers(base.lm)), default=0)
+
+
+def group_bytes(model: LogprobModel) -> tuple[int, int]:
+    """What FSDP2 gathers at one time: the weights of the root group, and those of the largest layer."""
+    layers = [_bytes(layer.parameters()) for layer in decoder_layers(model.lm)]
+    return _bytes(model.parameters()) - sum(layers), max(layers, default=0)
+
+
+def outer_weights(lm: PreTrainedModel, *, trained: bool | None = None) -> int:
+    """Parameters of embeddings and head, once where they are tied: all, or those that learn, or those that do not."""
+    ends: list[Any] = [lm.get_input_embeddings(), lm.get_output_embeddings()]
+    weights = {id(module.weight): module.weight for module in ends}
+    return sum(value.numel() for value in weights.values() if trained in (None, value.requires_grad))
+
+
+def reading(model: LogprobModel, *, tokens: int, row: int, targets: int) -> Pass:
+    """What `prefkd.planning.flops` needs to know of a model and what it reads."""
+    lm = model.lm
+    text: Any = lm.config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Pass(
+        weights=count(lm) - outer_weights(lm),
+        tokens=tokens,
+        row=row,
+        targets=targets,
+        layers=text.num_hidden_layers,
+        width=heads * head_size,
+        head=text.vocab_size * text.hidden_size,
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,77 @@
+"""A plan in a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefkd.planning.memory import GIB, Card
+from prefkd.planning.plan import Plan
+
+
+def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Console) -> None:
+    """Print tables, and last whether it fits.
+
+    Args:
+        card: The GPU that was asked about, or the smallest that has room; None if there is none.
+        advice: What to change, where it does not fit.
+    """
+    processes = "one process" if plan.ranks == 1 else f"{plan.ranks} processes"
+    tables = {
+        "parameters": _models(plan),
+        f"memory on each rank, {processes}, {plan.batch}": _memory(plan),
+        f"work of {plan.step}, over all ranks": _flops(plan),
+    }
+    for title, table in tables.items():
+        console.print(Text(title, "bold"))
+        console.print(table)
+        console.print()
+    if plan.scores is not None:
+        size, what = plan.scores
+        console.print(Text(f"score cache: {size / 1e6:,.1f} MB for {what}"), soft_wrap=True)
+    console.print(verdict(plan, card), soft_wrap=True)
+    for line in advice:
+        console.print(Text(f"  • {line}"), soft_wrap=True)
+
+
+def verdict(plan: Plan, card: Card | None) -> Text:
+    """Whether it fits, in a line."""
+    size = f"{plan.peak / GIB:.2f} GiB"
+    if card is None:
+        return Text.assemble(("warning", "bold yellow"), f": no known GPU has room for {size}")
+    room = f"{card.name}, of whose {card.gib:.1f} GiB a run can fill {card.usable / GIB:.1f}"
+    if card.fits(plan.peak):
+        return Text.assemble(("fits", "bold green"), f": {size} on {room}")
+    return Text.assemble(("warning: does not fit", "bold yellow"), f": {size} on {room}; what saves memory:")
+
+
+def _models(plan: Plan) -> Table:
+    table = _table("", "trained", "frozen", "")
+    for model in plan.models:
+        counts = (f"{value:,}" if value else "" for value in (model.trained, model.frozen))
+        table.add_row(model.name, *counts, Text(model.what))
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table("GiB", "at the peak", "at most")
+    for kind, need in plan.memory.items():
+        table.add_row(kind, f"{need.at_peak / GIB:.2f}", f"{need.most / GIB:.2f}")
+    table.add_row("total", Text(f"{plan.peak / GIB:.2f}", "bold"), "")
+    return table
+
+
+def _flops(plan: Plan) -> Table:
+    table = _table("", "TFLOP", "")
+    total = sum(plan.flops.values())
+    for model, flops in plan.flops.items():
+        table.add_row(model, f"{flops / 1e12:,.2f}", f"{flops / total:.0%}")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(Text(column, "dim"), justify="right" if 0 < number < 3 else "left", overflow="fold")
+    return table
