@@ -90,20 +90,19 @@ def make_frozen(configs: dict[str, TeacherConfig], *, chunk_size: int) -> Frozen
             base = LogprobModel(lm, chunk_size=chunk_size, precision=config.torch_dtype)
             bases[str(base_config)] = base_config, base
         base = bases[str(base_config)][1]
-        name = (
-            f"adapter_{len(models)}" if config.adapter and _put_adapter(base.lm, config.adapter, len(models)) else None
-        )
+        name = f"adapter_{len(models)}"
+        has_adapter = config.adapter is not None and _put_adapter(base.lm, config.adapter, name)
         base.freeze()
-        models.append(FrozenModel(base, name))
+        models.append(FrozenModel(base, name if has_adapter else None))
     return Frozen([*bases.values()], models)
 
 
-def _put_adapter(lm: PreTrainedModel, folder: str, number: int) -> bool:
+def _put_adapter(lm: PreTrainedModel, folder: str, name: str) -> bool:
     """Put an adapter on a base, if an earlier run has written it; one that is to come is too small to matter."""
     if not (Path(folder) / ADAPTER_CONFIG).is_file():
         return False
     adapter = PeftLoraConfig.from_pretrained(folder)
-    inject_adapter_in_model(adapter, lm, f"adapter_{number}")
+    inject_adapter_in_model(adapter, lm, name)
     return True
 
 

@@ -1,7 +1,7 @@
 """Run the real code of a step on tensors without content, and see how much memory its tensors would take.
 
-Every tensor is a fake one of torch: shape, type and device, but no bytes. So all that the models, the losses and autograd
-keep is counted as it is, whatever the architecture, and a model of any size is run in seconds.
+Every tensor is a fake one of torch: shape, type and device, but no bytes. So all that the models, the losses and
+autograd keep is counted as it is, whatever the architecture, and a model of any size is run in seconds.
 """
 
 import weakref
@@ -33,8 +33,8 @@ class MemoryTracker(TorchDispatchMode):
         most: Kind -> the most bytes that were there.
         peak: Kind -> bytes at the moment when all together were most.
 
-    The kinds are `gradients`, `casts` (copies of weights in another type, which autocast makes) and `activations`, which
-    is all else.
+    The kinds are `gradients`, `casts` (copies of weights in another type, which autocast makes) and `activations`,
+    which is all else.
     """
 
     def __init__(self, known: Iterable[Tensor], shares: Mapping[str, float] | None = None):

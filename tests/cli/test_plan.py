@@ -1,0 +1,136 @@
+"""`prefkd plan`: numbers from config.json alone, for each recipe that trains or scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prefkd.cli.main import main
+from tests.tiny import make_model
+
+SETTINGS = """
+output_dir: {world}/out
+data: {{source: {world}/not_there.jsonl, max_length: 64, max_prompt_length: 32}}
+{models}
+"""
+ONE = "model: {{path: {world}/student}}"
+TWO = "student: {{path: {world}/student}}\nteacher: {{path: {world}/teacher}}"
+TRAINING = "\ntraining: {{batch_size: 4, microbatch_size: 2, precision: float32}}"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Two folders with a config.json and nothing else."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, kind in (("student", "qwen2"), ("teacher", "llama")):
+        make_model(folder / name, kind, "byte_level")
+        for path in (folder / name).iterdir():
+            if path.name != "config.json":
+                path.unlink()
+    return folder
+
+
+@pytest.fixture
+def plan(world, tmp_path):
+    """Plan a recipe, and return the numbers."""
+
+    def run(recipe: str, *arguments: str, code: int = 0) -> dict:
+        models = (ONE if recipe in ("sft", "dpo") else TWO) + ("" if recipe == "score" else TRAINING)
+        config, out = tmp_path / "config.yaml", tmp_path / "plan.json"
+        config.write_text(SETTINGS.format(world=world, models=models.format(world=world)))
+        assert main(["plan", recipe, "--config", str(config), "--json", str(out), *arguments]) == code
+        return {} if code else json.loads(out.read_text())
+
+    return run
+
+
+def parameters(folder: Path) -> int:
+    return sum(value.numel() for value in AutoModelForCausalLM.from_config(_config(folder)).parameters())
+
+
+def _config(folder: Path):
+    return AutoConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "dpo_distill", "tis_dpo_distill", "dskd_distill", "score"])
+def test_config_json_is_enough(plan, world, recipe, capsys):
+    numbers = plan(recipe)
+    counted = {model["name"]: model for model in numbers["models"]}
+    if recipe != "score":
+        learner = counted["model" if recipe in ("sft", "dpo") else "student"]
+        assert learner["trained"] == parameters(world / "student") and learner["frozen"] == 0
+        weights = numbers["memory"]["weights"]["most"]
+        assert numbers["memory"]["optimizer"]["most"] == pytest.approx(2 * weights, rel=0.2)
+        assert numbers["memory"]["gradients"]["most"] == pytest.approx(weights, rel=0.2)
+    assert ("teacher" in counted) == ("teacher" in numbers["flops"]) == (recipe not in ("sft", "dpo"))
+    assert ("projectors" in counted) == (recipe == "dskd_distill")
+    assert (numbers["scores"] is not None) == (recipe not in ("sft", "dpo"))
+    assert numbers["peak"] == pytest.approx(sum(need["at_peak"] for need in numbers["memory"].values()))
+    assert "fits" in capsys.readouterr().out
+
+
+def test_what_changes_memory(plan):
+    whole = plan("sft")
+    split = plan("sft", "--nproc-per-node", "2")
+    for kind in ("weights", "optimizer", "gradients"):
+        assert split["memory"][kind]["most"] == pytest.approx(whole["memory"][kind]["most"] / 2, rel=0.2)
+    assert "gathered weights" in split["memory"]
+    assert plan("sft", "optimizer=torch.optim.SGD")["memory"].get("optimizer") is None
+    recomputed = plan("sft", "training.activation_checkpointing=true")
+    assert recomputed["memory"]["activations"]["most"] < 0.7 * whole["memory"]["activations"]["most"]
+    assert recomputed["flops"]["model"] > whole["flops"]["model"]
+    adapters = plan("sft", "lora={}")
+    assert {model["name"] for model in adapters["models"]} == {"model", "adapters"}
+    assert adapters["memory"]["optimizer"]["most"] < 0.5 * whole["memory"]["optimizer"]["most"]
+
+
+def test_activations_are_those_of_the_run_itself(plan, world):
+    """What autograd keeps of a real model of the same shape, in bytes of distinct memory."""
+    numbers = plan("sft", "training.batch_size=2")
+    lm = AutoModelForCausalLM.from_config(_config(world / "student"), attn_implementation="sdpa").train()
+    weights = {value.untyped_storage().data_ptr() for value in (*lm.parameters(), *lm.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids = torch.zeros(2, 64, dtype=torch.long)
+        hidden = lm.base_model(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    assert numbers["memory"]["activations"]["most"] == pytest.approx(sum(kept.values()), rel=0.35)
+
+
+def test_it_warns_and_says_what_to_change(plan, capsys):
+    numbers = plan("tis_dpo_distill", "--gpu", "0.0005")
+    printed = capsys.readouterr().out
+    assert numbers["fits"] is False and "warning: does not fit" in printed
+    for change in ("teacher.quantization=int8", "activation_checkpointing=true", "microbatch_size=1"):
+        assert change in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("optimizer.lrr=1",), "optimizer.lrr"),
+        (("--gpu", "H10"), "did you mean H100"),
+        (("--nproc-per-node", "0"), "leaves no process"),
+        (("model.path=nowhere/at/all",), "model.path: no folder nowhere/at/all"),
+        (("training.batch_size=0",), "training.batch_size: 0 is too small"),
+    ],
+)
+def test_mistakes_are_said(plan, capsys, arguments, said):
+    plan("sft", *arguments, code=2)
+    assert said in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_step(world, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output_dir: {tmp_path}/out\ncheckpoints: {{one: {{path: {world}/student}}}}\n")
+    assert main(["plan", "evaluate", "--config", str(config)]) == 2
+    assert "neither trains nor scores" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""The formulas of a plan beside what torch and torchao count."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from prefkd.errors import PrefkdError
+from prefkd.models.load import TeacherConfig
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import quantize, stored_bytes
+from prefkd.planning.flops import forward_flops, layer_flops, training_flops
+from prefkd.planning.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
+from prefkd.planning.models import make_frozen, reading, teacher_bytes
+from prefkd.planning.tracking import fakes
+from tests.tiny import make_model
+
+
+def test_six_operations_for_each_weight_and_token(tmp_path):
+    make_model(tmp_path / "model", "llama", "byte_level")
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    read = reading(LogprobModel(lm), tokens=2 * 40, row=40, targets=0)
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        hidden = lm.base_model(torch.zeros(2, 40, dtype=torch.long)).last_hidden_state
+        forward = counted.get_total_flops()
+        hidden.sum().backward()
+    assert forward_flops(read) == pytest.approx(forward, rel=0.03)
+    training = training_flops(read, trained=read.weights, recomputed=False)
+    assert training == pytest.approx(counted.get_total_flops(), rel=0.03)
+    assert training == 3 * forward_flops(read)
+    assert training_flops(read, trained=read.weights, recomputed=True) == 4 * forward_flops(read)
+    assert training_flops(read, trained=0, recomputed=False) == training - layer_flops(read)
+    assert forward_flops(replace(read, targets=5)) == forward_flops(read) + 2 * 5 * read.head
+
+
+@pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype):
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32}
+    make_model(tmp_path / "model", "llama", "byte_level", **sizes)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=getattr(torch, dtype)).requires_grad_(False)
+    if kind != "none":
+        quantize(lm, kind)
+    config = TeacherConfig(str(tmp_path / "model"), dtype=dtype, quantization=kind)
+    with fakes():
+        frozen = make_frozen({"teacher": config}, chunk_size=8)
+    assert teacher_bytes(*frozen.bases[0]) == pytest.approx(stored_bytes(lm), rel=0.01)
+
+
+def test_cards():
+    assert find_card("h100").gib == 79.2
+    assert find_card("16") == Card("a GPU", 16.0)
+    card = smallest_card(30 * GIB)
+    assert card is not None and card.name == "A100-40"
+    assert smallest_card(1000 * GIB) is None
+    with pytest.raises(PrefkdError, match="did you mean H100"):
+        find_card("H10")
+    with pytest.raises(PrefkdError, match="has no memory"):
+        find_card("0")
+
+
+def test_a_score_cache_is_as_large_as_the_recipe_measured():
+    assert score_cache_bytes(1000, 3) == pytest.approx(17_700)
