@@ -13,7 +13,7 @@ from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import add_adapter
 from prefkd.models.teacher import FrozenModel, LiveTeacher, Questions, Reader, Teacher
-from prefkd.planning.models import Frozen, make_frozen, make_skeleton
+from prefkd.planning.models import Frozen, make_frozen, make_skeleton, read_architecture
 from prefkd.training.combination import Objective
 
 VIEWS = ("positive", "negative")
@@ -39,7 +39,7 @@ class Company:
 
 
 def gather_company(config: Any) -> Company:
-    """The models of a recipe's config. Call it inside `fakes`."""
+    """The models of a recipe's config, on the meta device."""
     if hasattr(config, "contrast"):
         return _scoring(config)
     teacher = getattr(config, "teacher", None)
@@ -70,10 +70,8 @@ def _learner(config: Any, projectors: DualSpaceProjectors | None = None) -> Logp
         add_adapter(lm, lora, seed=training.seed)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = LogprobModel(
-        lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors
-    ).train()
-    return model
+    precision = training.compute_dtype
+    return LogprobModel(lm, chunk_size=training.chunk_size, precision=precision, projectors=projectors).train()
 
 
 def _with_live_teacher(config: Any) -> Company:
@@ -92,9 +90,10 @@ def _with_live_teacher(config: Any) -> Company:
     ahead = _stored(stored) if questions.start_is_reference or (config.teacher.scores and questions.reference) else ()
     projectors = None
     if "projectors" in objective.needs:
-        own = make_skeleton(config.student, "student", torch.float32).config.get_text_config().hidden_size
         assert model is not None, "projectors need the teacher's states"
-        projectors = DualSpaceProjectors(own, model.base.lm.config.get_text_config().hidden_size)
+        own = read_architecture(config.student, "student").get_text_config().hidden_size
+        with torch.device("meta"):
+            projectors = DualSpaceProjectors(own, model.base.lm.config.get_text_config().hidden_size)
     passes = (len(teacher.readers) + (teacher.model is not None),) * len(frozen.models)
     return Company(_learner(config, projectors), frozen, teacher, passes, ahead)
 

@@ -7,6 +7,7 @@ from prefkd.errors import PrefkdError, nearest
 GIB = 2**30
 # Total memory in GiB as the driver reports it.
 GPUS = {
+    "T4": 14.6,
     "RTX-4090": 23.5,
     "A10": 22.5,
     "A100-40": 39.5,
@@ -42,7 +43,7 @@ def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> flo
     weights = rows * columns
     match kind:
         case "int8":
-            return weights + rows * dtype_bytes  # a scale for each row
+            return weights + rows * (dtype_bytes + 8)  # scale and zero point of each row
         case "float8":
             return weights + rows * 4
         case "nf4":

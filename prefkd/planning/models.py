@@ -54,7 +54,7 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
 
 
 def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config.json as `load_causal_lm` would load it, but for its weights. Call it inside `fakes`.
+    """The model of a config.json as `load_causal_lm` would load it, but on the meta device, without weights.
 
     Raises:
         PrefkdError: There is no such architecture.
@@ -64,9 +64,10 @@ def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrain
         if name.endswith(("dropout", "pdrop")):
             setattr(architecture, name, 0.0)
     try:
-        lm: Any = AutoModelForCausalLM.from_config(
-            architecture, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
-        )
+        with torch.device("meta"):
+            lm: Any = AutoModelForCausalLM.from_config(
+                architecture, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
+            )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise PrefkdError(f"{key}.path: {config.path} is no causal language model that is known: {reason}") from error
@@ -75,7 +76,7 @@ def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrain
 
 
 def make_frozen(configs: dict[str, TeacherConfig], *, chunk_size: int) -> Frozen:
-    """Models that are only read, those on one base sharing it as in `load_frozen`. Call it inside `fakes`.
+    """Models that are only read, those on one base sharing it as in `load_frozen`; without weights.
 
     Args:
         configs: Where each stands in the recipe's config -> the model.

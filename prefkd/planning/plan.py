@@ -22,7 +22,6 @@ from prefkd.planning.models import (
     teacher_bytes,
 )
 from prefkd.planning.step import pairs_of_pass, state_bytes, track_step
-from prefkd.planning.tracking import fakes
 
 # So many pairs tell how many parents the others have.
 SAMPLE = 200
@@ -93,10 +92,8 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int) -> Plan:
     Args:
         ranks: Processes.
     """
-    mode = fakes()
-    with mode:
-        company = gather_company(config)
-    tracker = track_step(recipe, config, company, ranks, mode)
+    company = gather_company(config)
+    tracker = track_step(recipe, config, company, ranks)
     memory: dict[str, Need] = {}
     learner = company.learner
     if learner is not None:

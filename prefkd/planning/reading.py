@@ -66,7 +66,7 @@ def _absences(key: str, section: Any) -> Iterator[str]:
         yield from (f"{key}scores: {problem}" for problem in scores_problems(section.scores))
     if isinstance(section, DataConfig):
         for name in ("source", "held_out_source"):
-            source = getattr(section, name)
-            yield from (f"{key}{name}: {problem}" for problem in source_problems(source) if source is not None)
+            if (source := getattr(section, name)) is not None:
+                yield from (f"{key}{name}: {problem}" for problem in source_problems(source))
     if isinstance(section, ProjectorConfig):
         yield from (f"{key}{problem}" for problem in ProjectorConfig(path=section.path).problems())

@@ -5,13 +5,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefkd.config import bind, build
 from prefkd.planning.company import Company
 from prefkd.planning.models import unpacked_bytes
 from prefkd.planning.rows import full_batch
-from prefkd.planning.tracking import MemoryTracker
+from prefkd.planning.tracking import MemoryTracker, empty, fakes
 from prefkd.training.combination import Objective
 
 
@@ -27,10 +26,14 @@ def pairs_of_pass(config: Any) -> int:
     return config.microbatch_size
 
 
-def track_step(recipe: ModuleType, config: Any, company: Company, ranks: int, mode: FakeTensorMode) -> MemoryTracker:
+def track_step(recipe: ModuleType, config: Any, company: Company, ranks: int) -> MemoryTracker:
     """Run the recipe's own `compare`, and backward, for the last microbatch of a step; or the teachers of `score`."""
-    batch = full_batch(config, pairs_of_pass(config), scores=company.scores, mode=mode)
+    mode = fakes()
     models = [base for _, base in company.frozen.bases] + ([company.learner] if company.learner else [])
+    with mode:
+        for model in models:
+            empty(model)
+    batch = full_batch(config, pairs_of_pass(config), scores=company.scores, mode=mode)
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
     tracker = MemoryTracker(weights, shares={"gradients": 1 / ranks})
     unpacked = max((unpacked_bytes(*base) for base in company.frozen.bases), default=0)

@@ -37,7 +37,8 @@ def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Co
 
 def verdict(plan: Plan, card: Card | None) -> Text:
     """Whether it fits, in a line."""
-    size = f"{plan.peak / GIB:.2f} GiB"
+    unit, bytes_of_unit = _unit(plan)
+    size = f"{plan.peak / bytes_of_unit:,.2f} {unit}"
     if card is None:
         return Text.assemble(("warning", "bold yellow"), f": no known GPU has room for {size}")
     room = f"{card.name}, of whose {card.gib:.1f} GiB a run can fill {card.usable / GIB:.1f}"
@@ -55,18 +56,23 @@ def _models(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("GiB", "at the peak", "at most")
+    unit, size = _unit(plan)
+    table = _table(unit, "at the peak", "at most")
     for kind, need in plan.memory.items():
-        table.add_row(kind, f"{need.at_peak / GIB:.2f}", f"{need.most / GIB:.2f}")
-    table.add_row("total", Text(f"{plan.peak / GIB:.2f}", "bold"), "")
+        table.add_row(kind, f"{need.at_peak / size:,.2f}", f"{need.most / size:,.2f}")
+    table.add_row("total", Text(f"{plan.peak / size:,.2f}", "bold"), "")
     return table
+
+
+def _unit(plan: Plan) -> tuple[str, int]:
+    return ("GiB", GIB) if plan.peak >= GIB / 10 else ("MiB", 2**20)
 
 
 def _flops(plan: Plan) -> Table:
     table = _table("", "TFLOP", "")
     total = sum(plan.flops.values())
     for model, flops in plan.flops.items():
-        table.add_row(model, f"{flops / 1e12:,.2f}", f"{flops / total:.0%}")
+        table.add_row(model, f"{flops / 1e12:.3g}" if flops < 1e15 else f"{flops / 1e12:,.0f}", f"{flops / total:.0%}")
     return table
 
 

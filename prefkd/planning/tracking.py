@@ -124,6 +124,21 @@ def fakes() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def empty(module: nn.Module) -> None:
+    """Put fake weights into a module of the meta device, as if it were on a CPU; tied ones stay so. Inside `fakes`."""
+    made: dict[Tensor, Tensor] = {}
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if value not in made:
+                    fake = torch.empty(value.shape, dtype=value.dtype)
+                    learns = isinstance(value, nn.Parameter) and value.requires_grad
+                    made[value] = nn.Parameter(fake, learns) if isinstance(value, nn.Parameter) else fake
+                table[name] = made[value]
+
+
 def _size(tensor: Tensor) -> int:
     return -(-tensor.untyped_storage().nbytes() // BLOCK) * BLOCK
 

@@ -15,7 +15,6 @@ from prefkd.models.quantize import quantize, stored_bytes
 from prefkd.planning.flops import forward_flops, layer_flops, training_flops
 from prefkd.planning.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
 from prefkd.planning.models import make_frozen, reading, teacher_bytes
-from prefkd.planning.tracking import fakes
 from tests.tiny import make_model
 
 
@@ -45,8 +44,7 @@ def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype)
     if kind != "none":
         quantize(lm, kind)
     config = TeacherConfig(str(tmp_path / "model"), dtype=dtype, quantization=kind)
-    with fakes():
-        frozen = make_frozen({"teacher": config}, chunk_size=8)
+    frozen = make_frozen({"teacher": config}, chunk_size=8)
     assert teacher_bytes(*frozen.bases[0]) == pytest.approx(stored_bytes(lm), rel=0.01)
 
 
