@@ -54,7 +54,7 @@ def plan(
 
         settings = read_for_plan(module, recipe, catalog.find_config(config), overrides)
     with Console(stderr=True).status("running a step on tensors without content"):
-        found = make_plan(module, recipe, settings, nproc_per_node)
+        found = make_plan(module, recipe, settings, nproc_per_node, card)
     card = card or smallest_card(found.peak)
     advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
     print_plan(found, card, advice, Console(highlight=False))

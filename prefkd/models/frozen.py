@@ -18,7 +18,7 @@ from prefkd.models.shard import shard
 from prefkd.training.distributed import Ranks
 
 # Of a GPU's memory; a model that takes more of it is split by `placement: auto`.
-_LARGE = 0.25
+LARGE = 0.25
 
 
 class FrozenModel:
@@ -107,15 +107,18 @@ def load_frozen(
 
 def is_split(config: TeacherConfig, ranks: Ranks) -> bool:
     """Whether a model's weights are split over the ranks."""
-    if ranks.world_size == 1 or config.placement == "replicate":
-        return False
-    if config.placement == "shard":
-        return True
-    if ranks.device.type != "cuda" or config.quantization not in SHARDED_SIZE:
-        return False
+    if ranks.world_size == 1 or config.placement != "auto" or ranks.device.type != "cuda":
+        return ranks.world_size > 1 and config.placement == "shard"
     outline = load_causal_lm(replace(config, adapter=None), dtype=config.torch_dtype, device=torch.device("meta"))
-    size = stored_bytes(outline) * SHARDED_SIZE[config.quantization]
-    return size > _LARGE * torch.cuda.get_device_properties(ranks.device).total_memory
+    gpu_bytes = torch.cuda.get_device_properties(ranks.device).total_memory
+    return should_split(config, stored_bytes(outline), gpu_bytes)
+
+
+def should_split(config: TeacherConfig, exact_bytes: int, gpu_bytes: float) -> bool:
+    """What `placement` says of a model of so many bytes before it is quantised, on several GPUs."""
+    if config.placement != "auto" or config.quantization not in SHARDED_SIZE:
+        return config.placement == "shard"
+    return exact_bytes * SHARDED_SIZE[config.quantization] > LARGE * gpu_bytes
 
 
 def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch) -> Tensor | None:

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefkd.planning.memory import GIB, Card
-from prefkd.planning.plan import Plan
-
-# Kinds of memory that FSDP2 splits over ranks.
-SPLIT = ("weights", "gradients", "optimizer")
+from prefkd.planning.plan import SPLIT, Plan
 
 
 def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
@@ -25,6 +22,8 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
         found.append((saved, f"more GPUs, --nproc-per-node {ranks}: weights, gradients and optimizer are split"))
     if training is not None and getattr(config, "lora", False) is None:
         found.append((split * 0.9, "lora={}: adapters learn, and need the optimizer's state for themselves alone"))
+    if needs.get("teacher") and plan.ranks > 1 and config.teacher.placement != "shard":
+        found.append((needs["teacher"] * (1 - 1 / plan.ranks), "teacher.placement=shard"))
     if needs.get("teacher") and config.teacher.quantization == "none":
         found.append((needs["teacher"] / 2, "teacher.quantization=int8"))
     activations = needs.get("activations", 0)

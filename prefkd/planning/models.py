@@ -1,5 +1,6 @@
 """Models without weights, made from their config.json: what they consist of, and how large that is."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from prefkd.errors import PrefkdError
+from prefkd.models.frozen import FrozenModel, should_split
 from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import CONFIG as ADAPTER_CONFIG
 from prefkd.models.quantize import linear_layers
-from prefkd.models.teacher import FrozenModel
 from prefkd.planning.flops import Pass
-from prefkd.planning.memory import quantized_bytes
+from prefkd.planning.memory import gathered_bytes, quantized_bytes, sharded_bytes
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
     Raises:
         PrefkdError: It cannot be had.
     """
-    remedy = "a plan needs its config.json (prefkd download fetches all)"
+    remedy = "a plan needs no more of it than its config.json"
+    folder = Path(config.path)
+    if not (folder / "config.json").is_file() and (problem := next(config.problems(), None)):
+        raise PrefkdError(f"{key}.{problem}; {remedy}")
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # of transformers, of the Hub and of whatever lies in the folder
-        problem = next(config.problems(), None)
-        if problem is None or (Path(config.path) / "config.json").is_file():
-            problem = f"path: the config.json of {config.path} cannot be read: {str(error).strip().splitlines()[0]}"
-        raise PrefkdError(f"{key}.{problem}; {remedy}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise PrefkdError(f"{key}.path: the config.json of {config.path} cannot be read: {reason}; {remedy}") from error
 
 
 def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -118,15 +120,23 @@ def count(module: nn.Module | None, *, trained: bool | None = None) -> int:
     return sum(value.numel() for value in values if trained in (None, value.requires_grad))
 
 
-def teacher_bytes(config: TeacherConfig, base: LogprobModel) -> float:
-    """What the weights of a frozen model take on a rank, each of which holds all of it."""
-    size: float = parameter_bytes(base)
+def teacher_bytes(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_bytes: float | None) -> float:
+    """What the weights of a frozen model take on a rank: all of them, or its part and what is gathered for a layer.
+
+    Args:
+        gpu_bytes: Memory of the GPU that was named; `placement: auto` splits nothing where it is not known.
+    """
+    exact = parameter_bytes(base)
+    size: float = exact
     if config.quantization != "none":
         for _, layer in linear_layers(base.lm):
             weight = layer.weight
             packed = quantized_bytes(*layer.weight.shape, kind=config.quantization, dtype_bytes=weight.element_size())
             size += packed - weight.numel() * weight.element_size()
-    return size
+    if ranks == 1 or not should_split(config, exact, gpu_bytes or math.inf):
+        return size
+    parts = 0.0 if config.cpu_offload else sharded_bytes(size, ranks)
+    return parts + size / exact * gathered_bytes(*group_bytes(base), ranks=ranks)
 
 
 def unpacked_bytes(config: TeacherConfig, base: LogprobModel) -> int:

@@ -12,7 +12,7 @@ from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.models.load import load_tokenizer
 from prefkd.planning.company import Company, gather_company
 from prefkd.planning.flops import forward_flops, training_flops
-from prefkd.planning.memory import Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
+from prefkd.planning.memory import GIB, Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
 from prefkd.planning.models import (
     count,
     group_bytes,
@@ -23,6 +23,8 @@ from prefkd.planning.models import (
 )
 from prefkd.planning.step import pairs_of_pass, state_bytes, track_step
 
+# Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
+SPLIT = ("weights", "gradients", "optimizer")
 # So many pairs tell how many parents the others have.
 SAMPLE = 200
 
@@ -86,11 +88,12 @@ class Plan:
         return sum(need.at_peak for need in self.memory.values())
 
 
-def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int) -> Plan:
+def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None = None) -> Plan:
     """Plan a run of a recipe.
 
     Args:
         ranks: Processes.
+        card: The GPU of each, if it is known.
     """
     company = gather_company(config)
     tracker = track_step(recipe, config, company, ranks)
@@ -103,11 +106,18 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int) -> Plan:
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
         if gathered:
             memory["gathered weights"] = Need(gathered, gathered)
-    teachers = sum(teacher_bytes(*base) for base in company.frozen.bases)
+    gpu_bytes = card.gib * GIB if card is not None else None
+    teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in company.frozen.bases)
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
     memory |= {kind: Need(tracker.most[kind], tracker.peak[kind]) for kind in ("gradients", "casts", "activations")}
     order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "teacher", "activations")
+    memory = {kind: memory[kind] for kind in order if kind in memory and memory[kind].most}
+    if learner is not None and config.training.cpu_offload:
+        memory = {
+            f"{kind} (main memory)" if kind in SPLIT else kind: Need(need.most, 0.0) if kind in SPLIT else need
+            for kind, need in memory.items()
+        }
     data, pairs = config.data, pairs_of_pass(config)
     answer = data.max_length - data.max_prompt_length
     answers = "an answer" if hasattr(config, "target") else "two answers"
@@ -118,7 +128,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int) -> Plan:
         batch=f"{pairs} pairs, each {data.max_prompt_length} tokens of prompt and {answers} of {answer}",
         step=step,
         models=_counted(config, company),
-        memory={kind: memory[kind] for kind in order if kind in memory and memory[kind].most},
+        memory=memory,
         flops=_flops(config, company),
         scores=_scores(config, company),
     )

@@ -62,8 +62,8 @@ def _absences(key: str, section: Any) -> Iterator[str]:
         yield from (f"{key}{problem}" for problem in device_problems(section.quantization, "cpu"))
         if section.adapter is not None:
             yield from (f"{key}adapter: {problem}" for problem in adapter_problems(section.adapter, section.path))
-    if getattr(section, "scores", None) is not None:
-        yield from (f"{key}scores: {problem}" for problem in scores_problems(section.scores))
+    if (scores := getattr(section, "scores", None)) is not None:
+        yield from (f"{key}scores: {problem}" for problem in scores_problems(scores))
     if isinstance(section, DataConfig):
         for name in ("source", "held_out_source"):
             if (source := getattr(section, name)) is not None:

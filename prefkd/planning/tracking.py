@@ -5,7 +5,7 @@ autograd keep is counted as it is, whatever the architecture, and a model of any
 """
 
 import weakref
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,9 +40,9 @@ class MemoryTracker(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor], shares: Mapping[str, float] | None = None):
         super().__init__()
         self.shares = dict(shares or {})
-        self.live: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.peak: Counter[str] = Counter()
+        self.live: dict[str, float] = defaultdict(float)
+        self.most: dict[str, float] = defaultdict(float)
+        self.peak: dict[str, float] = defaultdict(float)
         self._known = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
         self._kinds: dict[int, str] = {}
         self._references: dict[int, weakref.ref] = {}
@@ -116,7 +116,7 @@ class MemoryTracker(TorchDispatchMode):
         self.live[kind] += size * self.shares.get(kind, 1)
         self.most[kind] = max(self.most[kind], self.live[kind])
         if sum(self.live.values()) > self.total:
-            self.peak = Counter(self.live)
+            self.peak = defaultdict(float, self.live)
 
 
 def fakes() -> FakeTensorMode:
@@ -128,7 +128,8 @@ def empty(module: nn.Module) -> None:
     """Put fake weights into a module of the meta device, as if it were on a CPU; tied ones stay so. Inside `fakes`."""
     made: dict[Tensor, Tensor] = {}
     for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
+        tables: Any = owner._parameters, owner._buffers
+        for table in tables:
             for name, value in table.items():
                 if value is None:
                     continue

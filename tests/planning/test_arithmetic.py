@@ -14,7 +14,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize, stored_bytes
 from prefkd.planning.flops import forward_flops, layer_flops, training_flops
 from prefkd.planning.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
-from prefkd.planning.models import make_frozen, reading, teacher_bytes
+from prefkd.planning.models import group_bytes, make_frozen, reading, teacher_bytes
 from tests.tiny import make_model
 
 
@@ -35,6 +35,26 @@ def test_six_operations_for_each_weight_and_token(tmp_path):
     assert forward_flops(replace(read, targets=5)) == forward_flops(read) + 2 * 5 * read.head
 
 
+def test_a_teacher_is_split_as_its_placement_says(tmp_path):
+    make_model(tmp_path / "model", "llama", "byte_level")
+    config = TeacherConfig(str(tmp_path / "model"), dtype="float32")
+    [(_, base)] = make_frozen({"teacher": config}, chunk_size=8).bases
+    whole = teacher_bytes(config, base, 1, None)
+    root, layer = group_bytes(base)
+
+    def size(ranks: int, gpu_bytes: float | None = None, **settings) -> float:
+        return teacher_bytes(replace(config, **settings), base, ranks, gpu_bytes)
+
+    gathered = root + 2 * layer
+    assert size(4, placement="shard") == whole / 4 + gathered
+    assert size(4, placement="shard", cpu_offload=True) == gathered
+    assert size(1, placement="shard") == size(4, placement="replicate") == whole
+    assert (
+        size(4) == size(4, gpu_bytes=5 * whole) == size(4, gpu_bytes=whole, quantization="none", placement="replicate")
+    )
+    assert size(4, gpu_bytes=3 * whole) == size(4, placement="shard")  # it would fill more than a quarter
+
+
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype):
@@ -45,7 +65,7 @@ def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype)
         quantize(lm, kind)
     config = TeacherConfig(str(tmp_path / "model"), dtype=dtype, quantization=kind)
     frozen = make_frozen({"teacher": config}, chunk_size=8)
-    assert teacher_bytes(*frozen.bases[0]) == pytest.approx(stored_bytes(lm), rel=0.01)
+    assert teacher_bytes(*frozen.bases[0], 1, None) == pytest.approx(stored_bytes(lm), rel=0.01)
 
 
 def test_cards():
