@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-TIMEOUT = 900  # seconds
+TIMEOUT = 300  # seconds
 
 
 def run_processes(action: Callable[[], Any], *, processes: int = 2, nodes: int = 1) -> list[Any]:

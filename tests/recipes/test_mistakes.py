@@ -127,6 +127,14 @@ def test_truncated_weights(folder, capsys):
     assert line.startswith("cannot load the model of student: ")
 
 
+def test_what_one_process_finds_ends_the_others(folder, capsys):
+    """The main one alone reads the weights, for which the other waits."""
+    weights = Path("student/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (line,) = errors(capsys, "--nproc-per-node=2")
+    assert line.startswith("cannot load the model of student: ")
+
+
 def test_a_file_of_weights_that_is_missing(folder, capsys):
     """As an interrupted download leaves it."""
     model = AutoModelForCausalLM.from_pretrained("student")

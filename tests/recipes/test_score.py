@@ -130,11 +130,21 @@ def test_whole_shards_are_kept_and_broken_ones_are_computed_again(world, scores,
 @pytest.mark.parametrize("placement", ["replicate", "shard"])
 def test_two_processes_are_one(world, scores, tmp_path, placement):
     out, _ = run_processes(lambda: score(world, tmp_path / "out", f"teacher.placement={placement}"))
-    found = read(out)
-    for place, row in read(scores).items():
+    assert_same_scores(read(scores), read(out))
+
+
+def test_a_base_with_two_adapters_is_split(world, tmp_path):
+    one = score(world, tmp_path / "one", *models(world))
+    split = [f"{name}.placement=shard" for name in ("teacher", "contrast.positive", "contrast.negative")]
+    two, _ = run_processes(lambda: score(world, tmp_path / "two", *models(world), *split))
+    assert_same_scores(read(one), read(two))
+
+
+def assert_same_scores(one: dict, other: dict) -> None:
+    for place, row in one.items():
         for name, value in row.items():
             if isinstance(value, list):
-                assert found[place][name] == pytest.approx(value, rel=1e-5, abs=1e-5)
+                assert other[place][name] == pytest.approx(value, rel=1e-5, abs=1e-5)
 
 
 def test_without_contrast_there_is_the_reference_alone(world, scores, tmp_path):
