@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from tyro.conf import arg
@@ -25,13 +25,14 @@ def inspect(
     *,
     html: Annotated[Path, optional("FILE")] = Path("inspect.html"),
     json: Annotated[Path | None, optional("FILE")] = None,
+    scores: Annotated[Path | None, optional("FOLDER")] = None,
     limit: Annotated[int, optional("N")] = 2000,
     format: Annotated[
         Literal["auto", "standard", "conversational", "hh", "ultrafeedback", "sharegpt"], arg(help_behavior_hint="")
     ] = "auto",
     subset: Annotated[str | None, optional("NAME")] = None,
     split: Annotated[str, optional("NAME")] = "train",
-    max_length: Annotated[int, optional("N")] = 512,
+    max_length: Annotated[int | None, optional("N")] = None,
     max_prompt_length: Annotated[int | None, optional("N")] = None,
     truncation: Annotated[Literal["keep_start", "keep_end"], arg(help_behavior_hint="")] = "keep_end",
     student_template: Template = "auto",
@@ -43,6 +44,7 @@ def inspect(
         prefkd inspect models/SmolLM2-135M-Instruct models/gemma-3-270m pairs.jsonl
         prefkd inspect models/student models/teacher Anthropic/hh-rlhf --subset harmless-base --max-length 1024
         prefkd inspect models/student models/teacher pairs.jsonl --html report/pairs.html --json report/pairs.json
+        prefkd inspect models/student models/teacher pairs.jsonl --scores runs/score/scores
 
     Args:
         student: Folder with a tokenizer (it needs no weights), or a Hub id.
@@ -50,12 +52,13 @@ def inspect(
         data: A file, a folder, or the Hub id of a data set, as `data.source` of a config.
         html: Page to write: the numbers, and pairs with the tokens of both sides. inspect.html if not given.
         json: File for the numbers.
+        scores: Folder that recipe score wrote: the page shows its weights as colour, of the pairs that were scored.
         limit: Most pairs to look at, drawn at random; 2,000 if not given.
         format: Form of the rows.
         subset: Configuration of a Hub data set, or folder in it.
         split: Split of a Hub data set or of a folder; train if not given.
-        max_length: Most tokens of a prompt and one answer; 512 if not given.
-        max_prompt_length: Most tokens of a prompt whose pair is longer; the half of it if not given.
+        max_length: Most tokens of a prompt and one answer; if not given 512, or what it was for the scores.
+        max_prompt_length: Most tokens of a prompt whose pair is longer; if not given the half of it, or that.
         truncation: Which end of such a prompt is kept; the end if not given.
         student_template: The chat template of the tokenizer, or plain headings; chat if there is one.
         teacher_template: The same.
@@ -66,12 +69,19 @@ def inspect(
         from datasets import disable_progress_bars
 
         from prefkd.data.pairs import DataConfig
+        from prefkd.data.scores import open_scores
         from prefkd.inspection.report import inspect_pairs
         from prefkd.inspection.terminal import print_inspection
         from prefkd.inspection.tokenizers import read_side
 
         hush_libraries()
         disable_progress_bars()
+        cache = None if scores is None else open_scores(scores)
+        known: dict[str, Any] = dict(cache.fingerprint) if cache else {}
+        if max_length is None:
+            max_length = int(known.get("data.max_length", 512))
+        if max_prompt_length is None:
+            max_prompt_length = int(known.get("data.max_prompt_length", max(max_length // 2, 1)))
         config = DataConfig(
             source=data,
             format=format,
@@ -80,7 +90,8 @@ def inspect(
             held_out_fraction=0.0,
             on_bad_row="skip",
             max_length=max_length,
-            max_prompt_length=max(max_length // 2, 1) if max_prompt_length is None else max_prompt_length,
+            max_prompt_length=max_prompt_length,
+            reverse=known.get("data.reverse", False),
             truncation=truncation,
         )
         problems = list(config.problems())
@@ -88,7 +99,7 @@ def inspect(
             raise PrefkdError("\n".join(problems))
         sides = read_side(student, student_template), read_side(teacher, teacher_template)
         status.update("aligning")
-        found = inspect_pairs(config, *sides, most=limit)
+        found = inspect_pairs(config, *sides, most=limit, scores=cache)
     _write(html, found.page)
     if json is not None:
         _write(json, _as_json(found.numbers))

@@ -195,6 +195,11 @@ class Scores:
         """
         require_same(reading, self.fingerprint, remedy="restore it, or score again")
 
+    def splits(self) -> dict[tuple[str, int], str]:
+        """File and row of each pair that was scored -> its split."""
+        found = {split: self._read(split) for split in SPLITS}
+        return {place: split for split, rows in found.items() if rows is not None for place in _places(rows)}
+
     def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
         """Add the scores to rows of an aligned data set, which may be a part of those that were scored.
 

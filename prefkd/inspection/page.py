@@ -8,19 +8,23 @@ from typing import Any
 
 from markupsafe import Markup
 
-from prefkd.data.tokenizing import SIDES
+from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.inspection.pairs import COLOUR_NAMES, ShownPair
 from prefkd.inspection.verdict import Verdict, needed_length
 from prefkd.pages import page_template
+from prefkd.weight_report.pairs import ColourScale
 
 
-def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[ShownPair]) -> str:
+def render_page(
+    numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[ShownPair], scale: ColourScale | None = None
+) -> str:
     """The page.
 
     Args:
         numbers: What goes into the JSON file.
         verdict: Their meaning.
         pairs: The pairs to show, in their first order.
+        scale: From weights to colours, if the pairs are coloured by weight.
     """
     # The browser runs a script with this digest and no other, whatever the data may hold.
     script = files("prefkd.inspection").joinpath("sort.js").read_text(encoding="utf-8")
@@ -32,6 +36,8 @@ def render_page(numbers: Mapping[str, Any], verdict: Verdict, pairs: Sequence[Sh
         pairs=pairs,
         sides=SIDES,
         legend=list(enumerate(COLOUR_NAMES)),
+        weight_legend=scale.legend if scale else None,
+        answers=ANSWERS,
         script=Markup(script),
         script_digest=digest,
     )

@@ -1,7 +1,7 @@
 """The pairs that a page shows in full, each parent with its tokens on both sides."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import SIDES
 from prefkd.inspection.answers import Answer, InspectedPair, TokenText, token_texts
 from prefkd.inspection.numbers import WORST_ROWS, pair_numbers, worst_pairs
+from prefkd.inspection.weights import PairWeights
 from prefkd.visible import visible, visible_block, visible_line
 
 TYPICAL = 10
@@ -20,9 +21,6 @@ MOST_CHARACTERS = 2000
 # Colours stand for the tokens of a parent on its longer side: one, two, up to four, up to eight, more.
 COLOUR_BOUNDS = (1, 2, 4, 8)
 COLOUR_NAMES = ("1", "2", "3–4", "5–8", "9 or more")
-
-# From an answer to the colour of each of its parents, an integer of small absolute value.
-Colours = Callable[[Answer], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,8 @@ class ShownPair:
 
     Attributes:
         why: Why it is there.
-        numbers: `prefkd.inspection.numbers.pair_numbers`, by which the pairs can be sorted.
+        numbers: `prefkd.inspection.numbers.pair_numbers`, by which the pairs can be sorted; with weights also
+            mean_weight of each answer, and their spread over all parents of text.
         prompt: Role and text of each message.
         prompt_cut: Tokens of the prompt that truncation took away, for each side.
     """
@@ -93,21 +92,31 @@ def token_colours(answer: Answer) -> np.ndarray:
     return np.searchsorted(COLOUR_BOUNDS, answer.lengths.max(1))
 
 
-def show_pair(pair: InspectedPair, why: str, sides: Mapping[str, ModelSide], colours: Colours) -> ShownPair:
-    """Put a pair together for the page."""
+def show_pair(
+    pair: InspectedPair, why: str, sides: Mapping[str, ModelSide], weights: PairWeights | None = None
+) -> ShownPair:
+    """Put a pair together for the page, coloured by weight, or without weights by tokens."""
     return ShownPair(
         why=why,
-        numbers=pair_numbers(pair),
+        numbers=pair_numbers(pair) | (weights.numbers if weights else {}),
         prompt=[(turn["role"], visible_block(_shortened(turn["content"]))) for turn in pair.prompt],
         prompt_cut={side: pair.aligned[f"{side}_prompt_cut"] for side in SIDES},
-        answers=[_show_answer(answer, sides, colours(answer).tolist()) for answer in pair.answers],
+        answers=[_show_answer(answer, sides, weights) for answer in pair.answers],
     )
 
 
-def _show_answer(answer: Answer, sides: Mapping[str, ModelSide], levels: Sequence[int]) -> ShownAnswer:
+def _show_answer(answer: Answer, sides: Mapping[str, ModelSide], weights: PairWeights | None) -> ShownAnswer:
     single = answer.single.tolist()
+    levels = token_colours(answer) if weights is None else weights.levels(answer.name)
     shown = [
-        _show_parent(answer, parent, sides, level=levels[parent], is_single=single[parent])
+        _show_parent(
+            answer,
+            parent,
+            sides,
+            level=int(levels[parent]),
+            is_single=single[parent],
+            more=weights.details(answer.name, parent) if weights else (),
+        )
         for parent in range(min(len(single), MOST_PARENTS))
     ]
     hidden = len(single) - len(shown)
@@ -129,7 +138,7 @@ def _show_answer(answer: Answer, sides: Mapping[str, ModelSide], levels: Sequenc
 
 
 def _show_parent(
-    answer: Answer, parent: int, sides: Mapping[str, ModelSide], *, level: int, is_single: bool
+    answer: Answer, parent: int, sides: Mapping[str, ModelSide], *, level: int, is_single: bool, more: Sequence[str]
 ) -> ShownParent:
     text = answer.parent_text(parent)
     tokens = {name: token_texts(answer, parent, name, side.tokenizer) for name, side in sides.items()}
@@ -147,12 +156,8 @@ def _show_parent(
         tail=tail[0] if tail and not is_single else "",
         level=level,
         is_end=False,
-        details="\n".join(details),
+        details="\n".join([*details, *more]),
     )
-
-
-def _spells(tokens: Sequence[TokenText], text: str) -> bool:
-    return "".join(token.text for token in tokens if token.is_text) == visible_line(text)
 
 
 def _shortened(text: str) -> str:

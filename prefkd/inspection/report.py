@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 
 from prefkd.data.alignment_report import alignment_report
+from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import Scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.inspection.answers import read_answers
 from prefkd.inspection.numbers import inspection_numbers
 from prefkd.inspection.page import render_page
-from prefkd.inspection.pairs import choose_pairs, show_pair, token_colours
+from prefkd.inspection.pairs import choose_pairs, show_pair
 from prefkd.inspection.verdict import Verdict, judge
+from prefkd.inspection.weights import attach_scores, read_weights, scored_pairs
 
 # Raise it when a name in the JSON file changes its place or its meaning.
 VERSION = 1
@@ -27,7 +30,8 @@ class Inspection:
 
     Attributes:
         numbers: Ready for JSON: version; student and teacher (name, template); data; limits; pairs_in_data;
-            skipped_rows; verdict (grade, summary, advice); and those of `prefkd.inspection.numbers`.
+            skipped_rows; verdict (grade, summary, advice); those of `prefkd.inspection.numbers`; and with scores
+            pairs_not_scored and weights (`prefkd.inspection.weights.Weights.numbers`).
         verdict: What they mean.
         page: A page that shows them, and some pairs.
     """
@@ -37,26 +41,37 @@ class Inspection:
     page: str
 
 
-def inspect_pairs(config: DataConfig, student: ModelSide, teacher: ModelSide, most: int) -> Inspection:
+def inspect_pairs(
+    config: DataConfig, student: ModelSide, teacher: ModelSide, most: int, scores: Scores | None = None
+) -> Inspection:
     """Align pairs and judge what came out.
 
     Args:
         config: Which pairs, and how much of each; the held-out ones are not looked at.
         student, teacher: The two tokenizers with their templates.
         most: Of more pairs than that a random part is taken, which tells as much.
+        scores: What teachers said of the pairs, to show the weights that it makes; pairs without are left out.
 
     Raises:
         DataError: The pairs cannot be read.
-        PrefkdError: None of them can be aligned.
+        PrefkdError: None of them can be aligned, or the scores are not theirs.
     """
     sides = {"student": student, "teacher": teacher}
     read = load_pairs(config)
     looked_at = read.train
+    if scores is not None:
+        scores.require(reading_fingerprint(config, student, teacher))
+        looked_at = scored_pairs(looked_at, scores)
+    not_scored = len(read.train) - len(looked_at)
     if len(looked_at) > most:
         looked_at = looked_at.select(np.sort(np.random.default_rng(SEED).permutation(len(looked_at))[:most]))
-    aligned = align_pairs(looked_at, student, teacher, config=config)
+    instructions = None if scores is None else scores.instructions
+    aligned = align_pairs(looked_at, student, teacher, config=config, contrast=instructions)
     if not len(aligned):
         raise PrefkdError(f"{config.source}: no pair is left after aligning; raise max_length")
+    if scores is not None:
+        aligned = attach_scores(aligned, scores)
+    weights = None if scores is None else read_weights(aligned)
     pairs = read_answers(looked_at, aligned, sides)
     numbers: dict[str, Any] = {
         "version": VERSION,
@@ -71,10 +86,14 @@ def inspect_pairs(config: DataConfig, student: ModelSide, teacher: ModelSide, mo
             "truncation": config.truncation,
         },
         "pairs_in_data": len(read.train),
+        **({} if weights is None else {"pairs_not_scored": not_scored, "weights": weights.numbers}),
         "skipped_rows": [str(row) for row in read.skipped],
         **inspection_numbers(pairs, alignment_report(aligned, looked_at), sides),
     }
     verdict = judge(numbers, config)
     numbers["verdict"] = {"grade": verdict.grade, "summary": verdict.summary, "advice": verdict.advice}
-    shown = [show_pair(pair, why, sides, token_colours) for pair, why in choose_pairs(pairs)]
-    return Inspection(numbers, verdict, render_page(numbers, verdict, shown))
+    shown = [
+        show_pair(pair, why, sides, weights.of_pair(pair.file, pair.row) if weights else None)
+        for pair, why in choose_pairs(pairs)
+    ]
+    return Inspection(numbers, verdict, render_page(numbers, verdict, shown, weights.scale if weights else None))

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prefkd.data.tokenizing import SIDES
+from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.inspection.verdict import Verdict
 from prefkd.visible import visible_line
 
@@ -26,6 +26,7 @@ def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Cons
         "text that is split differently, the most frequent": _splits(numbers),
         "longest parents, in tokens": _longest(numbers),
         "worst rows": _worst(numbers),
+        "weights that the scores make": _weights(numbers),
     }
     for title, table in parts.items():
         if table.rows:
@@ -99,6 +100,21 @@ def _worst(numbers: Mapping[str, Any]) -> Table:
     for pair in numbers["worst_rows"][:LISTED]:
         share, cut = f"{pair['share_one_to_one']:.1%}", f"{pair['characters_cut']:,}"
         table.add_row(str(pair["row"]), share, f"{pair['parents']:,}", f"{pair['longest_parent']:,} tokens", cut)
+    return table
+
+
+def _weights(numbers: Mapping[str, Any]) -> Table:
+    table = _table("", *ANSWERS)
+    if "weights" in numbers:
+        found, contrast = numbers["weights"], numbers["weights"]["contrast"]
+        for name, title in (("log_ratio", "log-ratio"), ("weight", "weight")):
+            cells = (
+                f"{found[name][answer]['mean']:.3f} ± {found[name][answer]['deviation']:.3f}" for answer in ANSWERS
+            )
+            table.add_row(title, *cells)
+        if contrast["pairs_compared"]:
+            table.add_row("pairs with the higher mean log-ratio", f"{contrast['chosen_higher_by_mean']:.1%}")
+        table.add_row("pairs without scores, left out", f"{numbers['pairs_not_scored']:,}")
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.pages import page_template
 from prefkd.weight_report.numbers import SATURATION
-from prefkd.weight_report.pairs import LEVELS, ColourScale, ShownPair
+from prefkd.weight_report.pairs import ColourScale, ShownPair
 
 
 def render_page(
@@ -28,7 +28,7 @@ def render_page(
             for name in ("log_ratio", "weight")
         },
         pairs=pairs,
-        legend=[(level, scale.weight_at(level)) for level in range(-LEVELS, LEVELS + 1)],
+        legend=scale.legend,
         answers=ANSWERS,
         saturation=SATURATION,
         student=student,

@@ -77,6 +77,11 @@ class ColourScale:
         distance = level * self.reach / LEVELS
         return self.neutral * math.exp(distance) if self.logarithmic else self.neutral + distance
 
+    @property
+    def legend(self) -> list[tuple[int, float]]:
+        """All colours, from the one that counts least, each with its weight."""
+        return [(level, self.weight_at(level)) for level in range(-LEVELS, LEVELS + 1)]
+
 
 @dataclass(frozen=True)
 class ShownParent:
@@ -187,8 +192,7 @@ def _show_answer(
                 details="\n".join(
                     [
                         *(f"{name}: {' | '.join(tokens[name][i])}" for name in SIDES),
-                        _log_ratio_line(log_ratio, answer, is_end, scored.config),
-                        f"weight {weight:.3f}",
+                        *weight_lines(weight, log_ratio, answer, is_end, scored.config),
                     ]
                 ),
             )
@@ -204,6 +208,11 @@ def _tokens_of_parents(ids: Sequence[int], parents: Sequence[int], reader: Piece
     for token_id, parent in zip(ids, parents, strict=True):
         tokens[parent].append(visible_line(reader.token(token_id)))
     return tokens
+
+
+def weight_lines(weight: float, log_ratio: float, answer: str, is_end: bool, config: WeightConfig) -> list[str]:
+    """What is told of the weight of a parent to a reader who points at it."""
+    return [_log_ratio_line(log_ratio, answer, is_end, config), f"weight {weight:.3f}"]
 
 
 def _log_ratio_line(log_ratio: float, answer: str, is_end: bool, config: WeightConfig) -> str:

@@ -75,6 +75,8 @@ def test_terminal_shows_control_characters_and_markup_as_text(tokenizers, prefkd
         (("small", "large", "emoji.jsonl", "--max-length", "2"), "emoji.jsonl: no pair is left after aligning"),
         (("small", "large", "pairs.jsonl", "--teacher-template", "chat"), "large: its tokenizer has no chat template"),
         (("small", "large", "pairs.jsonl", "--html", "toy.yaml/a.html"), "toy.yaml: "),
+        (("small", "large", "pairs.jsonl", "--scores", "nowhere"), "no folder nowhere; write it with recipe score"),
+        (("small", "large", "pairs.jsonl", "--scores", "small"), "small holds no fingerprint.json; name the folder"),
     ],
 )
 def test_mistakes(arguments, message, tokenizers, prefkd):

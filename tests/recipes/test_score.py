@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prefkd.cli.main import main
 from prefkd.models import frozen as frozen_module
 from tests.processes import run_processes
 from tests.recipes import single_model
@@ -76,6 +77,18 @@ def test_the_numbers_are_those_of_the_models(world, scores):
                 expected = teacher_logprobs(world, teacher, prompt, row["chosen"].strip()).sum().item()
             found = sum(rows["pairs.jsonl", number][f"chosen_{name}"])
             assert found == pytest.approx(expected, rel=1e-5), (number, name)
+
+
+def test_inspect_shows_the_weights(world, scores, tmp_path, capsys):
+    command = ["inspect", f"{world}/student", f"{world}/teacher", f"{world}/pairs.jsonl", "--scores", str(scores)]
+    assert main([*command, "--html", f"{tmp_path}/page.html", "--json", f"{tmp_path}/numbers.json"]) == 0
+    assert "weights that the scores make" in capsys.readouterr().out
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    report = json.loads((scores.parent / "weight_report.json").read_text())
+    assert found["pairs"] == 12 and found["pairs_not_scored"] == 0
+    for name in ("weight", "log_ratio", "contrast"):
+        assert found["weights"][name] == report[name]
+    assert 'class="weighted"' in (tmp_path / "page.html").read_text()
 
 
 def test_two_adapters_share_one_base_in_memory(world, tmp_path, monkeypatch):
