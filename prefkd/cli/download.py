@@ -12,7 +12,7 @@ from prefkd.cli.output import hush_libraries, say
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
 
-MAIN_DEMO = "demo/tis_dpo_distill"
+MAIN_DEMO = "demo/dskd_distill"
 # Pickled weights can run code when they are loaded; the other formats hold the same weights once more.
 IGNORED = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
