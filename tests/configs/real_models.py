@@ -109,8 +109,8 @@ REAL: dict[str, tuple[int, dict[str, Any]]] = {
         {
             **PHI,
             "max_position_embeddings": 131072,
-            # 48 factors each, half of a head's width; the first and the last of them.
-            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.8], "long_factor": [1.08, 64.0]},
+            # 48 factors each, half of a head's width, which rise; here between which numbers, rounded.
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 3.0], "long_factor": [1.1, 65.0]},
             "sliding_window": 262144,
         },
     ),

@@ -45,7 +45,7 @@ def ultrafeedback(source: str, *, name: str | None, split: str) -> Dataset:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> Path:
-    """A folder for each pair with its models below models/, as `prefkd download` writes them, and pairs of one's own."""
+    """A folder for each pair, with its models where `prefkd download` writes them, and with pairs of one's own."""
     folder = tmp_path_factory.mktemp("worlds")
     for pair, ids in PAIRS.items():
         for hub_id in ids:
