@@ -63,7 +63,8 @@ def editable(tmp_path_factory) -> list[Path | str]:
 def test_ls_cp_and_validate(kind, request, tmp_path):
     prefkd = request.getfixturevalue(kind)
     listed = run(*prefkd, "ls", cwd=tmp_path)
-    assert RECIPE.name in listed and RECIPE.configs[0] in listed
+    folder, name = RECIPE.configs[0].rsplit("/", 1)
+    assert RECIPE.name in listed and f"{folder}/" in listed and name in listed
 
     run(*prefkd, "cp", RECIPE.name, "mine.py", cwd=tmp_path)
     run(*prefkd, "cp", RECIPE.configs[0], "mine.yaml", cwd=tmp_path)

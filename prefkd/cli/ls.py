@@ -1,5 +1,7 @@
 """`prefkd ls`."""
 
+from pathlib import PurePosixPath
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -8,19 +10,35 @@ from prefkd import catalog
 
 
 def ls() -> None:
-    """List the shipped recipes with their configs, and the pipelines.
+    """List the shipped recipes, their configs and the pipelines.
 
     For example:
         prefkd ls
     """
+    recipes = catalog.recipes()
+    _print("recipe", "what it does", {recipe.name: recipe.summary for recipe in recipes})
+    recipe_of = {config: recipe.name for recipe in recipes for config in recipe.configs}
+    # In each folder the configs that are named after their recipe, then the others with what they are for.
+    folders: dict[str, dict[str, list[str]]] = {}
+    for config in catalog.configs():
+        path, recipe = PurePosixPath(config), recipe_of[config]
+        group = "" if recipe == path.name else f"for {recipe}: "
+        folders.setdefault(f"{path.parent}/", {}).setdefault(group, []).append(path.name)
+    lines = {
+        folder: "; ".join(group + ", ".join(names) for group, names in sorted(groups.items()))
+        for folder, groups in folders.items()
+    }
+    _print("configs in", "each named after its recipe", lines)
+    summaries = {name: catalog.pipeline_summary(path) for name, path in catalog.pipelines().items()}
+    _print("pipeline", "what it does", summaries)
+    first = recipes[0].configs[0]
+    Console().print(f"a config is run as `prefkd run {recipe_of[first]} --config {first}`", soft_wrap=True)
+
+
+def _print(title: str, explanation: str, rows: dict[str, str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("recipe with its configs, or pipeline", no_wrap=True)
-    table.add_column("what it does")
-    for recipe in catalog.recipes():
-        table.add_row(Text(recipe.name, "bold"), Text(recipe.summary))
-        for config in recipe.configs:
-            table.add_row(Text(f"  {config}"), "")
-    table.add_section()
-    for name, path in catalog.pipelines().items():
-        table.add_row(Text(name, "bold"), Text(catalog.pipeline_summary(path)))
-    Console().print(table)
+    table.add_column(title, no_wrap=True)
+    table.add_column(explanation)
+    for name, text in rows.items():
+        table.add_row(Text(name, "bold"), Text(text))
+    Console().print(table, "")

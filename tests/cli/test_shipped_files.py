@@ -11,13 +11,25 @@ from prefkd import catalog
 RECIPE = catalog.recipes()[0]
 
 
-def test_ls_shows_every_recipe_with_its_summary_and_configs(prefkd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+def test_ls_shows_every_recipe_with_its_summary_and_every_config(prefkd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     shown = prefkd("ls").out
     for recipe in catalog.recipes():
         assert f"{recipe.name} " in shown
         assert recipe.summary in shown
-        assert all(f"  {config}" in shown for config in recipe.configs)
+    lines = {line.split()[0]: line.split(None, 1)[1] for line in shown.splitlines() if "/ " in line}
+    for config, path in catalog.configs().items():
+        folder, name = config.rsplit("/", 1)
+        recipe = catalog.recipe_of(path)
+        own, _, others = lines[f"{folder}/"].strip().partition(f"for {recipe}: ")
+        assert name in (own if recipe == name else others).split(", ")
+
+
+def test_ls_fits_a_terminal(prefkd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = prefkd("ls").out.splitlines()
+    assert len(shown) <= 60
+    assert max(map(len, shown)) <= 120
 
 
 def test_cat_prints_the_file(prefkd):
