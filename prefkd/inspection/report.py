@@ -29,9 +29,10 @@ class Inspection:
     """What was found.
 
     Attributes:
-        numbers: Ready for JSON: version; student and teacher (name, template); data; limits; pairs_in_data;
-            skipped_rows; verdict (grade, summary, advice); those of `prefkd.inspection.numbers`; and with scores
-            pairs_not_scored and weights (`prefkd.inspection.weights.Weights.numbers`).
+        numbers: Ready for JSON: version; student and teacher (name, template); data; limits; pairs_in_data
+            (with scores those that were scored); skipped_rows; verdict (grade, summary, advice); those of
+            `prefkd.inspection.numbers`; and with scores pairs_not_scored and weights
+            (`prefkd.inspection.weights.Weights.numbers`).
         verdict: What they mean.
         page: A page that shows them, and some pairs.
     """
@@ -62,7 +63,7 @@ def inspect_pairs(
     if scores is not None:
         scores.require(reading_fingerprint(config, student, teacher))
         looked_at = scored_pairs(looked_at, scores)
-    not_scored = len(read.train) - len(looked_at)
+    available = len(looked_at)
     if len(looked_at) > most:
         looked_at = looked_at.select(np.sort(np.random.default_rng(SEED).permutation(len(looked_at))[:most]))
     instructions = None if scores is None else scores.instructions
@@ -85,8 +86,8 @@ def inspect_pairs(
             "max_prompt_length": config.max_prompt_length,
             "truncation": config.truncation,
         },
-        "pairs_in_data": len(read.train),
-        **({} if weights is None else {"pairs_not_scored": not_scored, "weights": weights.numbers}),
+        "pairs_in_data": available,
+        **({} if weights is None else {"pairs_not_scored": len(read.train) - available, "weights": weights.numbers}),
         "skipped_rows": [str(row) for row in read.skipped],
         **inspection_numbers(pairs, alignment_report(aligned, looked_at), sides),
     }

@@ -96,19 +96,20 @@ def scored_pairs(pairs: Dataset, scores: Scores) -> Dataset:
 
 
 def attach_scores(aligned: Dataset, scores: Scores) -> Dataset:
-    """Add the scores to aligned pairs of `scored_pairs`; those of one split stand together.
+    """Add the scores to aligned pairs of `scored_pairs`.
 
     Raises:
         ConfigError: A pair is not what it was when it was scored.
     """
     known = scores.splits()
     splits = [known[place] for place in zip(aligned["file"], aligned["row"], strict=True)]
-    parts = []
+    parts, order = [], []
     for split in cast(tuple[Literal["train", "held_out"], ...], SPLITS):
         rows = [i for i, name in enumerate(splits) if name == split]
         if rows:
             parts.append(scores.attach(aligned.select(rows), split))
-    return concatenate_datasets(parts)
+            order += rows
+    return concatenate_datasets(parts).select(np.argsort(order))
 
 
 def read_weights(scored: Dataset) -> Weights:

@@ -76,7 +76,9 @@ def articles(page: str) -> dict[int, str]:
 def test_colours_are_the_weights(weighted, log_ratios):
     numbers, shown = weighted.numbers, articles(weighted.page)
     scored = {row for row, _ in log_ratios}
-    assert len(scored) == len(HARD) - numbers["pairs_not_scored"] == numbers["pairs"] and scored == set(shown)
+    assert len(scored) == len(HARD) - numbers["pairs_not_scored"] == numbers["pairs"] == numbers[
+        "pairs_in_data"
+    ] and scored == set(shown)
     assert numbers["pairs_not_scored"] == 1  # of two pairs held out one was scored
     for row, text in shown.items():
         for answer, figure in zip(ANSWERS, text.split("<figure>")[1:], strict=True):
@@ -94,7 +96,7 @@ def test_colours_are_the_weights(weighted, log_ratios):
 def test_numbers_are_those_of_the_scores(weighted, log_ratios):
     distribution = weighted.numbers["weights"]["log_ratio"]["chosen"]
     assert distribution["count"] <= sum(len(values) for (_, answer), values in log_ratios.items() if answer == "chosen")
-    assert "pairs have no scores" in weighted.page and json.dumps(weighted.numbers, allow_nan=False)
+    assert "Pairs without scores, left out: 1." in weighted.page and json.dumps(weighted.numbers, allow_nan=False)
 
 
 def test_pairs_are_sorted_by_weight_and_text_does_no_harm(weighted, dom):
