@@ -145,9 +145,11 @@ def _size(tensor: Tensor) -> int:
 
 
 def _answer(func: Any, args: Any) -> tuple[bool, Any]:
-    """What is answered to questions about values, which nobody knows: no, one, and every position of a mask."""
+    """What is answered to questions about values, which nobody knows: no, one, alike, and every position of a mask."""
     if func is aten._local_scalar_dense.default:
         return True, args[0].dtype != torch.bool  # False for a mask, 1 for a number
+    if func is aten.equal.default:
+        return True, True
     if func is aten.nonzero.default:
         return True, args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
     if func is aten.index.Tensor and any(_is_mask(index) for index in args[1] if index is not None):

@@ -82,6 +82,25 @@ def test_two_steps(pair, recipe, world):
         assert_same_model(start, written)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_node_of_gpus_is_planned(pair, recipe, world):
+    command = ["plan", recipe, "--config", f"{pair}/{recipe}", "--nproc-per-node", "8", "--gpu", "H100"]
+    assert main([*command, "--json", "plan.json"]) == 0
+    plan = json.loads(Path("plan.json").read_text())
+    assert plan["fits"]
+    models = {model["name"]: model["trained"] + model["frozen"] for model in plan["models"]}
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(Path("models") / hub_id.rpartition("/")[2]).num_parameters()
+        for hub_id in PAIRS[pair]
+    )
+    if recipe in ("sft", "dpo"):
+        assert models["model"] == teacher
+    else:
+        assert models["teacher"] == teacher
+        assert recipe == "score" or models["student"] == student
+
+
 def assert_same_model(start: Path, written: Path) -> None:
     """Two steps at a low learning rate leave a model what it was: its class, its settings, nearly its weights."""
     before, after = (
