@@ -163,7 +163,8 @@ class AnswersTask:
         rewards: dict[str, dict[str, float]] = {}
         folder = Path(config.path)
         parts: Fingerprint = {f"reward_model.{name}": value for name, value in vars(config).items()}
-        parts["reward_model.model"] = folder_fingerprint(folder) if folder.is_dir() else None
+        if folder.is_dir():
+            parts["reward_model.model"] = folder_fingerprint(folder)
         for checkpoint, answers in self.answers.items():
             with attempts.attempt(checkpoint, f"{self.name}, reward"):
                 path = self.folder / "rewards" / f"{checkpoint}.jsonl"

@@ -75,7 +75,7 @@ class Checkpoint:
             "checkpoint.template": self.config.template,
         }
         if self.config.missing():
-            return settings | dict.fromkeys(("checkpoint.model", "checkpoint.adapter", "checkpoint.side"))
+            return settings
         return settings | model_fingerprint("checkpoint", self.config) | {"checkpoint.side": self.side.fingerprint}
 
     @property

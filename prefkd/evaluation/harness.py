@@ -171,6 +171,8 @@ def run_harness(
     problem = checkpoint.config.missing()
     if problem is not None:
         raise PrefkdError(problem)
+    if checkpoint.config.quantization != "none":
+        raise PrefkdError("lm-eval loads the model itself, and cannot quantize it as asked; use quantization: none")
     lm_eval: Any = import_module("lm_eval")
     tracker: Any = import_module("lm_eval.loggers").EvaluationTracker(output_path=str(folder))
     results = lm_eval.simple_evaluate(

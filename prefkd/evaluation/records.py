@@ -19,7 +19,7 @@ class Records:
     Args:
         path: The file of JSON lines.
         fingerprint: What the rows depend on. Rows that depend on something else are thrown away at the first `add`.
-            Parts that are None are unknown now, and not compared.
+            Parts that are unknown now are left out of it, and not compared.
         ranks: The main rank reads and writes; the others have the same rows in memory.
 
     Attributes:
@@ -71,7 +71,7 @@ class Records:
         """The rows on disk, whether they are all, and whether there are none that can be used."""
         try:
             stored = json.loads(self._settings.read_text(encoding="utf-8"))
-            is_same = all(value is None or stored.get(name) == value for name, value in self.fingerprint.items())
+            is_same = all(stored.get(name) == value for name, value in self.fingerprint.items())
             if not is_same:
                 return {}, False, True
             content = self.path.read_bytes()

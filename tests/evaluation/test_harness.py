@@ -196,11 +196,18 @@ def test_a_killed_run_goes_on_with_what_was_answered(world, finished, tmp_path, 
 def test_a_limit_is_told_and_a_missing_model_is_no_end(world, tmp_path):
     make_model(tmp_path / "other", "llama", "byte_level", seed=3)
     found = evaluate(
-        world, tmp_path / "out", "lm_eval.limit=3", "lm_eval.tasks=[second]", "checkpoints.lora={path: nowhere}", code=2
+        world,
+        tmp_path / "out",
+        "lm_eval.limit=3",
+        "lm_eval.tasks=[second]",
+        "checkpoints.lora={path: nowhere}",
+        "checkpoints.small={path: %s/model, quantization: int8}" % world,  # noqa: UP031
+        code=2,
     )
     assert pick(found, task="second", metric="acc", checkpoint="base")["count"] == 3
     assert found["notes"] == ["lm-eval: 3 questions of each task; not to be compared with published numbers"]
     assert "no folder nowhere" in found["failures"][0]["reason"]
+    assert "use quantization: none" in found["failures"][1]["reason"]
 
 
 @pytest.mark.parametrize(

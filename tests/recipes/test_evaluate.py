@@ -182,6 +182,16 @@ def test_a_changed_model_or_setting_is_read_again(world, finished, tmp_path, cap
     assert kept == (finished / "preferences/pairs/base.jsonl").read_bytes()
 
 
+def test_without_its_adapter_a_checkpoint_is_read_again(world, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    found = evaluate(world, tmp_path / "out", "~checkpoints.lora.adapter")
+    for name in ("logprob_accuracy", "logprob_per_token_accuracy"):
+        base, lora = (pick(found, checkpoint=one, metric=name, subset="")["value"] for one in ("base", "lora"))
+        assert base == lora
+    files = [tmp_path / f"out/preferences/pairs/{name}.jsonl" for name in ("base", "lora")]
+    assert files[0].read_text() == files[1].read_text()
+
+
 def test_without_the_models_the_table_can_be_made_again(world, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     gone = world / "dpo"
