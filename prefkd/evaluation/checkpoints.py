@@ -17,6 +17,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, load_tokenizer
+from prefkd.models.quantize import quantize
 from prefkd.training.distributed import Ranks
 
 Item = TypeVar("Item")
@@ -31,7 +32,8 @@ class CheckpointConfig(TeacherConfig):
     """
 
     def problems(self) -> Iterator[str]:
-        return iter(())
+        if self.placement == "shard":
+            yield "placement: shard is for teachers; each process evaluates with a whole model, so remove it"
 
     def missing(self) -> str | None:
         """What keeps it from being loaded, as far as its files tell."""
@@ -63,6 +65,8 @@ class Checkpoint:
         """The model itself, as a constant, on its device."""
         self._require_files()
         lm = load_causal_lm(self.config, dtype=self.config.torch_dtype, device=self.device)
+        if self.config.quantization != "none":
+            quantize(lm, self.config.quantization)
         return lm.requires_grad_(False).eval()
 
     @cached_property

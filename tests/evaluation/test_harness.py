@@ -201,7 +201,7 @@ def test_a_limit_is_told_and_a_missing_model_is_no_end(world, tmp_path):
         "lm_eval.limit=3",
         "lm_eval.tasks=[second]",
         "checkpoints.lora={path: nowhere}",
-        "checkpoints.small={path: %s/model, quantization: int8}" % world,  # noqa: UP031
+        f"checkpoints.small={{path: {world}/model, quantization: int8}}",
         code=2,
     )
     assert pick(found, task="second", metric="acc", checkpoint="base")["count"] == 3

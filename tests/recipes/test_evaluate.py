@@ -182,6 +182,14 @@ def test_a_changed_model_or_setting_is_read_again(world, finished, tmp_path, cap
     assert kept == (finished / "preferences/pairs/base.jsonl").read_bytes()
 
 
+def test_a_quantized_checkpoint_is_read_as_such(world, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    assert evaluate(world, tmp_path / "out", "checkpoints.other.quantization=int8")["failures"] == []
+    for name, same in (("base", True), ("other", False)):
+        one, two = (out / f"preferences/pairs/{name}.jsonl" for out in (finished, tmp_path / "out"))
+        assert (one.read_text() == two.read_text()) is same
+
+
 def test_without_its_adapter_a_checkpoint_is_read_again(world, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     found = evaluate(world, tmp_path / "out", "~checkpoints.lora.adapter")
@@ -253,6 +261,7 @@ def test_truncation_is_told(world, tmp_path):
     [
         (("baseline=bse",), "baseline: bse is no checkpoint; did you mean base?"),
         (("checkpoints.base.pth=x",), "checkpoints.base.pth: unknown key; did you mean path?"),
+        (("checkpoints.base.placement=shard",), "checkpoints.base.placement: shard is for teachers"),
         (("checkpoints.base=x",), "checkpoints.base: 'x' is not a section of keys and values"),
         (("checkpoints.new={}",), "checkpoints.new.path: missing; give a text"),
         (("checkpoints={a b: {path: x/y}}",), "checkpoints.a b: is the name of files as well"),
