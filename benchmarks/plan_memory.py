@@ -4,7 +4,8 @@ r"""What `prefkd plan` says of memory beside what runs take, for recipes of the 
     python benchmarks/plan_memory.py
 
 Each run trains a few steps on pairs that fill `data.max_length`, in a process of its own. Measured is the most memory
-that the process held in training beyond what it held before any model was loaded (Linux only).
+that the process held in training beyond what it held before any model was loaded (Linux with glibc only). glibc is told
+to give freed memory back at once: else it keeps gaps of a quarter and more, which are of its making and not the run's.
 """
 
 import json
@@ -75,6 +76,7 @@ def write_full_pairs(path: Path, count: int) -> None:
 
 def main(arguments: Arguments) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     for recipe in arguments.runs:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)

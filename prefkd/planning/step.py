@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prefkd.config import bind, build
+from prefkd.errors import PrefkdError
 from prefkd.planning.company import Company
 from prefkd.planning.models import unpacked_bytes
 from prefkd.planning.rows import full_batch
@@ -50,9 +51,15 @@ def track_step(recipe: ModuleType, config: Any, company: Company, ranks: int) ->
     run = SimpleNamespace(model=company.learner, student=company.learner, teacher=teacher, **_settings(config))
     passes = microbatches(config.training.batch_size, config.training.microbatch_size, ranks)
     tracker.keep_gradients(company.learner, are_there=passes > 1)
-    with mode, tracker:
-        losses, _ = recipe.compare(config, run, batch)
-        (losses * batch.counted).sum().backward()
+    try:
+        with mode, tracker:
+            losses, _ = recipe.compare(config, run, batch)
+            (losses * batch.counted).sum().backward()
+    except PrefkdError:
+        raise
+    except Exception as error:  # whatever a loss of the user's own makes of tensors without content
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PrefkdError(f"the step cannot be run on tensors without content, as a plan does: {reason}") from error
     return tracker
 
 
