@@ -153,7 +153,7 @@ def test_reverse_is_swapping_the_answers(world, tmp_path, capsys):
 @pytest.mark.parametrize("adapter", [(), ("lora={}",)], ids=["full", "lora"])
 def test_reference_free_reads_no_reference(world, tmp_path, monkeypatch, adapter):
     calls, forward = [], LogprobModel.forward
-    monkeypatch.setattr(LogprobModel, "forward", lambda self, tokens: calls.append(self) or forward(self, tokens))
+    monkeypatch.setattr(LogprobModel, "forward", lambda self, *args: calls.append(self) or forward(self, *args))
     run("dpo", world, tmp_path / "out", "loss.reference_free=true", "training.max_steps=1", *adapter)
     # A look at the model's own logits, one step, and two evaluations of two microbatches.
     assert len(calls) == 1 + 1 + 2 * 2 and len(set(map(id, calls))) == 1
