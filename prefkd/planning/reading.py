@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from prefkd import catalog
 from prefkd.cli.launch import load_recipe
 from prefkd.config import examine_config
@@ -16,6 +18,7 @@ from prefkd.errors import ConfigError, PrefkdError
 from prefkd.models.load import ModelConfig, TeacherConfig
 from prefkd.models.lora import adapter_problems
 from prefkd.models.quantize import device_problems
+from prefkd.models.teacher import TeacherSource
 from prefkd.training.projectors import ProjectorConfig
 
 # About the state of this machine and of the folder that a run would write.
@@ -59,11 +62,12 @@ def _absences(key: str, section: Any) -> Iterator[str]:
     if isinstance(section, ModelConfig) and section.path is not None:
         yield from (f"{key}{problem}" for problem in ModelConfig.problems(section))
     if isinstance(section, TeacherConfig):
-        yield from (f"{key}{problem}" for problem in device_problems(section.quantization, "cpu"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        yield from (f"{key}{problem}" for problem in device_problems(section.quantization, device))
         if section.adapter is not None:
             yield from (f"{key}adapter: {problem}" for problem in adapter_problems(section.adapter, section.path))
-    if (scores := getattr(section, "scores", None)) is not None:
-        yield from (f"{key}scores: {problem}" for problem in scores_problems(scores))
+    if isinstance(section, TeacherSource) and section.scores is not None:
+        yield from (f"{key}scores: {problem}" for problem in scores_problems(section.scores))
     if isinstance(section, DataConfig):
         for name in ("source", "held_out_source"):
             if (source := getattr(section, name)) is not None:
