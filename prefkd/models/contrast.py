@@ -1,10 +1,11 @@
 """The contrast of TIS-DPO (arXiv 2410.04350): two models pi+ and pi- that find good text differently likely."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
 from transformers import AutoConfig
 
 from prefkd.data.batches import TokenBatch
@@ -15,7 +16,7 @@ from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
 from prefkd.models.frozen import load_frozen
 from prefkd.models.load import TeacherConfig, load_tokenizer
-from prefkd.models.teacher import Reader, Teacher
+from prefkd.models.teacher import Reader, Teacher, make_readers
 from prefkd.training.distributed import Ranks
 from prefkd.training.progress import parameter_count
 from prefkd.training.weighting import WeightConfig
@@ -87,13 +88,17 @@ def load_contrast(
     bases = {id(model.base): model.base for model in (own, *pair)}
     size = " + ".join(parameter_count(base) for base in bases.values())
     description = f"{teacher.path}  {own.storage} on {ranks.device}, {size} parameters in memory"
-    readers = {"reference": Reader(own, "teacher")}
-    if contrast.kind == "prompts":
-        readers |= {"positive": Reader(own, "positive"), "negative": Reader(own, "negative")}
-    elif contrast.kind == "models":
-        positive, negative = pair
-        readers |= {"positive": Reader(positive, "teacher"), "negative": Reader(negative, "teacher")}
-    return Teacher(readers, description=description)
+    return Teacher(contrast_readers(contrast, own, *pair), description=description)
+
+
+def contrast_readers(
+    contrast: ContrastConfig, own: Callable[[TokenBatch], Tensor], *pair: Callable[[TokenBatch], Tensor]
+) -> dict[str, Reader]:
+    """What is asked of the teacher's own model, and of pi+ and pi- where these are models of their own."""
+    readers = make_readers(own, is_reference=True, gets_instructions=contrast.kind == "prompts")
+    if contrast.kind == "models":
+        readers |= {name: Reader(model, "teacher") for name, model in zip(INSTRUCTIONS, pair, strict=True)}
+    return readers
 
 
 def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:

@@ -53,7 +53,7 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
     Raises:
         PrefkdError: A layer has a shape that cannot be cut into blocks, or its blocks cannot be split.
     """
-    layers = {name: module for name, module in linear_layers(lm)}
+    layers = dict(linear_layers(lm))
     for name, layer in layers.items():
         reason = _misfit(layer, kind, shards)
         if reason:

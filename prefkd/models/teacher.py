@@ -81,6 +81,16 @@ class Reader:
         return batch.parent_sums(self.model(tokens), tokens)
 
 
+def make_readers(
+    model: Callable[[TokenBatch], Tensor], *, is_reference: bool, gets_instructions: bool
+) -> dict[str, Reader]:
+    """What one model is asked: as the reference, and as pi+ and pi- under a positive and a negative instruction."""
+    readers = {"reference": Reader(model, "teacher")} if is_reference else {}
+    if gets_instructions:
+        readers |= {"positive": Reader(model, "positive"), "negative": Reader(model, "negative")}
+    return readers
+
+
 class Teacher:
     """Gives the scores of a batch: what models in memory say, and for the rest what came with the batch.
 
@@ -120,9 +130,7 @@ def open_teacher(
     if not (is_reference or gets_instructions):
         return Teacher({}, description=f"{config.path}, of which nothing is asked")
     [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, ranks=ranks)
-    readers = {"reference": Reader(model, "teacher")} if is_reference else {}
-    if gets_instructions:
-        readers |= {"positive": Reader(model, "positive"), "negative": Reader(model, "negative")}
+    readers = make_readers(model, is_reference=is_reference, gets_instructions=gets_instructions)
     return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {model.storage}")
 
 
@@ -196,8 +204,7 @@ class LiveTeacher:
         self.asked = asked
         self.description = description
         self.model = model if asked.reference or asked.logprobs or asked.states else None
-        contrast: tuple[Literal["positive", "negative"], ...] = ("positive", "negative") if asked.contrast else ()
-        self.readers = {view: Reader(model, view) for view in contrast if model is not None}
+        self.readers = make_readers(model, is_reference=False, gets_instructions=asked.contrast) if model else {}
 
     def __call__(self, batch: PairBatch) -> TeacherSignals:
         read = {name: reader(batch) for name, reader in self.readers.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefkd.models.quantize import SHARDED_SIZE
 from prefkd.planning.memory import GIB, Card
 from prefkd.planning.plan import SPLIT, Plan
 
@@ -22,7 +23,8 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
         found.append((saved, f"more GPUs, --nproc-per-node {ranks}: weights, gradients and optimizer are split"))
     if training is not None and getattr(config, "lora", False) is None:
         found.append((split * 0.9, "lora={}: adapters learn, and need the optimizer's state for themselves alone"))
-    if needs.get("teacher") and plan.ranks > 1 and config.teacher.placement != "shard":
+    replicated = needs.get("teacher") and plan.ranks > 1 and config.teacher.placement == "replicate"
+    if replicated and config.teacher.quantization in SHARDED_SIZE:
         found.append((needs["teacher"] * (1 - 1 / plan.ranks), "teacher.placement=shard"))
     if needs.get("teacher") and config.teacher.quantization == "none":
         found.append((needs["teacher"] / 2, "teacher.quantization=int8"))

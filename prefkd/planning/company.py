@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from prefkd.data.batches import PairBatch, TokenBatch
+from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.models.contrast import contrast_readers
+from prefkd.models.frozen import FrozenModel
 from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import add_adapter
-from prefkd.models.teacher import FrozenModel, LiveTeacher, Questions, Reader, Teacher
+from prefkd.models.teacher import LiveTeacher, Questions, Teacher, make_readers
 from prefkd.planning.models import Frozen, make_frozen, make_skeleton, read_architecture
 from prefkd.training.combination import Objective
-
-VIEWS = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,14 @@ def gather_company(config: Any) -> Company:
         return _with_live_teacher(config)
     weights = getattr(config, "weights", None)
     is_reference = getattr(config, "reference", "teacher") == "teacher"
-    views = ["reference"] * is_reference + [*VIEWS] * (weights is not None and weights.prompts is not None)
-    if teacher.scores is not None or not views:
+    gets_instructions = weights is not None and weights.prompts is not None
+    if teacher.scores is not None or not (is_reference or gets_instructions):
         stored = weights is not None and weights.contrast == "scores"
         return Company(_learner(config), Frozen([], []), Teacher({}, description=""), (), _stored(stored))
     frozen = make_frozen({"teacher": teacher}, chunk_size=config.training.chunk_size)
-    model = _Once(frozen.models[0])
-    readers = {name: Reader(model, _view(name)) for name in views}
+    readers = make_readers(_Once(frozen.models[0]), is_reference=is_reference, gets_instructions=gets_instructions)
     ahead = () if is_reference else _stored(False)
-    return Company(_learner(config), frozen, Teacher(readers, description=""), (len(views),), ahead)
+    return Company(_learner(config), frozen, Teacher(readers, description=""), (len(readers),), ahead)
 
 
 def _learner(config: Any, projectors: DualSpaceProjectors | None = None) -> LogprobModel:
@@ -84,8 +84,7 @@ def _with_live_teacher(config: Any) -> Company:
     model = frozen.models[0] if frozen.models else None
     teacher = LiveTeacher(model, asked, description="")
     if model is not None:
-        once = _Once(model)
-        teacher.readers = {name: Reader(once, _view(name)) for name in teacher.readers}
+        teacher.readers = make_readers(_Once(model), is_reference=False, gets_instructions=asked.contrast)
     stored = config.teacher.scores is not None and "weights" in objective.needs and config.weights.contrast == "scores"
     ahead = _stored(stored) if questions.start_is_reference or (config.teacher.scores and questions.reference) else ()
     projectors = None
@@ -104,11 +103,7 @@ def _scoring(config: Any) -> Company:
     configs = {"teacher": config.teacher, **{f"contrast.{name}": model for name, model in contrast.models.items()}}
     frozen = make_frozen(configs, chunk_size=config.chunk_size)
     own, *pair = map(_Once, frozen.models)
-    readers = {"reference": Reader(own, "teacher")}
-    if contrast.kind == "prompts":
-        readers |= {name: Reader(own, _view(name)) for name in VIEWS}
-    elif contrast.kind == "models":
-        readers |= {name: Reader(model, "teacher") for name, model in zip(VIEWS, pair, strict=True)}
+    readers = contrast_readers(contrast, own, *pair)
     passes = (1 if pair else len(readers), *(1 for _ in pair))
     return Company(None, frozen, Teacher(readers, description=""), passes, ())
 
@@ -128,8 +123,4 @@ class _Once:
 
 
 def _stored(contrast: bool) -> tuple[str, ...]:
-    return ("reference", *VIEWS) if contrast else ("reference",)
-
-
-def _view(name: str) -> Any:
-    return "teacher" if name == "reference" else name
+    return ("reference", *INSTRUCTIONS) if contrast else ("reference",)

@@ -10,14 +10,14 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from prefkd.errors import PrefkdError
 from prefkd.models.frozen import FrozenModel, should_split
-from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
+from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import CONFIG as ADAPTER_CONFIG
-from prefkd.models.quantize import linear_layers
+from prefkd.models.quantize import linear_layers, stored_bytes
 from prefkd.planning.flops import Pass
 from prefkd.planning.memory import gathered_bytes, quantized_bytes, sharded_bytes
 
@@ -56,25 +56,16 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
 
 
 def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config.json as `load_causal_lm` would load it, but on the meta device, without weights.
+    """The model of a config.json on the meta device, without weights.
 
     Raises:
         PrefkdError: There is no such architecture.
     """
-    architecture = read_architecture(config, key)
-    for name in vars(architecture):
-        if name.endswith(("dropout", "pdrop")):
-            setattr(architecture, name, 0.0)
+    read_architecture(config, key)
     try:
-        with torch.device("meta"):
-            lm: Any = AutoModelForCausalLM.from_config(
-                architecture, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
-            )
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PrefkdError(f"{key}.path: {config.path} is no causal language model that is known: {reason}") from error
-    lm.name_or_path = config.path
-    return lm
+        return load_causal_lm(config, dtype=dtype, device=torch.device("meta"))
+    except PrefkdError as error:
+        raise PrefkdError(f"{key}.path: {error}") from error
 
 
 def make_frozen(configs: dict[str, TeacherConfig], *, chunk_size: int) -> Frozen:
@@ -109,11 +100,6 @@ def _put_adapter(lm: PreTrainedModel, folder: str, name: str) -> bool:
     return True
 
 
-def parameter_bytes(module: nn.Module) -> int:
-    """Bytes of all weights and buffers, tied ones once."""
-    return _bytes((*module.parameters(), *module.buffers()))
-
-
 def count(module: nn.Module | None, *, trained: bool | None = None) -> int:
     """Parameters, tied ones once: all, or those that learn, or those that do not."""
     values = module.parameters() if module is not None else ()
@@ -126,7 +112,7 @@ def teacher_bytes(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_byt
     Args:
         gpu_bytes: Memory of the GPU that was named; `placement: auto` splits nothing where it is not known.
     """
-    exact = parameter_bytes(base)
+    exact = stored_bytes(base)
     size: float = exact
     if config.quantization != "none":
         for _, layer in linear_layers(base.lm):

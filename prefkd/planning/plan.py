@@ -10,6 +10,7 @@ from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.models.load import load_tokenizer
+from prefkd.models.quantize import stored_bytes
 from prefkd.planning.company import Company, gather_company
 from prefkd.planning.flops import forward_flops, training_flops
 from prefkd.planning.memory import GIB, Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
@@ -17,7 +18,6 @@ from prefkd.planning.models import (
     count,
     group_bytes,
     outer_weights,
-    parameter_bytes,
     reading,
     teacher_bytes,
 )
@@ -100,7 +100,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     memory: dict[str, Need] = {}
     learner = company.learner
     if learner is not None:
-        weights = sharded_bytes(parameter_bytes(learner), ranks)
+        weights = sharded_bytes(stored_bytes(learner), ranks)
         state = optimizer_bytes(count(learner, trained=True), state_bytes(config.optimizer), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
