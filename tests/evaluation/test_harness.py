@@ -14,6 +14,7 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install 'pre
 from prefkd.cli.main import main
 from prefkd.evaluation.harness import OWN_TASKS
 from tests.recipes import single_model
+from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.tiny import TEXTS, make_model, write_pairs
 
 CHOICE = """
@@ -58,11 +59,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluate(world: Path, out: Path, *overrides: str, code: int = 0) -> dict:
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
-        f"""
-        output_dir: {out}
+def evaluate(world: Path, out: Path, *overrides: str, **how) -> dict:
+    settings = f"""
         checkpoints:
           base: {{path: {world}/model, dtype: float32}}
           lora: {{path: {world}/model, adapter: {world}/lora/adapter, dtype: float32}}
@@ -72,11 +70,8 @@ def evaluate(world: Path, out: Path, *overrides: str, code: int = 0) -> dict:
           tasks: [{world}/first.yaml, both]
           task_folders: [{world}/tasks]
           batch_size: 4
-        """,
-        encoding="utf-8",
-    )
-    assert main(["run", "evaluate", "--config", str(config), *overrides]) == code
-    return json.loads((out / "table.json").read_text()) if (out / "table.json").is_file() else {}
+        """
+    return run_evaluation(settings, out, *overrides, **how)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +79,6 @@ def finished(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     evaluate(world, out)
     return out
-
-
-def pick(found: dict, **wanted: str) -> dict:
-    (row,) = (row for row in found["rows"] if all(row[name] == value for name, value in wanted.items()))
-    return row
-
-
-def table(out: Path) -> dict:
-    return json.loads((out / "table.json").read_text())
 
 
 def test_scores_are_those_of_lm_eval_itself(world, finished, tmp_path):

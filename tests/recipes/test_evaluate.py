@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from prefkd.cli.main import main
 from prefkd.evaluation import preferences
 from tests.recipes import single_model
+from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.recipes.two_models import read_rows, student_logprob
 from tests.tiny import make_model, write_pairs
 
@@ -33,12 +33,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluate(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> dict:
-    """Run the recipe and return what is in table.json."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
-        f"""
-        output_dir: {out}
+def evaluate(world: Path, out: Path, *overrides: str, **how) -> dict:
+    settings = f"""
         checkpoints:
           base: {{path: {world}/model, dtype: float32}}
           dpo: {{path: {world}/dpo/model, dtype: float32}}
@@ -47,11 +43,8 @@ def evaluate(world: Path, out: Path, *overrides: str, options: tuple[str, ...] =
         baseline: base
         reference: base
         preferences: {{data: {{pairs: {{source: {world}/pairs.jsonl, by: kind}}}}, microbatch_size: 4}}
-        """,
-        encoding="utf-8",
-    )
-    assert main(["run", *options, "evaluate", "--config", str(config), *overrides]) == code
-    return json.loads((out / "table.json").read_text()) if (out / "table.json").is_file() else {}
+        """
+    return run_evaluation(settings, out, *overrides, **how)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +53,6 @@ def finished(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     evaluate(world, out)
     return out
-
-
-def table(out: Path) -> dict:
-    return json.loads((out / "table.json").read_text())
-
-
-def pick(found: dict, **wanted: str) -> dict:
-    (row,) = (row for row in found["rows"] if all(row[name] == value for name, value in wanted.items()))
-    return row
 
 
 def logprobs(world: Path, checkpoint: str) -> np.ndarray:

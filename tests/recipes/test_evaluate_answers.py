@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from prefkd.cli.main import main
 from prefkd.evaluation import records
 from tests.evaluation.test_answers import make_reward_model
+from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.recipes.two_models import read_rows
 from tests.tiny import make_model, write_pairs
 
@@ -31,12 +31,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluate(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> dict:
-    """Run the recipe and return what is in table.json."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
-        f"""
-        output_dir: {out}
+def evaluate(world: Path, out: Path, *overrides: str, **how) -> dict:
+    settings = f"""
         checkpoints:
           one: {{path: {world}/one, dtype: float32}}
           two: {{path: {world}/two, dtype: float32}}
@@ -50,11 +46,8 @@ def evaluate(world: Path, out: Path, *overrides: str, options: tuple[str, ...] =
               rouge_l: {{_component_: prefkd.evaluation.scorers.rouge_l}}
               words: {{_component_: prefkd.evaluation.scorers.words}}
             reward_model: {{path: {world}/reward}}
-        """,
-        encoding="utf-8",
-    )
-    assert main(["run", *options, "evaluate", "--config", str(config), *overrides]) == code
-    return json.loads((out / "table.json").read_text()) if (out / "table.json").is_file() else {}
+        """
+    return run_evaluation(settings, out, *overrides, **how)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +55,6 @@ def finished(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     evaluate(world, out)
     return out
-
-
-def pick(found: dict, **wanted: str) -> dict:
-    (row,) = (row for row in found["rows"] if all(row[name] == value for name, value in wanted.items()))
-    return row
-
-
-def table(out: Path) -> dict:
-    return json.loads((out / "table.json").read_text())
 
 
 def answers(out: Path, checkpoint: str) -> dict[str, dict]:

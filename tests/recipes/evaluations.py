@@ -1,0 +1,26 @@
+"""What the tests of recipe evaluate share: a run through the command line, and what is read from its table."""
+
+import json
+from pathlib import Path
+
+from prefkd.cli.main import main
+
+
+def run_evaluation(
+    settings: str, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0
+) -> dict[str, list]:
+    """Run the recipe with some YAML and return what is in table.json, nothing if it wrote none."""
+    config = out.parent / f"{out.name}.yaml"
+    config.write_text(settings, encoding="utf-8")
+    assert main(["run", *options, "evaluate", "--config", str(config), f"output_dir={out}", *overrides]) == code
+    return table(out) if (out / "table.json").is_file() else {}
+
+
+def table(out: Path) -> dict[str, list]:
+    return json.loads((out / "table.json").read_text())
+
+
+def pick(found: dict[str, list], **wanted: str) -> dict:
+    """The one row of a table that is about something."""
+    (row,) = (row for row in found["rows"] if all(row[name] == value for name, value in wanted.items()))
+    return row
