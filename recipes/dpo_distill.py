@@ -25,14 +25,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, bind, component, refusals, save_config
-from prefkd.data.alignment_report import alignment_report
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
-from prefkd.data.fingerprints import reading_fingerprint
-from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
@@ -42,6 +38,7 @@ from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.pairs import load_aligned_pairs
 from prefkd.training.progress import Display, parameter_count
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.settings import TrainingConfig
@@ -122,22 +119,15 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
     scores = open_scores(config.teacher.scores) if config.teacher.scores else None
     student_tokenizer = load_tokenizer(config.student)
-    sides = {
-        "student": ModelSide(student_tokenizer, config.student.template),
-        "teacher": teacher_side(config.teacher, scores),
-    }
-    if scores:
-        scores.require(reading_fingerprint(config.data, **sides))
-    contrast = scores.instructions if scores else None  # they had a part in where prompts were cut
-    align = partial(align_pairs, **sides, config=config.data, contrast=contrast)
-    with ranks.main_first():
-        pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
-        if scores:
-            train_pairs, held_out_pairs = scores.attach(train_pairs, "train"), scores.attach(held_out_pairs, "held_out")
-    if not len(train_pairs):
-        raise PrefkdError("no pair is left after truncation; raise data.max_length")
-    report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    pairs = load_aligned_pairs(
+        config.data,
+        student=ModelSide(student_tokenizer, config.student.template),
+        teacher=teacher_side(config.teacher, scores),
+        scores=scores,
+        instructions=None,
+        ranks=ranks,
+    )
+    train_pairs, held_out_pairs = pairs.train, pairs.held_out
     lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
     held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
     steps = [
@@ -178,15 +168,13 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
-        (config.output_dir / "alignment_report.json").write_text(json.dumps(report, indent=2) + "\n")
+        (config.output_dir / "alignment_report.json").write_text(json.dumps(pairs.report, indent=2) + "\n")
     display.table(
         "dpo_distill",
         {
             "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
             "teacher": teacher.description,
-            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
-            "alignment": f"{report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+            **pairs.description,
             "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },

@@ -26,14 +26,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, bind, component, refusals, save_config
-from prefkd.data.alignment_report import alignment_report
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
-from prefkd.data.fingerprints import reading_fingerprint
-from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import PrefkdError
 from prefkd.method.preference import parent_margin
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
@@ -44,6 +40,7 @@ from prefkd.training.distributed import Ranks, join_ranks
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.pairs import load_aligned_pairs
 from prefkd.training.progress import Display, parameter_count
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
@@ -120,23 +117,15 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
     scores = open_scores(config.teacher.scores) if config.teacher.scores else None
     student_tokenizer = load_tokenizer(config.student)
-    sides = {
-        "student": ModelSide(student_tokenizer, config.student.template),
-        "teacher": teacher_side(config.teacher, scores),
-    }
-    if scores:
-        scores.require(reading_fingerprint(config.data, **sides))
-    align = partial(
-        align_pairs, **sides, config=config.data, contrast=scores.instructions if scores else config.weights.prompts
+    pairs = load_aligned_pairs(
+        config.data,
+        student=ModelSide(student_tokenizer, config.student.template),
+        teacher=teacher_side(config.teacher, scores),
+        scores=scores,
+        instructions=config.weights.prompts,
+        ranks=ranks,
     )
-    with ranks.main_first():
-        pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
-        if scores:
-            train_pairs, held_out_pairs = scores.attach(train_pairs, "train"), scores.attach(held_out_pairs, "held_out")
-    if not len(train_pairs):
-        raise PrefkdError("no pair is left after truncation; raise data.max_length")
-    report = alignment_report(train_pairs, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    train_pairs, held_out_pairs = pairs.train, pairs.held_out
     lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
     held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
     steps = [
@@ -177,7 +166,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
-        (config.output_dir / "alignment_report.json").write_text(json.dumps(report, indent=2) + "\n")
+        (config.output_dir / "alignment_report.json").write_text(json.dumps(pairs.report, indent=2) + "\n")
     display.table(
         "tis_dpo_distill",
         {
@@ -185,9 +174,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "teacher": teacher.description,
             "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             "weights": config.weights.contrast,
-            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{report['dropped_pairs']} dropped, {len(pairs.skipped)} bad rows skipped",
-            "alignment": f"{report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+            **pairs.description,
             "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },

@@ -1,0 +1,72 @@
+"""The pairs of a distillation: read, aligned between student and teacher, with what a teacher has scored before."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+
+from prefkd.data.alignment_report import alignment_report
+from prefkd.data.fingerprints import reading_fingerprint
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.scores import Scores
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class AlignedPairs:
+    """Pairs as both models read them, see `prefkd.data.tokenizing`.
+
+    Attributes:
+        train, held_out: The two splits, with log-probs of the teacher where scores were given.
+        report: What aligning did to the pairs to train on, and the rows that were left out.
+    """
+
+    train: Dataset
+    held_out: Dataset
+    report: dict[str, Any]
+
+    @property
+    def description(self) -> dict[str, str]:
+        """How many there are and how well they align, in two lines for the terminal."""
+        return {
+            "data": f"{len(self.train)} pairs to train on, {len(self.held_out)} held out, "
+            f"{self.report['dropped_pairs']} dropped, {len(self.report['skipped_rows'])} bad rows skipped",
+            "alignment": f"{self.report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
+        }
+
+
+def load_aligned_pairs(
+    data: DataConfig,
+    *,
+    student: ModelSide,
+    teacher: ModelSide,
+    scores: Scores | None,
+    instructions: tuple[str, str] | None,
+    ranks: Ranks,
+) -> AlignedPairs:
+    """Read and align the pairs; the main rank first, so that the others find its work in the cache.
+
+    Args:
+        scores: What recipe score wrote, None with a teacher in memory. Pairs are then cut as they were for it.
+        instructions: The positive and the negative instruction that a teacher in memory gets, None without.
+
+    Raises:
+        PrefkdError: No pair is left, or the scores are those of other pairs, tokenizers or templates.
+    """
+    if scores:
+        scores.require(reading_fingerprint(data, student=student, teacher=teacher))
+        instructions = scores.instructions  # they had a part in where prompts were cut
+    align = partial(align_pairs, student=student, teacher=teacher, config=data, contrast=instructions)
+    with ranks.main_first():
+        pairs = load_pairs(data)
+        train, held_out = align(pairs.train), align(pairs.held_out)
+        if scores:
+            train, held_out = scores.attach(train, "train"), scores.attach(held_out, "held_out")
+    if not len(train):
+        raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = alignment_report(train, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
+    return AlignedPairs(train, held_out, report)
