@@ -10,7 +10,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -53,7 +52,7 @@ class Display:
 
     @contextmanager
     def progress(self, total: int, done: int = 0) -> Iterator["Bar"]:
-        """A progress bar with the latest metrics, time passed and time left.
+        """A progress bar with the latest metrics and the time left; all of it fits in 80 columns.
 
         Args:
             total: Steps of the whole.
@@ -63,7 +62,6 @@ class Display:
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
