@@ -76,7 +76,8 @@ def test_every_architecture_is_the_same_in_two_processes(models):
 
 
 def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "num_hidden_layers": 12}
+    # Large enough for what a process takes beside, some 10 MB, not to count.
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "head_dim": 96, "num_hidden_layers": 12}
     folder = make_model(tmp_path, "llama", "byte_level", **sizes, initializer_range=0.02)
 
     seen, broadcast = [], Ranks.broadcast
