@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from prefkd.cli.main import main
+from tests.processes import fork
 from tests.recipes.single_model import make_world, saved_weights
 
 STEPS = 24
@@ -34,7 +35,7 @@ training: {{batch_size: 4, epochs: 100, max_steps: {steps}, precision: float32, 
 
 def start(folder: Path, name: str, *overrides: str) -> int:
     """Run recipe dpo in a fork of this process, which has imported everything already; returns its process id."""
-    child = os.fork()
+    child = fork()
     if child:
         return child
     silence = os.open(os.devnull, os.O_WRONLY)
