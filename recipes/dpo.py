@@ -32,12 +32,12 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
+from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
-from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.progress import Display, parameter_count
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig

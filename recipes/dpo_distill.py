@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
@@ -33,13 +34,12 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
+from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
-from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.pairs import load_aligned_pairs
-from prefkd.training.progress import Display, parameter_count
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.settings import TrainingConfig
 

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, component, components, save_config
+from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import (
     Microbatch,
     PairBatch,
@@ -43,20 +44,19 @@ from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stor
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
+from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
-from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.pairs import load_aligned_pairs
-from prefkd.training.progress import Display, parameter_count
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
-from prefkd.training.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
+from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
 @dataclass

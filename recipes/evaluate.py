@@ -25,8 +25,8 @@ from prefkd.evaluation.harness import HarnessConfig, HarnessTask
 from prefkd.evaluation.preferences import PreferencesConfig, PreferenceTask, read_pairs
 from prefkd.evaluation.table import ResultTable, make_rows
 from prefkd.evaluation.tasks import Attempts, Task
-from prefkd.training.distributed import Ranks, join_ranks
-from prefkd.training.progress import Display
+from prefkd.ranks import Ranks, join_ranks
+from prefkd.training.display import Display
 
 
 @dataclass

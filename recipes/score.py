@@ -32,10 +32,10 @@ from prefkd.errors import PrefkdError
 from prefkd.models.contrast import ContrastConfig, load_contrast, model_fingerprint, require_one_tokenizer
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Teacher
-from prefkd.training.distributed import Ranks, join_ranks
-from prefkd.training.progress import Display
-from prefkd.training.weighting import WeightConfig
+from prefkd.ranks import Ranks, join_ranks
+from prefkd.training.display import Display
 from prefkd.weight_report import weight_table, write_weight_report
+from prefkd.weighting import WeightConfig
 
 
 @dataclass

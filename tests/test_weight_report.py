@@ -19,7 +19,6 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.method.parent_tokens import find_parents
-from prefkd.training.weighting import WeightConfig
 from prefkd.visible import visible, visible_block, visible_line
 from prefkd.weight_report import report as report_module
 from prefkd.weight_report import weight_table, write_weight_report
@@ -28,6 +27,7 @@ from prefkd.weight_report.numbers import distribution, histogram, piece_numbers,
 from prefkd.weight_report.pairs import FEWEST_PARENTS, LEVELS, ColourScale, choose_pairs, colour_scale
 from prefkd.weight_report.pieces import PieceReader, exacter_side, parent_texts
 from prefkd.weight_report.terminal import text_bars
+from prefkd.weighting import WeightConfig
 from tests.data.test_tokenizing import HARD_TEXTS, make_pairs
 from tests.tiny import TEXTS, make_tokenizer
 

@@ -45,7 +45,7 @@ def download(
         revision: Branch, tag or commit.
     """
     if repo_id == "demo":
-        from prefkd.models.demo import make_demo_models
+        from prefkd.demo import make_demo_models
 
         hush_libraries()
         folders = make_demo_models(output_dir or Path("models"))

@@ -42,15 +42,15 @@ def plan(
     """
     if nproc_per_node < 1:
         raise PrefkdError(f"--nproc-per-node {nproc_per_node} leaves no process; give 1 or more")
-    from prefkd.planning.memory import find_card, smallest_card
+    from prefkd.estimate.memory import find_card, smallest_card
 
     card = find_card(gpu) if gpu is not None else None
     module = load_recipe(catalog.find_recipe(recipe))
     with Console(stderr=True).status("reading the config"):
-        from prefkd.planning.advice import make_advice
-        from prefkd.planning.plan import as_json, make_plan
-        from prefkd.planning.reading import read_for_plan
-        from prefkd.planning.terminal import print_plan
+        from prefkd.estimate.advice import make_advice
+        from prefkd.estimate.plan import as_json, make_plan
+        from prefkd.estimate.reading import read_for_plan
+        from prefkd.estimate.terminal import print_plan
 
         settings = read_for_plan(module, recipe, catalog.find_config(config), overrides)
     with Console(stderr=True).status("running a step on tensors without content"):

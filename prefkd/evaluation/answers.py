@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.components import bind, component_problems, import_dotpath
+from prefkd.config.components import bind, component_problems, import_dotpath
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError
@@ -28,8 +28,8 @@ from prefkd.evaluation.scorers import contains, exact_match, rouge_l
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import Bar
+from prefkd.ranks import Ranks
+from prefkd.training.display import Bar
 
 # Scorers of prefkd that compare with references, and whose numbers are read as percent.
 COMPARING = (exact_match, contains, rouge_l)

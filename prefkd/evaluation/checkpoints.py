@@ -18,7 +18,7 @@ from prefkd.errors import PrefkdError
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, load_tokenizer
 from prefkd.models.quantize import quantize
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

@@ -26,8 +26,8 @@ from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import Bar
+from prefkd.ranks import Ranks
+from prefkd.training.display import Bar
 
 OWN_TASKS = Path(__file__).with_name("lm_eval_tasks")
 

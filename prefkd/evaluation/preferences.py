@@ -33,8 +33,8 @@ from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import Bar
+from prefkd.ranks import Ranks
+from prefkd.training.display import Bar
 
 
 @dataclass

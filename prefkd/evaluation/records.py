@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 class Records:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from prefkd.evaluation.checkpoints import Checkpoint, reason
 from prefkd.evaluation.table import Failure, Series
-from prefkd.training.progress import Bar, Display
+from prefkd.training.display import Bar, Display
 
 
 class Attempts:

@@ -10,10 +10,10 @@ from datasets import Dataset, concatenate_datasets
 from prefkd.data.scores import SPLITS, Scores
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.errors import PrefkdError
-from prefkd.training.weighting import WeightConfig
 from prefkd.weight_report.answers import Answers, read_answers
 from prefkd.weight_report.numbers import weight_numbers
 from prefkd.weight_report.pairs import ColourScale, colour_scale, weight_lines
+from prefkd.weighting import WeightConfig
 
 # As recipe score reports on them: those of the paper.
 WEIGHTS = WeightConfig(contrast="scores")

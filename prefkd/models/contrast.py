@@ -17,9 +17,9 @@ from prefkd.errors import PrefkdError
 from prefkd.models.frozen import load_frozen
 from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Reader, Teacher, make_readers
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import parameter_count
-from prefkd.training.weighting import WeightConfig
+from prefkd.ranks import Ranks
+from prefkd.training.display import parameter_count
+from prefkd.weighting import WeightConfig
 
 
 @dataclass

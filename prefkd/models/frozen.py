@@ -15,7 +15,7 @@ from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import adapters_off, load_adapter, use_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems, quantize, stored_bytes
 from prefkd.models.shard import shard
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 # Of a GPU's memory; a model that takes more of it is split by `placement: auto`.
 LARGE = 0.25

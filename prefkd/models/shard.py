@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from prefkd.errors import PrefkdError
 from prefkd.models.load import decoder_layers
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 def shard(

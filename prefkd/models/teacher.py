@@ -17,8 +17,8 @@ from prefkd.data.templates import ModelSide
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import parameter_count
+from prefkd.ranks import Ranks
+from prefkd.training.display import parameter_count
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, get_origin, get_type_hints
 
-from prefkd.hints import members
+from prefkd.config.hints import members
 
 FILE_NAME = "stage.json"
 

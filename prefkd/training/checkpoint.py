@@ -40,9 +40,9 @@ from prefkd.data.fingerprints import pairs_fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError
 from prefkd.pipeline.records import settings_of
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
+from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
-from prefkd.training.progress import Display
 from prefkd.training.settings import output_problems
 from prefkd.training.snapshots import (
     RECORD,

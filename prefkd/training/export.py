@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefkd.models.lora import PREFIX, WEIGHTS
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 def save_pretrained(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefkd.config import Component, build
 from prefkd.errors import PrefkdError
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 class PairSums:

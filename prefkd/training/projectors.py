@@ -15,7 +15,7 @@ from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 @dataclass

@@ -13,8 +13,8 @@ import prefkd
 from prefkd.config import read_yaml
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import Display
+from prefkd.ranks import Ranks
+from prefkd.training.display import Display
 
 # Settings about this machine and its user, which say nothing of the model.
 _LOCAL = ("output_dir", "metric_logger", "push_to_hub")

@@ -8,8 +8,8 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from prefkd.data.batches import Microbatch, PairBatch, ParentScores, pair_lengths, split_step
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.training.distributed import Ranks
-from prefkd.training.progress import Display
+from prefkd.ranks import Ranks
+from prefkd.training.display import Display
 
 COLUMNS = ("chosen_reference", "rejected_reference")
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from prefkd.errors import PrefkdError
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
 STEPS = "step_" + "[0-9]" * 8

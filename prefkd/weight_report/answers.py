@@ -9,7 +9,7 @@ from datasets import Dataset
 from prefkd.data.batches import Microbatch, collate_pairs
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.errors import PrefkdError
-from prefkd.training.weighting import WeightConfig, parent_log_ratio, parent_weights
+from prefkd.weighting import WeightConfig, parent_log_ratio, parent_weights
 
 PAIRS_PER_BATCH = 64
 

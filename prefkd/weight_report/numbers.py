@@ -9,8 +9,8 @@ import numpy as np
 
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.weights import TRANSFORMS, importance_weights
-from prefkd.training.weighting import WeightConfig
 from prefkd.weight_report.answers import Answers
+from prefkd.weighting import WeightConfig
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 # About so many bars in a histogram.

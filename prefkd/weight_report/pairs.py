@@ -9,11 +9,11 @@ import numpy as np
 from datasets import Dataset
 
 from prefkd.data.tokenizing import ANSWERS, SIDES
-from prefkd.training.weighting import WeightConfig
 from prefkd.visible import visible, visible_block, visible_line
 from prefkd.weight_report.answers import Answers
 from prefkd.weight_report.numbers import clamp_bounds
 from prefkd.weight_report.pieces import PieceReader
+from prefkd.weighting import WeightConfig
 
 WIDEST = 3
 TYPICAL = 5

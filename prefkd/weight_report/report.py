@@ -9,12 +9,12 @@ from datasets import Dataset
 
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS
-from prefkd.training.weighting import WeightConfig
 from prefkd.weight_report.answers import read_answers
 from prefkd.weight_report.numbers import piece_numbers, weight_numbers
 from prefkd.weight_report.page import render_page
 from prefkd.weight_report.pairs import ScoredPairs, choose_pairs, colour_scale, show_pair
 from prefkd.weight_report.pieces import PieceReader, exacter_side, parent_texts
+from prefkd.weighting import WeightConfig
 
 # Raise it when a name in the JSON file changes its place or its meaning.
 VERSION = 1

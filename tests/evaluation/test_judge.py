@@ -11,7 +11,7 @@ from prefkd.data.formats import Message
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.judge import Comparison, JudgeConfig, Judgement, combine, judge, parse_verdict
 from prefkd.evaluation.records import Records
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 from tests.evaluation.judge_server import JudgeServer, judge_server
 
 LONG, SHORT = "a long answer", "short"

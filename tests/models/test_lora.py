@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer
 from prefkd.models.lora import LoraConfig, adapters_off, add_adapter, load_adapter, use_adapter
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 from prefkd.training.export import save_adapter
 from tests.tiny import make_model
 

@@ -16,7 +16,7 @@ from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
 from prefkd.models.shard import shard
-from prefkd.training.distributed import Ranks, join_ranks
+from prefkd.ranks import Ranks, join_ranks
 from tests.models.test_logprob_model import ARCHITECTURES, _pairs
 from tests.processes import run_processes
 from tests.tiny import make_model

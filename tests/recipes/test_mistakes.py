@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.cli.main import main
 from prefkd.errors import PrefkdError
-from prefkd.training.distributed import join_ranks
+from prefkd.ranks import join_ranks
 from tests.tiny import make_model, write_pairs
 
 

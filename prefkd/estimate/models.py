@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from prefkd.errors import PrefkdError
+from prefkd.estimate.flops import Pass
+from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes
 from prefkd.models.frozen import FrozenModel, should_split
 from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import CONFIG as ADAPTER_CONFIG
 from prefkd.models.quantize import linear_layers, stored_bytes
-from prefkd.planning.flops import Pass
-from prefkd.planning.memory import gathered_bytes, quantized_bytes, sharded_bytes
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def outer_weights(lm: PreTrainedModel, *, trained: bool | None = None) -> int:
 
 
 def reading(model: LogprobModel, *, tokens: int, row: int, targets: int) -> Pass:
-    """What `prefkd.planning.flops` needs to know of a model and what it reads."""
+    """What `prefkd.estimate.flops` needs to know of a model and what it reads."""
     lm = model.lm
     text: Any = lm.config.get_text_config()
     heads = text.num_attention_heads

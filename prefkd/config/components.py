@@ -17,8 +17,8 @@ from functools import partial
 from inspect import Parameter
 from typing import Annotated, Any
 
+from prefkd.config.hints import describe, fits
 from prefkd.errors import PrefkdError, nearest
-from prefkd.hints import describe, fits
 
 Component = Annotated[dict[str, Any], "component"]
 

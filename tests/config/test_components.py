@@ -9,9 +9,9 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import torch
 
-from prefkd.components import bind, build, component_problems, import_dotpath
+from prefkd.config.components import bind, build, component_problems, import_dotpath
+from prefkd.config.hints import describe, fits
 from prefkd.errors import PrefkdError
-from prefkd.hints import describe, fits
 
 
 @dataclass

@@ -9,19 +9,19 @@ from typing import Any
 from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
-from prefkd.models.load import load_tokenizer
-from prefkd.models.quantize import stored_bytes
-from prefkd.planning.company import Company, gather_company
-from prefkd.planning.flops import forward_flops, training_flops
-from prefkd.planning.memory import GIB, Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
-from prefkd.planning.models import (
+from prefkd.estimate.company import Company, gather_company
+from prefkd.estimate.flops import forward_flops, training_flops
+from prefkd.estimate.memory import GIB, Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
+from prefkd.estimate.models import (
     count,
     group_bytes,
     outer_weights,
     reading,
     teacher_bytes,
 )
-from prefkd.planning.step import pairs_of_pass, state_bytes, track_step
+from prefkd.estimate.step import pairs_of_pass, state_bytes, track_step
+from prefkd.models.load import load_tokenizer
+from prefkd.models.quantize import stored_bytes
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
 SPLIT = ("weights", "gradients", "optimizer")

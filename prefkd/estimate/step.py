@@ -8,10 +8,10 @@ import torch
 
 from prefkd.config import bind, build
 from prefkd.errors import PrefkdError
-from prefkd.planning.company import Company
-from prefkd.planning.models import unpacked_bytes
-from prefkd.planning.rows import full_batch
-from prefkd.planning.tracking import MemoryTracker, empty, fakes
+from prefkd.estimate.company import Company
+from prefkd.estimate.models import unpacked_bytes
+from prefkd.estimate.rows import full_batch
+from prefkd.estimate.tracking import MemoryTracker, empty, fakes
 from prefkd.training.combination import Objective
 
 

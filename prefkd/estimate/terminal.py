@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkd.planning.memory import GIB, Card
-from prefkd.planning.plan import Plan
+from prefkd.estimate.memory import GIB, Card
+from prefkd.estimate.plan import Plan
 
 
 def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Console) -> None:

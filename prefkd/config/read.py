@@ -1,7 +1,7 @@
 """From a YAML file and key=value overrides to a recipe's dataclass, every mistake reported at once.
 
-The file is laid over the dataclass's defaults, the overrides over both. A component (see prefkd/components.py) that
-the file writes with its `_component_` stands for itself; without it, its keys change the default's arguments.
+The file is laid over the dataclass's defaults, the overrides over both. A component (see prefkd/config/components.py)
+that the file writes with its `_component_` stands for itself; without it, its keys change the default's arguments.
 
 A dataclass may define `problems(self) -> Iterator[str]` for checks between its fields and of files: lines of the form
 `field: problem; remedy`. They are asked for where all values of the section are sound.
@@ -24,34 +24,9 @@ from omegaconf.errors import (
 )
 
 from prefkd import catalog
-from prefkd.components import (
-    Component,
-    bind,
-    build,
-    component,
-    component_problems,
-    components,
-    import_dotpath,
-    refusals,
-    swapped,
-)
+from prefkd.config.components import Component, component_problems, swapped
+from prefkd.config.hints import describe, fits, members, named_sections
 from prefkd.errors import ConfigError, nearest
-from prefkd.hints import describe, fits, members, named_sections
-
-__all__ = [
-    "Component",
-    "bind",
-    "build",
-    "component",
-    "component_problems",
-    "components",
-    "examine_config",
-    "import_dotpath",
-    "load_config",
-    "read_yaml",
-    "refusals",
-    "save_config",
-]
 
 ConfigType = TypeVar("ConfigType")
 _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefkd.estimate.memory import GIB, Card
+from prefkd.estimate.plan import SPLIT, Plan
 from prefkd.models.quantize import SHARDED_SIZE
-from prefkd.planning.memory import GIB, Card
-from prefkd.planning.plan import SPLIT, Plan
 
 
 def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:

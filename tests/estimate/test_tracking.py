@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from prefkd.planning.tracking import MemoryTracker, fakes
+from prefkd.estimate.tracking import MemoryTracker, fakes
 
 KIB = 2**10
 SIZE = 64 * KIB  # of a float32 matrix (128, 128)

@@ -15,7 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from torch import nn
 
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 class Display:

@@ -13,7 +13,7 @@ from prefkd.data.scores import Scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.training.distributed import Ranks
+from prefkd.ranks import Ranks
 
 
 @dataclass(frozen=True)

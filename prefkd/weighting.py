@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prefkd.config.hints import describe, fits
 from prefkd.data.batches import PairBatch, ParentScores
 from prefkd.data.scores import open_scores, scores_problems
 from prefkd.errors import nearest
-from prefkd.hints import describe, fits
 from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
 
 

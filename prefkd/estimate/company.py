@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefkd.data.batches import PairBatch, TokenBatch
 from prefkd.data.tokenizing import INSTRUCTIONS
+from prefkd.estimate.models import Frozen, make_frozen, make_skeleton, read_architecture
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.contrast import contrast_readers
 from prefkd.models.frozen import FrozenModel
@@ -16,7 +17,6 @@ from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import add_adapter
 from prefkd.models.teacher import LiveTeacher, Questions, Teacher, make_readers
-from prefkd.planning.models import Frozen, make_frozen, make_skeleton, read_architecture
 from prefkd.training.combination import Objective
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefkd import demo
 from prefkd.errors import PrefkdError
-from prefkd.models import demo
 
 TEXTS = [
     "The capital of Australia is Canberra.",

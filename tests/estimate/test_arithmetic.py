@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from prefkd.errors import PrefkdError
+from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
+from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
+from prefkd.estimate.models import group_bytes, make_frozen, reading, teacher_bytes
 from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize, stored_bytes
-from prefkd.planning.flops import forward_flops, layer_flops, training_flops
-from prefkd.planning.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
-from prefkd.planning.models import group_bytes, make_frozen, reading, teacher_bytes
 from tests.tiny import make_model
 
 
