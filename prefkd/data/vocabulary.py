@@ -86,14 +86,14 @@ class Vocabularies:
 
 
 def write_vocabulary_map(
-    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[str]], Iterable[str]] = iter
+    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> Tensor:
     """Find the student's token that is spelt most like each of the teacher's, and write the map whole or not at all.
 
     Args:
         path: The file, safetensors.
         vocabularies: Of both models.
-        track: Goes through the teacher's tokens, showing how far it is.
+        track: Iterates over batches of the teacher's tokens; it may show progress.
 
     Returns:
         (V_t,) the student's ids.
