@@ -77,7 +77,17 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
 
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all weights and buffers as they lie in the memory of this process, tied ones once."""
-    return sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
+    return sum(map(tensor_bytes, (*module.parameters(), *module.buffers())))
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of this rank's part of it, with the scales of a quantised one."""
+    if isinstance(tensor, DTensor):
+        return tensor_bytes(tensor.to_local())
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
+        names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 def linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -98,12 +108,3 @@ def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
     if kind == "int4" and inputs % _INT4_GROUP:
         return f"its inputs are no multiple of {_INT4_GROUP}; use int8"
     return ""
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    if isinstance(tensor, DTensor):
-        return _tensor_bytes(tensor.to_local())
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
-        names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
-        return sum(_tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
