@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from prefkd.errors import PrefkdError
 from prefkd.ranks import Ranks
@@ -187,6 +188,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def _copied(value: Any) -> Any:
     """Nested dictionaries and lists with copies of the tensors in them, in main memory."""
+    if is_traceable_wrapper_subclass(value):  # 8-bit moments among them, whose own `to` copies nothing on a CPU
+        names, context = value.__tensor_flatten__()
+        parts = {name: _copied(getattr(value, name)) for name in names}
+        return type(value).__tensor_unflatten__(parts, context, value.shape, value.stride())
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
