@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 
 from rich.console import Console
 from rich.text import Text
@@ -23,6 +24,14 @@ _REMEDIES = {
 }
 
 
+# How warnings begin that a user can do nothing about: they are about calls of prefkd's own, or of a library's.
+_FOR_DEVELOPERS = (
+    "`gradient_checkpointing_enable` is deprecated",  # the name that all versions of transformers 5 know
+    "barrier\\(\\): using the device under current context",  # which is the right one: join_ranks has set it
+    "OptimState.* does not implement _stable_hash_for_caching",  # of torchao's optimizers
+)
+
+
 def say(text: str) -> None:
     """Print a line, or several, for the user."""
     Console().print(Text(text), soft_wrap=True)
@@ -31,6 +40,8 @@ def say(text: str) -> None:
 def hush_libraries() -> None:
     """Leave the terminal to prefkd: no progress bar for each file of weights, no notes about optional kernels."""
     logging.getLogger("torchao").setLevel(logging.ERROR)
+    for warning in _FOR_DEVELOPERS:
+        warnings.filterwarnings("ignore", message=warning)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -119,8 +119,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a checkpoint, dropout off, weights of type `dtype`, on `device`.
 
-    Weights come from safetensors only. A teacher's adapter is put on top. On the device `meta` no weights are read: it
-    is the model's outline, which `prefkd.models.shard` fills.
+    Weights come from safetensors only, and go straight to a GPU: several processes would not have room for them in main
+    memory at one time. A teacher's adapter is put on top. On the device `meta` no weights are read: it is the model's
+    outline, which `prefkd.models.shard` fills.
 
     Raises:
         PrefkdError: If the checkpoint is missing, damaged, of an unknown architecture, or not the adapter's base.
@@ -132,7 +133,9 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
             with device:
                 model: Any = AutoModelForCausalLM.from_config(outline, **how).eval()
         else:
-            model = AutoModelForCausalLM.from_pretrained(config.path, use_safetensors=True, **how)
+            model = AutoModelForCausalLM.from_pretrained(
+                config.path, use_safetensors=True, device_map={"": device}, **how
+            )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
         raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
     if isinstance(config, TeacherConfig) and config.adapter is not None:

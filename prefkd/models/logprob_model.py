@@ -1,7 +1,7 @@
 """A causal language model as the losses see it: token sequences in, log-probs of the response tokens out."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Self
@@ -17,6 +17,13 @@ from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
 from prefkd.models.load import sliding_window
+from prefkd.models.quantize import in_float32
+
+# What `LogprobModel.check` looks at: this quantile of the differences on a pair, in nats.
+QUANTILE = 0.99
+# Beyond so much a model that computes in 16 bits is compared once more in float32, where rounding cannot be the reason.
+ROUNDED = 0.25
+EXACT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,7 @@ class LogprobModel(nn.Module):
             read: Called while all weights are there, those of head and embedding too. Of what it returns, FSDP2 finds
                 the tensors in tuples, lists and dictionaries.
         """
-        mixed = self.precision != torch.float32
-        with torch.autocast(tokens.input_ids.device.type, self.precision) if mixed else contextlib.nullcontext():
+        with self._autocast(tokens.input_ids.device):
             hidden = self.lm.base_model(
                 input_ids=tokens.input_ids,
                 position_ids=tokens.position_ids,
@@ -107,7 +113,7 @@ class LogprobModel(nn.Module):
             ).last_hidden_state
         predicting = hidden.flatten(0, 1)[tokens.predictors]
         head: Tensor = self.lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
-        if mixed:
+        if self.precision != torch.float32:
             predicting, head = predicting.to(self.precision), head.to(self.precision)
         embedding: Tensor = self.lm.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
         return read(
@@ -125,6 +131,11 @@ class LogprobModel(nn.Module):
     def freeze(self) -> Self:
         """Make it a constant: no gradients, evaluation mode."""
         return self.requires_grad_(False).eval()
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.precision)
 
     def _attention_mask(self, tokens: TokenBatch) -> Tensor | dict[str, Tensor]:
         if not tokens.shares_prompt:
@@ -147,7 +158,8 @@ class LogprobModel(nn.Module):
                     ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
                     labels = ids.clone()
                     labels[:, :-count] = NO_TARGET
-                    logits = self.lm(input_ids=ids, use_cache=False).logits
+                    with self._autocast(ids.device):
+                        logits = self.lm(input_ids=ids, use_cache=False).logits
                     parts.append(token_logprobs(logits, labels)[0, -count:])
         return torch.cat(parts)
 
@@ -155,17 +167,19 @@ class LogprobModel(nn.Module):
     def check(self, tokens: TokenBatch, name: str) -> None:
         """Compare with the model's own logits on one pair, so that no architecture is trained wrongly in silence.
 
-        All ranks of a sharded model call it together.
+        Both are computed in the type that the model trains or answers in, where rounding is part of every difference.
+        What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call it
+        together.
 
         Raises:
             PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.
         """
-        # Inside the forward, since only there a sharded model's embedding and head are whole.
-        difference = self(tokens, lambda states: (states.logprobs() - self._own_logprobs(tokens)).abs().max()).item()
-        if isinstance(self, FSDPModule):
-            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
-        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype == torch.float32
-        if difference > (1e-3 if exact else 0.5):
+        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype.itemsize >= 4
+        if self._difference(tokens) <= (EXACT if exact else ROUNDED):
+            return
+        with self._in_float32():
+            difference = self._difference(tokens)
+        if not difference <= EXACT:  # nor if it is not a number
             remedy = (
                 "set share_prompt: false for this model"
                 if tokens.shares_prompt
@@ -174,3 +188,30 @@ class LogprobModel(nn.Module):
             raise PrefkdError(
                 f"{name}: log-probs differ from the model's own logits by {difference:.3g} nats; {remedy}"
             )
+
+    def _difference(self, tokens: TokenBatch) -> float:
+        """The quantile of the differences to the model's own log-probs, in nats a target."""
+
+        def read(states: TokenStates) -> Tensor:
+            states = replace(states, head=states.head.to(states.hidden.dtype))
+            logprobs, own = states.logprobs(), self._own_logprobs(tokens)
+            return (logprobs - own).abs().where(logprobs != own, 0).quantile(QUANTILE)
+
+        # Inside the forward, since only there a sharded model's embedding and head are whole.
+        difference = self(tokens, read).item()
+        if isinstance(self, FSDPModule):
+            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
+        return difference
+
+    @contextlib.contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Inside, the model computes in float32, and float32 products are exact."""
+        precision, products = self.precision, torch.get_float32_matmul_precision()
+        self.precision = torch.float32
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with in_float32(self.lm):
+                yield
+        finally:
+            self.precision = precision
+            torch.set_float32_matmul_precision(products)
