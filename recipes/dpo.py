@@ -22,12 +22,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.config import Component, component, save_config
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
+from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
@@ -36,17 +37,16 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.losses import SUPPLIED, LossSettings, PairLoss, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
 
-IPO = "prefkd.method.preference.ipo_loss"
-
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Beta and learning rate are those of the DPO paper (appendix B).
@@ -56,19 +56,16 @@ class Config:
         data: With `reverse: true` the model learns to prefer the rejected answers.
         lora: Train adapters on a frozen base; null = train all weights.
         loss: Called with the log-probs of chosen and rejected answers under the model, then under the reference, (B,)
-            each. With `reference_free: true` no reference is read, and rewards are measured from 0.
-        average_logprobs: An answer's log-prob is the mean over its tokens, as IPO needs it, instead of the sum.
+            each, and with what else it needs. Without a reference, or with `reference_free: true`, none is read.
+        average_logprobs: An answer's log-prob is the mean over its tokens, as IPO needs it, instead of the sum. SimPO
+            and ORPO, which are made for means, get them anyway.
     """
 
     output_dir: Path
     model: ModelConfig
     data: DataConfig
     lora: LoraConfig | None = None
-    loss: Component = component(
-        "prefkd.method.preference.dpo_loss",
-        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
-        beta=0.1,
-    )
+    loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
     average_logprobs: bool = False
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -86,11 +83,7 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from resume_problems(self)
-        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
-        if self.loss.get("_component_") == IPO and not self.average_logprobs:
-            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
-            yield "average_logprobs: false does not go with ipo_loss, which compares means over tokens; set it to true"
+        yield from loss_problems(self, unit="tokens")
 
 
 @dataclass
@@ -106,7 +99,7 @@ class Run:
     collate: Callable[[Dataset, Microbatch], PairBatch]
     model: LogprobModel
     tokenizer: PreTrainedTokenizerBase
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
@@ -152,6 +145,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     model.train()
     optimizer = build_optimizer(config.optimizer, trained)
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
+    loss = PairLoss(config, ranks)
     checkpoints = Checkpoints(
         config,
         model=model,
@@ -160,6 +154,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         pairs={"train": train_pairs, "held_out": held_out_pairs},
         ranks=ranks,
         display=display,
+        loss=loss,
     )
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -169,7 +164,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
-            "reference": "none" if config.loss.get("reference_free") else "its own start, read ahead",
+            "reference": "its own start, read ahead" if loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
             f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped",
@@ -177,7 +172,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "output": config.output_dir,
         },
     )
-    if not config.loss.get("reference_free"):
+    if loss.has_reference:
         read = partial(
             read_reference,
             model,
@@ -198,7 +193,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         collate=collate,
         model=model,
         tokenizer=tokenizer,
-        loss=bind(config.loss),
+        loss=loss,
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         checkpoints=checkpoints,
@@ -207,13 +202,18 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    run.loss.look_ahead(compare, config, run, batch)
     token_logprobs = run.model(batch.student)  # (N,)
-    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
+    logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
-    reference = batch.scores.reference.sum(-1) if batch.scores else torch.zeros_like(policy)  # (2, B) log ref(y|x)
-    if config.average_logprobs:
+    weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
+    policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
+    reference = (weights * batch.scores.reference).sum(-1) if batch.scores else torch.zeros_like(policy)  # log ref(y|x)
+    if config.average_logprobs or "token_means" in run.loss.needs:
         policy, reference = policy / tokens, reference / tokens
-    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    offsets = weights.sum(-1)
+    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, lengths=tokens, offsets=offsets)
+    losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -225,6 +225,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
         "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
     }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -24,12 +25,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.config import Component, component, save_config
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
+from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
@@ -38,22 +40,23 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
+from prefkd.training.losses import SUPPLIED, LossSettings, PairLoss, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
-
-IPO = "prefkd.method.preference.ipo_loss"
 
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
         output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
-        loss: Called with the log-probs of chosen and rejected answers under the student, then under the teacher, (B,)
-            each.
+        reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
+        loss: Called with the log-probs of chosen and rejected answers under the student, then under the reference, (B,)
+            each, and with what else it needs.
         average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose borders are token
             borders for both models), as IPO needs it, instead of the sum.
     """
@@ -62,11 +65,8 @@ class Config:
     student: ModelConfig
     teacher: TeacherSource
     data: DataConfig
-    loss: Component = component(
-        "prefkd.method.preference.dpo_loss",
-        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
-        beta=0.1,
-    )
+    reference: Literal["teacher", "student"] = "teacher"
+    loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
     average_logprobs: bool = False
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -84,11 +84,8 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from resume_problems(self)
-        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
-        if self.loss.get("_component_") == IPO and not self.average_logprobs:
-            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
-            yield "average_logprobs: false does not go with ipo_loss, which compares means; set it to true"
+        is_reference = self.reference == "teacher"
+        yield from loss_problems(self, unit="parents", teacher_is_reference=is_reference)
 
 
 @dataclass
@@ -105,7 +102,7 @@ class Run:
     student: LogprobModel
     student_tokenizer: PreTrainedTokenizerBase
     teacher: Teacher
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
@@ -146,7 +143,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student.check(probe.student, "student")
     teacher = open_teacher(
         config.teacher,
-        is_reference=True,
+        is_reference=config.reference == "teacher",
         gets_instructions=False,
         probe=probe,
         chunk_size=training.chunk_size,
@@ -156,6 +153,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student.train()
     optimizer = build_optimizer(config.optimizer, student.parameters())
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
+    loss = PairLoss(config, ranks)
     checkpoints = Checkpoints(
         config,
         model=student,
@@ -164,6 +162,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         pairs={"train": train_pairs, "held_out": held_out_pairs},
         ranks=ranks,
         display=display,
+        loss=loss,
     )
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -174,11 +173,23 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
             "teacher": teacher.description,
+            "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             **pairs.description,
             "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
+    if config.reference == "student":
+        read = partial(
+            read_reference,
+            student,
+            collate=collate,
+            microbatch_size=training.microbatch_size,
+            ranks=ranks,
+            display=display,
+        )
+        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
+        held_out_pairs = read(held_out_pairs, held_out_rows)
     return Run(
         ranks=ranks,
         display=display,
@@ -190,7 +201,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         student=student,
         student_tokenizer=student_tokenizer,
         teacher=teacher,
-        loss=bind(config.loss),
+        loss=loss,
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         checkpoints=checkpoints,
@@ -199,13 +210,18 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    run.loss.look_ahead(compare, config, run, batch)
     token_logprobs = run.student(batch.student)  # (N,)
-    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
-    reference = run.teacher(batch).reference.sum(-1)  # (2, B) log of the teacher's probability of the same text
+    logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
+    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+    weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
+    policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
+    reference = (weights * run.teacher(batch).reference).sum(-1)  # (2, B) log of the probability of the same text
+    parents, offsets = batch.parent_mask.sum(-1), weights.sum(-1)
     if config.average_logprobs:
-        parents = batch.parent_mask.sum(-1)
         policy, reference = policy / parents, reference / parents
-    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, lengths=parents, offsets=offsets)
+    losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -216,7 +232,8 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
-        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+        "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
     }
 
 

@@ -25,13 +25,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from prefkd.config import Component, bind, component, refusals, save_config
+from prefkd.config import Component, component, save_config
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
-from prefkd.method.preference import parent_margin
+from prefkd.method.preference import long_answer_weights, parent_margin
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
@@ -40,6 +40,7 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
+from prefkd.training.losses import SUPPLIED, TWO, LossSettings, PairLoss, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig, push, write_card
@@ -49,13 +50,14 @@ from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, we
 
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
         output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
         reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
-        loss: Called with the weighted margins of chosen and rejected answers, (B,) each.
+        loss: Called with the weighted margins of chosen and rejected answers, (B,) each. A loss that takes log-probs
+            gets the margins for those of the student, and 0 for those of the reference.
     """
 
     output_dir: Path
@@ -64,9 +66,7 @@ class Config:
     data: DataConfig
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
-    loss: Component = component(
-        "prefkd.method.preference.tis_dpo_loss", supplied=("chosen_margin", "rejected_margin"), beta=0.1
-    )
+    loss: Component = component("prefkd.method.preference.tis_dpo_loss", supplied=(*TWO, *SUPPLIED), beta=0.1)
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
         "transformers.get_cosine_schedule_with_warmup",
@@ -83,9 +83,7 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from resume_problems(self)
-        yield from refusals("loss", self.loss, chosen_margin=torch.zeros(1), rejected_margin=torch.zeros(1))
-        if self.loss.get("alpha"):
-            yield "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out"
+        yield from loss_problems(self, teacher_is_reference=self.reference == "teacher", weighted=True)
         yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
 
 
@@ -103,7 +101,7 @@ class Run:
     student: LogprobModel
     student_tokenizer: PreTrainedTokenizerBase
     teacher: Teacher
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
@@ -154,6 +152,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student.train()
     optimizer = build_optimizer(config.optimizer, student.parameters())
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
+    loss = PairLoss(config, ranks, weighted=True)
     checkpoints = Checkpoints(
         config,
         model=student,
@@ -162,6 +161,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         pairs={"train": train_pairs, "held_out": held_out_pairs},
         ranks=ranks,
         display=display,
+        loss=loss,
     )
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         student=student,
         student_tokenizer=student_tokenizer,
         teacher=teacher,
-        loss=bind(config.loss),
+        loss=loss,
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         checkpoints=checkpoints,
@@ -210,12 +210,19 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    run.loss.look_ahead(compare, config, run, batch)
     scores = run.teacher(batch)
     weights = parent_weights(config.weights, scores, batch)  # (2, B, P)
+    weights = weights * long_answer_weights(batch.parent_mask, config.long_answer_weight)  # all 1 unless for LD-DPO
     token_logprobs = run.student(batch.student)  # (N,)
     policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
-    chosen_margin, rejected_margin = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (B,) each
-    losses, chosen_rewards, rejected_rewards = run.loss(chosen_margin, rejected_margin)
+    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+    margins = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (2, B)
+    parents, offsets = batch.parent_mask.sum(-1), weights.sum(-1)
+    losses, chosen_rewards, rejected_rewards = run.loss(
+        margins, torch.zeros_like(margins), batch, lengths=parents, offsets=offsets
+    )
+    losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach().sum(-1)
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -226,7 +233,8 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
-        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+        "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
         **weight_metrics(weights, batch.parent_mask),
     }
 

@@ -18,6 +18,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import add_adapter
 from prefkd.models.teacher import LiveTeacher, Questions, Teacher, make_readers
 from prefkd.training.combination import Objective
+from prefkd.training.losses import has_reference
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def gather_company(config: Any) -> Company:
         return _scoring(config)
     teacher = getattr(config, "teacher", None)
     if teacher is None:
-        has_reference = hasattr(config, "loss") and not config.loss.get("reference_free")
-        return Company(_learner(config), Frozen([], []), None, (), ("reference",) if has_reference else ())
+        reads_ahead = hasattr(config, "loss") and has_reference(config.loss)
+        return Company(_learner(config), Frozen([], []), None, (), ("reference",) if reads_ahead else ())
     if hasattr(config, "objective"):
         return _with_live_teacher(config)
     weights = getattr(config, "weights", None)

@@ -68,7 +68,7 @@ def exo_loss(
     beta: float,
     label_smoothing: float = 1e-3,
 ) -> Losses:
-    """EXO for pairs (arXiv 2402.00856, eq. 16): the reverse KL of Bernoulli(q) from Bernoulli(1 - e), q = sigmoid(beta h).
+    """EXO for pairs (arXiv 2402.00856, eq. 16): KL(Bernoulli(q) || Bernoulli(1 - e)), q = sigmoid(beta h).
 
     A pair that is lost by far teaches nothing.
 

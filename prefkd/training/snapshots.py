@@ -46,6 +46,7 @@ class Snapshot:
 
     Attributes:
         tensors: What learns, and the optimizer's state; parts of sharded ones.
+        loss: What the loss remembers of earlier steps.
         random_state: That of this process.
         run: What the run was started with.
     """
@@ -53,6 +54,7 @@ class Snapshot:
     progress: Progress
     tensors: dict[str, Any]
     lr_schedule: dict[str, Any]
+    loss: dict[str, Any]
     random_state: dict[str, Any]
     run: dict[str, Any]
 
@@ -88,7 +90,8 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
 
     def write_rest() -> None:
         if ranks.is_main:
-            torch.save({"lr_schedule": snapshot.lr_schedule, "random": random_states}, unfinished / STATE)
+            state = {"lr_schedule": snapshot.lr_schedule, "loss": snapshot.loss, "random": random_states}
+            torch.save(state, unfinished / STATE)
             write_json(unfinished / RUN, snapshot.run)
 
     def digest() -> dict[str, str]:

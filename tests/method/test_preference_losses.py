@@ -1,4 +1,4 @@
-"""Preference losses by name: the published numbers with gradients, finite differences, limits, and float32's extremes."""
+"""Preference losses by name: published numbers with gradients, finite differences, limits, float32's extremes."""
 
 import math
 from functools import partial
@@ -506,7 +506,7 @@ def test_mistakes_are_named():
     for loss in ALL.values():
         with pytest.raises(ValueError, match="beta is 0"):
             loss(*inputs, beta=0)
-    with pytest.raises(ValueError, match="alpha is 1.5"):
+    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
         p.long_answer_weights(torch.ones(2, 1, 1).bool(), 1.5)
     with pytest.raises(ValueError, match="hinge has no label_smoothing"):
         p.simpo_loss(*inputs[:2], beta=1.0, gamma_ratio=0.1, hinge=True, label_smoothing=0.1)
