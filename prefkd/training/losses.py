@@ -223,6 +223,8 @@ class PairLoss:
         if self._config.centre:
             policy = centred(policy, offsets, self.state.kappa)
         step = self._step if torch.is_grad_enabled() else None  # held-out pairs belong to none
+        if step is None and "batch" in self.needs:
+            return self._of_pairs_alone(policy, reference, lengths)
         if step is None:
             return self._losses(policy, reference, lengths)
         self._left -= 1
@@ -232,7 +234,6 @@ class PairLoss:
         losses, *rewards = self._losses(policy, reference, lengths, step.beta)
         return losses * step.drawn.to(losses)[own], *rewards
 
-    @torch.no_grad()
     def look_ahead(self, compare: Callable[..., Any], config: Any, run: Any, batch: PairBatch) -> None:
         """Before the first microbatch of a step: measure all of its pairs, if the loss depends on more than its own.
 
@@ -246,8 +247,9 @@ class PairLoss:
             return
         ranks, self._seen = self._ranks, []
         microbatches = split_step(batch.rows_of_step, config.training.microbatch_size, ranks.rank, ranks.world_size)
-        for microbatch in microbatches:
-            compare(config, run, run.collate(run.train_pairs, microbatch).to(ranks.device))
+        with torch.no_grad():
+            for microbatch in microbatches:
+                compare(config, run, run.collate(run.train_pairs, microbatch).to(ranks.device))
         seen, self._seen, self._left = self._seen, None, len(microbatches)
         pairs = {
             row: values
@@ -317,6 +319,14 @@ class PairLoss:
         if "margins" in self.needs:
             return self._function(*(policy - reference), **settings)
         return self._function(*policy, *(reference if "reference" in self.needs else ()), **settings)
+
+    def _of_pairs_alone(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Held-out losses that depend on other pairs: as if each pair were a batch, whatever it is read together with."""
+        alone = [
+            self._losses(*pair) for pair in zip(*(x.split(1, 1) for x in (policy, reference, lengths)), strict=True)
+        ]
+        losses, chosen, rejected = (torch.cat(values) for values in zip(*alone, strict=True))
+        return losses, chosen, rejected
 
     def _of_whole_step(self, step: MeasuredStep, own: Tensor, policy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of pairs that depend on all pairs of the step: only their own log-probs carry gradient here.
