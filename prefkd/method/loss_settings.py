@@ -90,9 +90,10 @@ def update_gap(mean: float, std: float, gaps: Tensor, momentum: float = 0.9) -> 
 def gap_weights(gaps: Tensor, mean: float, std: float) -> Tensor:
     """beta-DPO: (B,) with which pairs are drawn: ``exp(-1/2 ((h - M) / S)^2)``; those near the mean come first.
 
-    Weights are at least the smallest normal number, since drawing without replacement needs enough that are not 0.
+    Weights are at least the smallest normal number, since drawing without replacement needs enough that are not 0. A
+    deviation below 1e-3 nats, as that of a policy which is still its reference, is rounding and counts as 1e-3.
     """
-    weights = torch.exp(-0.5 * ((gaps - mean) / max(std, 1e-12)) ** 2)
+    weights = torch.exp(-0.5 * ((gaps - mean) / max(std, 1e-3)) ** 2)
     return weights.clamp(min=torch.finfo(weights.dtype).tiny)
 
 

@@ -119,6 +119,8 @@ def loss_problems(
         yield f"average_logprobs: false does not go with {name}, which compares means over {unit}; set it to true"
     if "margins" in needs and component.get("alpha"):
         yield "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out"
+    if weighted and "batch" in needs and "apart" not in needs:
+        yield f"loss: {name} sorts the reference's differences, which margins do not hold apart; use recipe dpo_distill"
     if "lengths" in needs and averages:
         yield f"average_logprobs: {name} divides by the lengths itself; remove it"
     if "apart" in needs and teacher_is_reference and not config.centre:
@@ -321,10 +323,9 @@ class PairLoss:
         return self._function(*policy, *(reference if "reference" in self.needs else ()), **settings)
 
     def _of_pairs_alone(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Held-out losses that depend on other pairs: as if each pair were a batch, whatever it is read together with."""
-        alone = [
-            self._losses(*pair) for pair in zip(*(x.split(1, 1) for x in (policy, reference, lengths)), strict=True)
-        ]
+        """Held-out losses that depend on other pairs: as if each pair were a batch."""
+        each = zip(policy.split(1, 1), reference.split(1, 1), lengths.split(1, 1), strict=True)
+        alone = [self._losses(*pair) for pair in each]
         losses, chosen, rejected = (torch.cat(values) for values in zip(*alone, strict=True))
         return losses, chosen, rejected
 
