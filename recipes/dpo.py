@@ -37,9 +37,10 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
-from prefkd.training.losses import SUPPLIED, LossSettings, PairLoss, loss_problems
+from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
@@ -203,7 +204,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    token_logprobs = run.model(batch.student)  # (N,)
+    token_logprobs, surplus = run.model(batch.student, run.loss.read)  # (N,)
     logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
     weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
@@ -211,9 +212,11 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     reference = (weights * batch.scores.reference).sum(-1) if batch.scores else torch.zeros_like(policy)  # log ref(y|x)
     if config.average_logprobs or "token_means" in run.loss.needs:
         policy, reference = policy / tokens, reference / tokens
-    offsets = weights.sum(-1)
-    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, lengths=tokens, offsets=offsets)
-    losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
+    losses, chosen_rewards, rejected_rewards = run.loss(
+        policy, reference, batch, weights, lengths=tokens, surplus=surplus
+    )
+    if config.nll_weight:
+        losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {

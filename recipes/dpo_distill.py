@@ -40,9 +40,10 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
-from prefkd.training.losses import SUPPLIED, LossSettings, PairLoss, loss_problems
+from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
@@ -211,17 +212,18 @@ def setup(config: Config, ranks: Ranks) -> Run:
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    token_logprobs = run.student(batch.student)  # (N,)
+    token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
     logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
     weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
     policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
     reference = (weights * run.teacher(batch).reference).sum(-1)  # (2, B) log of the probability of the same text
-    parents, offsets = batch.parent_mask.sum(-1), weights.sum(-1)
     if config.average_logprobs:
+        parents = batch.parent_mask.sum(-1)
         policy, reference = policy / parents, reference / parents
-    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, lengths=parents, offsets=offsets)
-    losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
+    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, weights, surplus=surplus)
+    if config.nll_weight:
+        losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {

@@ -40,9 +40,10 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints, resume_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
-from prefkd.training.losses import SUPPLIED, TWO, LossSettings, PairLoss, loss_problems
+from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
+from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig, push, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
@@ -214,15 +215,14 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     scores = run.teacher(batch)
     weights = parent_weights(config.weights, scores, batch)  # (2, B, P)
     weights = weights * long_answer_weights(batch.parent_mask, config.long_answer_weight)  # all 1 unless for LD-DPO
-    token_logprobs = run.student(batch.student)  # (N,)
+    token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
     policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
     margins = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (2, B)
-    parents, offsets = batch.parent_mask.sum(-1), weights.sum(-1)
-    losses, chosen_rewards, rejected_rewards = run.loss(
-        margins, torch.zeros_like(margins), batch, lengths=parents, offsets=offsets
-    )
-    losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
+    nothing = torch.zeros_like(margins)
+    losses, chosen_rewards, rejected_rewards = run.loss(margins, nothing, batch, weights, surplus=surplus)
+    if config.nll_weight:
+        losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach().sum(-1)
     margin = chosen_rewards - rejected_rewards
     return losses, {

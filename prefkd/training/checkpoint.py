@@ -42,8 +42,8 @@ from prefkd.errors import PrefkdError
 from prefkd.pipeline.records import settings_of
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
-from prefkd.training.losses import PairLoss
 from prefkd.training.metrics import cut_back
+from prefkd.training.pair_loss import PairLoss
 from prefkd.training.settings import output_problems
 from prefkd.training.snapshots import (
     RECORD,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefkd.method.preference import wpo_weights
 from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.single_model import answer_logprobs, encode, load_model, read_rows
@@ -123,8 +124,27 @@ REMEMBERING = {
     "bco": (loss("bco_loss"),),
     "aot_unpaired": (loss("aot_unpaired_loss"),),
     "dynamic_beta": ("dynamic_beta={}",),
+    "wpo": ("wpo=true",),
     "long_answers": ("long_answer_weight=0.2", "nll_weight=0.1"),
 }
+
+
+def test_pairs_weigh_what_the_model_would_write(world, tmp_path):
+    """At the start each pair loses ln 2, times its weight, here from whole logits."""
+    settings = ("training.batch_size=12", "training.microbatch_size=5", "training.max_steps=1", "training.chunk_size=3")
+    metrics = single_model.run("dpo", world, tmp_path / "out", "wpo=true", *settings)
+    model, weights = load_model(world / "model"), []
+    for row in read_rows(world / "pairs.jsonl"):
+        weight = 1.0
+        for answer in ("chosen", "rejected"):
+            before, after = encode(world, row["prompt"], row[answer])
+            labels = torch.tensor([[-100] * len(before) + after])
+            with torch.no_grad():
+                weight *= wpo_weights(model(torch.tensor([before + after])).logits, labels).item()
+        weights.append(weight)
+    assert metrics[1]["loss"] == pytest.approx(math.log(2) * sum(weights) / 12, rel=1e-4)
+
+
 SLOW = ("training.epochs=2", "optimizer.lr=0.003")
 
 
@@ -214,6 +234,7 @@ MISTAKES = [
     ("dpo", ("dynamic_beta={left_out: 1.0}",), "dynamic_beta.left_out: 1.0 is not a share"),
     ("dpo", ("long_answer_weight=2",), "long_answer_weight: 2.0 is not between 0 and 1"),
     ("dpo", ("nll_weight=-1",), "nll_weight: -1.0 would make the chosen answers less likely"),
+    ("dpo", (loss("aot_loss"), "wpo=true"), "wpo: weighs each pair apart"),
     ("dpo", (loss("tis_dpo_loss"),), "loss.chosen_margin: missing"),
 ]
 
