@@ -1,8 +1,9 @@
 """Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
-(dual_space, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves (cross_entropy). By default it is
-parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
+(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
+(cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
+distillation (DSKD, arXiv 2406.17328).
 Of the teacher only what the terms need is computed. `prefkd.training.objective` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
@@ -125,7 +126,9 @@ class Config:
         """The tokens of both models; None if one of these is not there."""
         if self.teacher.path is None or any(any(side.problems()) for side in (self.student, self.teacher)):
             return None
-        return Vocabularies.of(load_tokenizer(self.student), load_tokenizer(self.teacher))
+        sides = [ModelSide(load_tokenizer(side), side.template) for side in (self.student, self.teacher)]
+        ends = sides[0].eos_id, sides[1].eos_id
+        return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, ends)
 
 
 @dataclass

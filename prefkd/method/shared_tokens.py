@@ -51,6 +51,10 @@ class TokenMap(NamedTuple):
     indices: Tensor
     weights: Tensor
 
+    def to(self, device: torch.device) -> "TokenMap":
+        """The same on a device."""
+        return TokenMap(self.indices.to(device), self.weights.to(device))
+
 
 def find_shared_tokens(
     student_bytes: Sequence[bytes | None], teacher_bytes: Sequence[bytes | None], ends: tuple[int, int] | None = None
@@ -217,6 +221,13 @@ def project(probabilities: Tensor, token_map: TokenMap, vocabulary: int) -> Tens
     for indices, weights in zip(token_map.indices.T, token_map.weights.T, strict=True):
         found = found.index_add(1, indices.clamp_min(0), probabilities[:, :tokens] * weights.to(probabilities.dtype))
     return found
+
+
+def image(token_map: TokenMap) -> tuple[Tensor, TokenMap]:
+    """The tokens that a map leads to, (M,) ascending, and the same map with indices into them."""
+    exists = token_map.indices >= 0
+    found, places = token_map.indices[exists].unique(return_inverse=True)
+    return found, TokenMap(token_map.indices.masked_scatter(exists, places), token_map.weights)
 
 
 def projected_kl(projected: Tensor, teacher_logprobs: Tensor, *, reverse: bool = False) -> Tensor:

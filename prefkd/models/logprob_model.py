@@ -33,6 +33,7 @@ class TokenStates:
     Attributes:
         inputs: (N,) the token at the position that predicts the target.
         targets: (N,) token ids to be predicted.
+        parents: (N,) the parent that each target belongs to, in a numbering that student and teacher have in common.
         hidden: (N, H) states at the predicting positions, after the final norm.
         embedding: (V, H) table of the input embeddings, a constant.
         head: (V, H) weight of the output layer.
@@ -42,6 +43,7 @@ class TokenStates:
 
     inputs: Tensor
     targets: Tensor
+    parents: Tensor
     hidden: Tensor
     embedding: Tensor
     head: Tensor
@@ -65,7 +67,11 @@ class TokenStates:
 
     def part(self, start: int, end: int) -> "TokenStates":
         """Some of the targets, as if they were one answer."""
-        of_targets = {name: getattr(self, name)[start:end] for name in ("inputs", "targets", "hidden")}
+        return self.at(slice(start, end))
+
+    def at(self, which: slice | Tensor) -> "TokenStates":
+        """The targets of a slice or at some indices, as if they were one answer."""
+        of_targets = {name: getattr(self, name)[which] for name in ("inputs", "targets", "parents", "hidden")}
         return replace(self, **of_targets, lengths=(len(of_targets["targets"]),))
 
 
@@ -120,6 +126,7 @@ class LogprobModel(nn.Module):
             TokenStates(
                 inputs=tokens.input_ids.flatten()[tokens.predictors],
                 targets=tokens.targets,
+                parents=tokens.parents,
                 hidden=predicting,
                 embedding=embedding.detach(),
                 head=head,
