@@ -186,8 +186,10 @@ def hybrid_divergence(
         Both parts, (...) each.
 
     Raises:
-        ValueError: `beta` is outside [0, 1].
+        ValueError: `beta` is outside [0, 1], or `largest` is less than 1.
     """
+    if largest is not None and largest < 1:
+        raise ValueError(f"largest is {largest}, but must be at least 1")
     matched = generalised_jsd(student_logprobs[..., shared.student], teacher_logprobs[..., shared.teacher], beta=beta)
     sides = []
     for logprobs, ids in ((student_logprobs, shared.student), (teacher_logprobs, shared.teacher)):
