@@ -40,6 +40,11 @@ class SharedTokens(NamedTuple):
         """The same on a device."""
         return SharedTokens(self.student.to(device), self.teacher.to(device))
 
+    def within(self, student_rows: int, teacher_rows: int) -> "SharedTokens":
+        """The pairs that both heads have a row for, which may have fewer rows than the tokenizer has tokens."""
+        kept = (self.student < student_rows) & (self.teacher < teacher_rows)
+        return SharedTokens(self.student[kept], self.teacher[kept])
+
 
 class TokenMap(NamedTuple):
     """Which tokens of the teacher stand for each of the student's.
@@ -54,6 +59,11 @@ class TokenMap(NamedTuple):
     def to(self, device: torch.device) -> "TokenMap":
         """The same on a device."""
         return TokenMap(self.indices.to(device), self.weights.to(device))
+
+    def within(self, student_rows: int, teacher_rows: int) -> "TokenMap":
+        """The map between tokens that the heads have a row for."""
+        kept = (self.indices < teacher_rows)[:student_rows]
+        return TokenMap(self.indices[:student_rows].where(kept, -1), self.weights[:student_rows].where(kept, 0))
 
 
 def find_shared_tokens(
@@ -211,17 +221,16 @@ def project(probabilities: Tensor, token_map: TokenMap, vocabulary: int) -> Tens
     """The student's probabilities carried to the teacher's vocabulary: ``p M``, without a matrix V_s x V_t.
 
     Args:
-        probabilities: (n, V_s) or with more columns, which are no tokens.
+        probabilities: (n, V_s).
         token_map: M.
         vocabulary: V_t, or the number of columns that its indices are about.
 
     Returns:
         (n, vocabulary). What a token without a row has is lost.
     """
-    tokens = len(token_map.indices)
     found = probabilities.new_zeros(len(probabilities), vocabulary)
     for indices, weights in zip(token_map.indices.T, token_map.weights.T, strict=True):
-        found = found.index_add(1, indices.clamp_min(0), probabilities[:, :tokens] * weights.to(probabilities.dtype))
+        found = found.index_add(1, indices.clamp_min(0), probabilities * weights.to(probabilities.dtype))
     return found
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
+from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
+from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32
 
@@ -39,6 +40,7 @@ class TokenStates:
         head: (V, H) weight of the output layer.
         lengths: Number of targets of each answer, in whose order they stand.
         chunk_size: Target tokens whose logits may exist at one time.
+        scale, cap: What happens to the head's output (`prefkd.method.logprobs.bounded_logits`).
     """
 
     inputs: Tensor
@@ -49,15 +51,18 @@ class TokenStates:
     head: Tensor
     lengths: tuple[int, ...]
     chunk_size: int
+    scale: float = 1.0
+    cap: float | None = None
 
     def logprobs(self) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,) float32."""
-        return linear_token_logprobs(self.hidden, self.head, self.targets, chunk_size=self.chunk_size)
+        return linear_token_logprobs(
+            self.hidden, self.head, self.targets, chunk_size=self.chunk_size, scale=self.scale, cap=self.cap
+        )
 
     def logits(self) -> Tensor:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
-        logits = F.linear(self.hidden, self.head)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return bounded_logits(F.linear(self.hidden, self.head), scale=self.scale, cap=self.cap)
 
     def answers(self) -> list["TokenStates"]:
         """The same, answer by answer."""
@@ -100,6 +105,7 @@ class LogprobModel(nn.Module):
         self.chunk_size = chunk_size
         self.precision = precision
         self.window = sliding_window(lm)
+        self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
 
     def forward(self, tokens: TokenBatch, read: Callable[[TokenStates], Any] = TokenStates.logprobs) -> Any:
@@ -132,6 +138,8 @@ class LogprobModel(nn.Module):
                 head=head,
                 lengths=tokens.lengths,
                 chunk_size=self.chunk_size,
+                scale=self.scale,
+                cap=self.cap,
             )
         )
 

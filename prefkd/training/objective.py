@@ -240,7 +240,13 @@ def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:
 
 def _side(states: TokenStates) -> DualSpaceSide:
     return DualSpaceSide(
-        states.inputs[None], states.targets[None], states.hidden[None], embedding=states.embedding, head=states.head
+        states.inputs[None],
+        states.targets[None],
+        states.hidden[None],
+        embedding=states.embedding,
+        head=states.head,
+        scale=states.scale,
+        cap=states.cap,
     )
 
 

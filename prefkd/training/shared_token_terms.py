@@ -35,8 +35,7 @@ def shared_tokens(
         divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
         temperature: Of both sides.
     """
-    assert signals.vocabularies is not None
-    shared = signals.vocabularies.shared.to(signals.student.hidden.device)
+    shared = _shared(signals)
     compare = {"lumped": across.lumped_divergence, "renormalised": across.renormalised_divergence}[form]
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,9 +55,7 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
         shared_weight: Of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
-    assert signals.vocabularies is not None
-    shared = signals.vocabularies.shared.to(signals.student.hidden.device)
-    tokens = len(signals.vocabularies.student), len(signals.vocabularies.teacher)
+    shared, tokens = _shared(signals), _tokens(signals)
     weight = len(shared.teacher) / tokens[1] if shared_weight is None else shared_weight
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
@@ -92,10 +89,11 @@ def x_token(
         largest: Most tokens of each side that h_kl sorts.
     """
     assert signals.vocabularies is not None
-    device, vocabularies = signals.student.hidden.device, signals.vocabularies
-    tokens = len(vocabularies.student), len(vocabularies.teacher)
+    tokens = _tokens(signals)
+    token_map = signals.vocabularies.token_map.within(*tokens)
+    shared = _shared(signals)
     if form == "h_kl":
-        shared = across.common_pairs(vocabularies.token_map, SURE).to(device)
+        shared = across.common_pairs(token_map, SURE).to(shared.student.device)
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
@@ -103,8 +101,7 @@ def x_token(
             return temperature**2 * sum(parts)
 
     else:
-        shared, token_map = vocabularies.shared.to(device), vocabularies.token_map.to(device)
-        image, columns = across.image(token_map)
+        image, columns = across.image(token_map.to(shared.student.device))
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
@@ -142,8 +139,22 @@ def _at_one_token_parents(
     }
 
 
+def _tokens(signals: Signals) -> tuple[int, int]:
+    """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
+    assert signals.vocabularies is not None and signals.teacher is not None
+    texts = signals.vocabularies.student, signals.vocabularies.teacher
+    heads = signals.student.head, signals.teacher.head
+    student, teacher = (min(len(own), len(head)) for own, head in zip(texts, heads, strict=True))
+    return student, teacher
+
+
+def _shared(signals: Signals) -> across.SharedTokens:
+    assert signals.vocabularies is not None
+    return signals.vocabularies.shared.within(*_tokens(signals)).to(signals.student.hidden.device)
+
+
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:
-    """(n, tokens) from logits; rows of a head that was made larger are no tokens."""
+    """(n, tokens) from the first of (n, V) logits."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")
     return (logits[:, :tokens] / temperature).log_softmax(-1)

@@ -20,6 +20,7 @@ from prefkd.method.shared_tokens import (
     common_pairs,
     find_shared_tokens,
     hybrid_divergence,
+    image,
     lumped_divergence,
     make_token_map,
     one_token_parents,
@@ -463,6 +464,18 @@ def test_projected_gradients_agree_with_finite_differences(reverse):
     assert torch.autograd.gradcheck(form, student.requires_grad_())
 
 
-def test_rows_of_a_head_beyond_the_tokens_are_not_projected():
-    token_map = TokenMap(torch.tensor([[1], [0]]), torch.ones(2, 1))
-    assert project(torch.tensor([[0.5, 0.3, 0.2]]), token_map, 2).tolist() == [[pytest.approx(0.3), 0.5]]
+def test_tokens_without_a_row_in_a_head_are_left_out():
+    token_map = TokenMap(torch.tensor([[1, 2], [0, -1], [2, 0]]), torch.tensor([[0.7, 0.3], [1, 0], [0.6, 0.4]]))
+    found = token_map.within(2, 2)
+    assert found.indices.tolist() == [[1, -1], [0, -1]]
+    torch.testing.assert_close(found.weights, torch.tensor([[0.7, 0], [1, 0]]))
+    pairs = SharedTokens(torch.tensor([0, 1, 5]), torch.tensor([7, 0, 1])).within(3, 4)
+    assert [ids.tolist() for ids in pairs] == [[1], [0]]
+
+
+def test_the_image_of_a_map():
+    token_map = TokenMap(torch.tensor([[5, 2], [9, -1], [-1, -1]]), torch.tensor([[0.7, 0.3], [1, 0], [0, 0]]))
+    found, columns = image(token_map)
+    assert found.tolist() == [2, 5, 9] and columns.indices.tolist() == [[1, 0], [2, -1], [-1, -1]]
+    p = torch.tensor([[0.5, 0.3, 0.2]])
+    torch.testing.assert_close(project(p, columns, 3), project(p, token_map, 10)[:, found])

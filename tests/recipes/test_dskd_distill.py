@@ -320,8 +320,8 @@ MISTAKES = {
     (objective("gold shared_weight: -0.5"),): "objective[0]: shared_weight is -0.5, but must lie in 0..1",
     (objective("x_token temperature: 0.0"),): "objective[0]: temperature is 0.0, but must be above 0",
     (objective("x_token form: h_kl, largest: 0"),): "objective[0]: largest is 0, but must be at least 1",
-    (objective("gold"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks for "
-    "hidden states, which scores do not give; add the model",
+    (objective("gold"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks "
+    "for hidden states, which scores do not give; add the model",
     (objective("min_ed"),): "objective[0].vocabulary_map: missing; prefkd.training.objective.min_ed needs it "
     "(the recipe passes signals)",
     (objective("min_ed vocabulary_map: no.file"),): "objective[0]: no.file does not exist; make it with "

@@ -159,3 +159,16 @@ def test_gradients_reach_the_student_where_parents_stand_alone(signals, name):
     assert touched == [0, 5]
     assert signals.student.head.grad is not None
     assert signals.teacher.hidden.grad is None
+
+
+def test_a_head_with_fewer_rows_than_its_tokenizer_has_tokens(signals):
+    small = [replace(side, head=side.head[:300]) for side in (signals.student, signals.teacher)]
+    fewer = replace(signals, student=small[0], teacher=small[1])
+    for function, settings in (
+        (terms.shared_tokens, {}),
+        (terms.gold, {}),
+        (terms.x_token, {}),
+        (terms.x_token, {"form": "h_kl"}),
+    ):
+        values, _ = function(fewer, **settings)
+        assert values.isfinite().all() and (values != 0).all()
