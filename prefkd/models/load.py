@@ -126,7 +126,8 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
     Raises:
         PrefkdError: If the checkpoint is missing, damaged, of an unknown architecture, or not the adapter's base.
     """
-    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": config.trust_remote_code}
+    # Attention is left to transformers: sdpa, or eager for models that cap attention logits, which sdpa cannot.
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     try:
         if device.type == "meta":
             outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)

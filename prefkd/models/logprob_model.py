@@ -157,10 +157,17 @@ class LogprobModel(nn.Module):
             return (tokens.segments != Segment.PADDING).long()
         if "sliding_attention" in (getattr(self.lm.config, "layer_types", None) or ()):
             return {
-                "full_attention": shared_prompt_mask(tokens),
-                "sliding_attention": shared_prompt_mask(tokens, self.window),
+                "full_attention": self._written(shared_prompt_mask(tokens)),
+                "sliding_attention": self._written(shared_prompt_mask(tokens, self.window)),
             }
-        return shared_prompt_mask(tokens, self.window)
+        return self._written(shared_prompt_mask(tokens, self.window))
+
+    def _written(self, mask: Tensor) -> Tensor:
+        """A mask as the attention takes it: eager attention adds it to the scores, others read true and false."""
+        if self.lm.config._attn_implementation != "eager":
+            return mask
+        least = torch.finfo(self.precision).min
+        return torch.zeros_like(mask, dtype=self.precision).masked_fill(~mask, least)
 
     def _own_logprobs(self, tokens: TokenBatch) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,), from the logits of one answer at a time."""
