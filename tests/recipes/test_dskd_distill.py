@@ -313,7 +313,8 @@ MISTAKES = {
     "opposite; use 0 to log a term without learning it",
     (objective("dpo answers: chosen"),): "objective[0].answers: prefkd.training.objective.dpo compares both "
     "answers; remove it",
-    (objective("shared_tokens form: lump"),): "objective[0].form: 'lump' is not one of lumped, renormalised",
+    (objective("shared_tokens form: lump"),): "objective[0].form: 'lump' is not one of lumped, renormalised, "
+    "which prefkd.training.objective.shared_tokens asks for",
     (objective("shared_tokens divergence: kl"),): "objective[0]: no divergence is called 'kl'; there are forward_kl, "
     "reverse_kl, adaptive_kl, skewed_forward_kl, skewed_reverse_kl, js_divergence",
     (objective("gold beta: 2.0"),): "objective[0]: beta is 2.0, but must lie in 0..1",
