@@ -35,18 +35,20 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes | None, ...]:
     added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
 
     def read(index: int, token: str | None) -> bytes | None:
-        if token is None or index in special:
+        if token is None:
             return None
-        if byte_level:
-            if index in added or not all(character in _BYTE_OF for character in token):
-                return token.encode(errors="surrogatepass")
-            return bytes(map(_BYTE_OF.__getitem__, token))
-        byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
-        if byte is None:
+        byte = None if byte_level else re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        if byte is not None:
+            value = int(byte[1], 16)
+            character = BLANK if value == ord(" ") else chr(value)
+            return None if value < 0x80 and character in known else bytes([value])
+        if index in special:
+            return None
+        if not byte_level:
             return token.replace(BLANK, " ").encode(errors="surrogatepass")
-        value = int(byte[1], 16)
-        character = BLANK if value == ord(" ") else chr(value)
-        return None if value < 0x80 and character in known else bytes([value])
+        if index in added or not all(character in _BYTE_OF for character in token):
+            return token.encode(errors="surrogatepass")
+        return bytes(map(_BYTE_OF.__getitem__, token))
 
     return tuple(read(index, token) for index, token in enumerate(tokens))
 
