@@ -5,11 +5,12 @@ A prompt is everything that a model reads before its answer, a response is the t
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n   Hi there!   <|im_end|>\\n
     prompt                                                      response    the end: its first token is the EOS
 
-The two are tokenised apart, so that no token straddles the border and response offsets count from the response's start.
+Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for two things. No
+token straddles the border, so that response offsets count from the response's start. Special-token text in a message
+stays text.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any, Literal, Protocol
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.formats import Message
 from prefkd.data.pairs import fingerprint
 from prefkd.errors import DataError, PrefkdError
@@ -25,12 +27,13 @@ from prefkd.errors import DataError, PrefkdError
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 2
+VERSION = 3
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
-# Stands on both sides of special-token text in a message. Unicode keeps this character for private uses such as this.
-GUARD = "\ufdd0"
+HELLO = [Message(role="user", content="Hello")]
+# Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
+APART = ("\n", "a", ".", "0", "\u4e00")
 # Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
 # tomorrow; so it is always the day that these templates themselves fall back on.
 DAY = "26 Jul 2024"
@@ -103,8 +106,8 @@ class Frame:
     """What a model's template writes around an answer.
 
     Attributes:
-        before: The prompt. Special-token text of a message stands between two `GUARD`s.
-        gap: A blank between prompt and answer that is in neither, because the tokenizer begins every text with one.
+        before: The prompt. Special-token text of a message is guarded.
+        gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
     """
 
@@ -123,10 +126,13 @@ class ModelSide:
         name: What messages call the model.
 
     Attributes:
-        eos_id: The token that ends an answer.
-        bos_id: The token that begins every prompt, or None.
-        uses_chat_template: Which of the two templates it is.
-        begins_with_blank: Whether the tokenizer begins every text with a blank, as SentencePiece does.
+        bos_id: The token that begins prompts, or None: what the chat template writes; without a chat template, what
+            the tokenizer itself puts before a text.
+        end: The text that ends an answer: what the template writes behind it, up to the first special or added token.
+        end_ids: The tokens of this text, or the tokenizer's EOS if the template writes nothing there.
+        eos_id: The token that a model stops at: the last of `end_ids`, or the tokenizer's EOS if the end is mere text.
+        stop_text: The end if it is mere text, at which nothing stops by itself, or None.
+        uses_chat_template: Whether it is the tokenizer's chat template.
 
     Raises:
         PrefkdError: The tokenizer or its template cannot be used.
@@ -146,18 +152,124 @@ class ModelSide:
             raise PrefkdError(f"{self.name}: its tokenizer has no chat template; use template: plain")
         self.uses_chat_template = template != "plain" and bool(tokenizer.chat_template)
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
-        self.special_tokens = _special_tokens(self.tokenizer)
-        self.begins_with_blank = self.tokenizer.tokenize("a")[0].startswith("▁")
-        self.bos_id: int | None = self.tokenizer.bos_token_id
-        self.eos_id = self._find_eos()
+        self.encoder = Encoder(tokenizer)
+        # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+        self._added_tokens = any_of({*added, *tokenizer.all_special_tokens})
+        self._tails: dict[tuple[Cue, str], list[int] | None] = {}
+        try:
+            self._example = self._frame(HELLO)
+        except DataError as error:
+            raise PrefkdError(str(error)) from error
+        self.bos_id = self._find_bos()
+        self.end, end_token = self._end_of(self._example.after)
+        eos_id = self.tokenizer.convert_tokens_to_ids(end_token) if end_token else self.tokenizer.eos_token_id
+        if eos_id is None:
+            raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
+        self.eos_id: int = eos_id
+        self.stop_text = None if end_token or not self.end else self.end
+        self.end_ids = self._find_end_ids()
 
-    def frame(self, messages: Sequence[Message]) -> Frame:
+    def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         """What stands before and after an answer to these messages.
+
+        Args:
+            messages: The conversation.
+            thoughts: Whether text that the template puts before every answer, as Qwen3 an empty thought, is part of
+                the answer and not of the prompt. Only so can the answer have a thought of its own there.
 
         Raises:
             DataError: The template refuses the conversation, or asks for an answer in another way than it writes one.
         """
-        messages = [Message(role=turn["role"], content=self._guarded(turn["content"])) for turn in messages]
+        messages = _without_guards(messages)
+        guarded = [Message(role=turn["role"], content=self.encoder.guard(turn["content"])) for turn in messages]
+        frame = self._frame(guarded, thoughts=thoughts)
+        if GUARD in frame.before and frame.before.replace(GUARD, "") != self._frame(messages, thoughts=thoughts).before:
+            raise DataError(
+                f"the chat template of {self.name} reads special tokens in a message as its own; take them out of the "
+                "message or use template: plain"
+            )
+        if self._end_of(frame.after)[0] != self.end:
+            raise DataError(
+                f"the chat template of {self.name} ends this answer with {frame.after[:30]!r}, but others with "
+                f"{self.end!r}; use template: plain"
+            )
+        return frame
+
+    def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
+        """The answer as the template writes it: many trim it.
+
+        Raises:
+            DataError: The template writes it elsewhere, or changes what stands around it.
+        """
+        messages = _without_guards(messages)
+        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
+        if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
+            raise DataError(f"the chat template of {self.name} {_rewrites(answer)}")
+        return written[len(before) : len(written) - len(frame.after)]
+
+    def encode_prompts(
+        self, frames: Sequence[Frame], answers: Sequence[Sequence[str]] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts.
+
+        Args:
+            frames: Their frames.
+            answers: For each prompt the responses that follow it. A byte-level tokenizer may cut blanks at the end of
+                a prompt in another way where text follows. Without this argument nothing follows, as in generation.
+        """
+        rows = self.encoder.encode_guarded([frame.before for frame in frames])
+        for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
+            cue = self.encoder.cue(frame.before)
+            followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
+            alone = self._tail(cue) or []
+            if (
+                followed
+                and followed[0] is not None
+                and row[-len(alone) :] == alone
+                and all(tail == followed[0] for tail in followed)
+            ):
+                row[-len(alone) :] = followed[0]
+        return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
+
+    def encode_responses(
+        self, texts: Sequence[str], frames: Sequence[Frame] | None = None
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Token ids of responses without their end, and the characters (start, end) of each token.
+
+        Special-token text is text: an answer that explains `</s>` does not end at it.
+
+        Args:
+            texts: The responses.
+            frames: What stands around each; without them, what the template writes around most.
+
+        Raises:
+            DataError: The tokenizer joins a response with its end, so that no token ends where it does.
+        """
+        frames = [self._example] * len(texts) if frames is None else frames
+        cues = [self.encoder.cue(frame.before) for frame in frames]
+        lines = [self._line(cue, frame.gap + text) for cue, frame, text in zip(cues, frames, texts, strict=True)]
+        responses = []
+        for cue, frame, text, tokens in zip(cues, frames, texts, self.encoder.encode_lines(lines), strict=True):
+            found = self._cut_out(tokens, cue, frame.gap, text)
+            responses.append(self._encode_apart(frame.gap, text) if found is None else found)
+        return [ids for ids, _ in responses], [offsets for _, offsets in responses]
+
+    @cached_property
+    def begins_with_blank(self) -> bool:
+        """Whether the tokens of an answer begin with a blank that its text does not have."""
+        [[ids], _] = self.encode_responses(["a"])
+        return "a a" in self.tokenizer.backend_tokenizer.decode([*ids, *ids])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names tokenizer, template and special tokens; it changes when one of them does."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        return fingerprint("side", VERSION, backend.to_str(), self.template.source, self.bos_id, self.end_ids)
+
+    def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         asked, written = self.template.write(messages), self.template.write(messages, PROBE)
         before, found, after = written.rpartition(PROBE)
         if not found or not before.startswith(asked):
@@ -166,82 +278,115 @@ class ModelSide:
                 f"{before[-30:]!r}; use template: plain"
             )
         gap = before.removeprefix(asked)
-        return Frame(asked, gap, after) if gap == " " and self.begins_with_blank else Frame(before, "", after)
+        if gap.strip(" "):
+            return Frame(asked if thoughts else before, "", after)
+        return Frame(asked, gap, after)
 
-    def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
-        """The answer as the template writes it: many trim it."""
-        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
-        if not written.startswith(before) or not written.endswith(frame.after):
-            raise DataError(f"the chat template of {self.name} writes something of its own for this answer")
-        return written[len(before) : len(written) - len(frame.after)]
+    def _find_bos(self) -> int | None:
+        """Whether a prompt begins with the BOS is for the chat template to say, else for the tokenizer."""
+        if not self.uses_chat_template:
+            bare, whole = (self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+            return whole[0] if whole[0] != bare[0] else None
+        bos = self.tokenizer.bos_token
+        openings = [self._example.before, self.template.write([Message(role="system", content=PROBE), *HELLO])]
+        return self.tokenizer.bos_token_id if bos and any(text.startswith(bos) for text in openings) else None
 
-    def encode_prompts(self, frames: Sequence[Frame]) -> list[list[int]]:
-        """Token ids of prompts, beginning with the BOS if the model has one.
+    def _end_of(self, after: str) -> tuple[str, str]:
+        """The text that ends an answer, and the added token that it ends with, if there is one."""
+        found = self._added_tokens.search(after)
+        return (after[: found.end()], found[0]) if found else (after.rstrip(), "")
 
-        A prompt is tokenised whole, as in chat. Only special-token text of a message is tokenised apart, as text.
-        """
-        rows = self._encode([frame.before for frame in frames], parse_special=self.uses_chat_template)["input_ids"]
-        for i, frame in enumerate(frames):
-            if GUARD in frame.before:
-                pieces = frame.before.split(GUARD)
-                pieces[0::2] = self._encode(pieces[0::2], parse_special=True)["input_ids"]
-                pieces[1::2] = self._encode(pieces[1::2], parse_special=False)["input_ids"]
-                rows[i] = [token for piece in pieces for token in piece]
-        if self.bos_id is None:
-            return rows
-        return [row if row[:1] == [self.bos_id] else [self.bos_id, *row] for row in rows]
+    def _find_end_ids(self) -> list[int]:
+        """The tokens of the end, as they are behind an answer."""
+        if not self.end:
+            return [self.eos_id]
+        cue, gap = self.encoder.cue(self._example.before), self._example.gap
+        for text in (PROBE, "a", "0", "\u4e00"):
+            [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
+            start = len(cue.text + gap + text)
+            last = _tokens_before(start, ids, offsets, self.encoder.special_ids)
+            if offsets[last - 1][1] <= start:
+                return [token for token, (first, _) in zip(ids, offsets, strict=True) if first < start + len(self.end)][
+                    last:
+                ]
+        raise PrefkdError(f"{self.name}: {self._joined_with_its_end()}")
 
-    def encode_responses(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of responses without EOS, and the characters (start, end) of each token.
+    def _line(self, cue: Cue, text: str) -> Line:
+        """A text behind the end of a prompt, followed by what ends an answer."""
+        if self.stop_text:  # what follows may be joined with it
+            return Line(cue.special, cue.text + text + self._example.after, "")
+        special = self.encoder.special.search(self.end)
+        end = special[0] if special else ""
+        return Line(cue.special, cue.text + text + self.end.removesuffix(end), end)
 
-        Special-token text is text: an answer that explains `</s>` does not end at it.
-        """
-        encoded = self._encode(texts, parse_special=False, offsets=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+    def _tail(self, cue: Cue, following: str = "") -> list[int] | None:
+        """The tokens of the end of a prompt where something follows, or None where they merge with it."""
+        key = (cue, following)
+        if key not in self._tails:
+            [(ids, offsets)] = self.encoder.encode_lines([Line(cue.special, cue.text + following, "")])
+            self._tails[key] = ids[: self._first_token(ids, offsets, cue)] if following else ids
+        return self._tails[key]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names tokenizer, template and special tokens; it changes when one of them does."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        return fingerprint("side", VERSION, backend.to_str(), self.template.source, self.bos_id, self.eos_id)
+    def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
+        """The first token of what stands behind a cue, or None where the two merge."""
+        start = len(cue.text)
+        first = next((i for i, (begin, _) in enumerate(offsets) if begin >= start), len(ids))
+        reached = offsets[first - 1][1] if first else 0
+        # A special token that takes blanks on its right is the same token whatever it takes.
+        merged = reached > start and ids[first - 1] not in self.encoder.special_ids
+        # Trimmed offsets hide that a blank of the prompt is in the first token behind it.
+        hidden = reached < start and ids[:first] != self._tail(cue)
+        return None if merged or hidden else first
 
-    def _find_eos(self) -> int:
-        """The first special token that the template writes after an answer, else the tokenizer's EOS."""
-        try:
-            end = self.special_tokens.search(self.frame([Message(role="user", content="Hello")]).after)
-        except DataError as error:
-            raise PrefkdError(str(error)) from error
-        eos_id = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
-        if eos_id is None:
-            raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
-        return eos_id
+    def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
+        """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
+        ids, offsets = tokens
+        first = self._first_token(ids, offsets, cue)
+        if first is None:
+            return None
+        start = len(cue.text) + len(gap)
+        stop = start + len(text)
+        last = _tokens_before(stop, ids, offsets, self.encoder.special_ids)
+        if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
+            raise DataError(self._joined_with_its_end())
+        return ids[first:last], [(max(begin - start, 0), max(end - start, 0)) for begin, end in offsets[first:last]]
 
-    def _guarded(self, text: str) -> str:
-        """Mark special-token text. The plain template needs no marks: all special-token text in it is text."""
-        text = text.replace(GUARD, "\N{REPLACEMENT CHARACTER}")
-        return self.special_tokens.sub(rf"{GUARD}\g<0>{GUARD}", text) if self.uses_chat_template else text
+    def _encode_apart(self, gap: str, text: str) -> Tokens:
+        """The tokens of a response that would merge with its prompt."""
+        for lead in APART:
+            cue = Cue("", lead)
+            [tokens] = self.encoder.encode_lines([self._line(cue, gap + text)])
+            found = self._cut_out(tokens, cue, gap, text)
+            if found is not None:
+                return found
+        raise DataError(f"the tokenizer of {self.name} joins the start of the answer with whatever stands before it")
 
-    def _encode(self, texts: Sequence[str], *, parse_special: bool, offsets: bool = False) -> Any:
-        if not texts:
-            return {"input_ids": [], "offset_mapping": []}
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=not parse_special,
-            return_offsets_mapping=offsets,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+    def _joined_with_its_end(self) -> str:
+        return (
+            f"the tokenizer of {self.name} joins the last characters of an answer with {self.end!r}, the text that "
+            "ends it; add this text to the tokenizer as a special token or use template: plain"
         )
 
 
-def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the text of any special token, the longest that begins at a place."""
-    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    longest_first = sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _without_guards(messages: Sequence[Message]) -> list[Message]:
+    return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
+
+
+def _tokens_before(place: int, ids: list[int], offsets: list[tuple[int, int]], special_ids: set[int]) -> int:
+    """How many tokens begin before a place. A special token there ends an answer, though it may take blanks of it."""
+    count = len(ids)
+    while count and (offsets[count - 1][0] >= place or ids[count - 1] in special_ids):
+        count -= 1
+    return count
+
+
+def _rewrites(answer: str) -> str:
+    if "think>" in answer:
+        return (
+            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer or "
+            "use template: plain"
+        )
+    return "writes something of its own for this answer"
 
 
 def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
