@@ -52,7 +52,6 @@ class Encoder:
 
     Attributes:
         special: Matches the text of a special token.
-        special_ids: All special tokens.
     """
 
     def __init__(self, tokenizer: Any):
@@ -60,7 +59,6 @@ class Encoder:
         self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._added |= {text: AddedToken(text) for text in tokenizer.all_special_tokens if text not in self._added}
         self.special = any_of(self._added)
-        self.special_ids = set(tokenizer.convert_tokens_to_ids(list(self._added)))
         self._marked = re.compile(
             f"{GUARD}(?P<text>{self.special.pattern}){GUARD}{GUARD}|{GUARD}+|(?P<token>{self.special.pattern})"
         )

@@ -11,7 +11,7 @@ stays text.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -168,6 +168,7 @@ class ModelSide:
             raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
         self.eos_id: int = eos_id
         self.stop_text = None if end_token or not self.end else self.end
+        self._end_special = end_token if self.encoder.special.fullmatch(end_token) else ""
         self.end_ids = self._find_end_ids()
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
@@ -222,14 +223,10 @@ class ModelSide:
         for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
             cue = self.encoder.cue(frame.before)
             followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
-            alone = self._tail(cue) or []
-            if (
-                followed
-                and followed[0] is not None
-                and row[-len(alone) :] == alone
-                and all(tail == followed[0] for tail in followed)
-            ):
-                row[-len(alone) :] = followed[0]
+            alone = self._tail(cue)
+            if followed and followed[0] is not None and followed.count(followed[0]) == len(followed):
+                if alone and row[-len(alone) :] == alone:
+                    row[-len(alone) :] = followed[0]
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
 
     def encode_responses(
@@ -304,27 +301,24 @@ class ModelSide:
         for text in (PROBE, "a", "0", "\u4e00"):
             [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
             start = len(cue.text + gap + text)
-            last = _tokens_before(start, ids, offsets, self.encoder.special_ids)
+            last = self._tokens_before(start, offsets)
             if offsets[last - 1][1] <= start:
-                return [token for token, (first, _) in zip(ids, offsets, strict=True) if first < start + len(self.end)][
-                    last:
-                ]
+                return ids[last : self._tokens_before(start + len(self.end), offsets)] if self.stop_text else ids[last:]
         raise PrefkdError(f"{self.name}: {self._joined_with_its_end()}")
 
     def _line(self, cue: Cue, text: str) -> Line:
         """A text behind the end of a prompt, followed by what ends an answer."""
         if self.stop_text:  # what follows may be joined with it
             return Line(cue.special, cue.text + text + self._example.after, "")
-        special = self.encoder.special.search(self.end)
-        end = special[0] if special else ""
-        return Line(cue.special, cue.text + text + self.end.removesuffix(end), end)
+        return Line(cue.special, cue.text + text + self.end.removesuffix(self._end_special), self._end_special)
 
     def _tail(self, cue: Cue, following: str = "") -> list[int] | None:
         """The tokens of the end of a prompt where something follows, or None where they merge with it."""
         key = (cue, following)
         if key not in self._tails:
             [(ids, offsets)] = self.encoder.encode_lines([Line(cue.special, cue.text + following, "")])
-            self._tails[key] = ids[: self._first_token(ids, offsets, cue)] if following else ids
+            first = self._first_token(ids, offsets, cue) if following else len(ids)
+            self._tails[key] = None if first is None else ids[:first]
         return self._tails[key]
 
     def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
@@ -333,7 +327,7 @@ class ModelSide:
         first = next((i for i, (begin, _) in enumerate(offsets) if begin >= start), len(ids))
         reached = offsets[first - 1][1] if first else 0
         # A special token that takes blanks on its right is the same token whatever it takes.
-        merged = reached > start and ids[first - 1] not in self.encoder.special_ids
+        merged = reached > start and not (first == 1 and cue.special)
         # Trimmed offsets hide that a blank of the prompt is in the first token behind it.
         hidden = reached < start and ids[:first] != self._tail(cue)
         return None if merged or hidden else first
@@ -346,7 +340,7 @@ class ModelSide:
             return None
         start = len(cue.text) + len(gap)
         stop = start + len(text)
-        last = _tokens_before(stop, ids, offsets, self.encoder.special_ids)
+        last = max(first, self._tokens_before(stop, offsets))
         if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
             raise DataError(self._joined_with_its_end())
         return ids[first:last], [(max(begin - start, 0), max(end - start, 0)) for begin, end in offsets[first:last]]
@@ -361,6 +355,13 @@ class ModelSide:
                 return found
         raise DataError(f"the tokenizer of {self.name} joins the start of the answer with whatever stands before it")
 
+    def _tokens_before(self, place: int, offsets: list[tuple[int, int]]) -> int:
+        """How many tokens begin before a place, where the special token of the end always begins behind it."""
+        count = len(offsets) - bool(self._end_special)
+        while count and offsets[count - 1][0] >= place:
+            count -= 1
+        return count
+
     def _joined_with_its_end(self) -> str:
         return (
             f"the tokenizer of {self.name} joins the last characters of an answer with {self.end!r}, the text that "
@@ -372,14 +373,6 @@ def _without_guards(messages: Sequence[Message]) -> list[Message]:
     return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
 
 
-def _tokens_before(place: int, ids: list[int], offsets: list[tuple[int, int]], special_ids: set[int]) -> int:
-    """How many tokens begin before a place. A special token there ends an answer, though it may take blanks of it."""
-    count = len(ids)
-    while count and (offsets[count - 1][0] >= place or ids[count - 1] in special_ids):
-        count -= 1
-    return count
-
-
 def _rewrites(answer: str) -> str:
     if "think>" in answer:
         return (
@@ -389,11 +382,34 @@ def _rewrites(answer: str) -> str:
     return "writes something of its own for this answer"
 
 
+def write_answers(
+    messages: Sequence[Message], answers: Sequence[str], sides: Mapping[str, ModelSide]
+) -> tuple[dict[str, Frame], list[str], bool]:
+    """What two models read around some answers to the same messages, and the answers as text that both write alike.
+
+    Returns:
+        The frames of each side; the texts; and `thoughts` of `ModelSide.frame`, which is set if an answer has a thought
+        that a template writes where other answers get an empty one.
+
+    Raises:
+        DataError: A template refuses the conversation or leaves out a part of an answer.
+    """
+    for thoughts in (False, True):
+        frames = {name: side.frame(messages, thoughts=thoughts) for name, side in sides.items()}
+        framed = [(side, frames[name]) for name, side in sides.items()]
+        try:
+            return frames, [shared_response(messages, answer, framed) for answer in answers], thoughts
+        except DataError:
+            if thoughts or not any("think>" in answer for answer in answers):
+                raise
+    raise AssertionError("the second time either returns or raises")
+
+
 def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
     """The text of an answer that all templates write alike: each in turn trims it until none changes it.
 
     Raises:
-        DataError: They never agree.
+        DataError: They never agree, or one leaves out a part of the answer.
     """
     text = answer
     for _ in range(4):
@@ -401,5 +417,13 @@ def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tu
         for side, frame in sides:
             text = side.response(messages, text, frame)
         if text == before:
-            return text
-    raise DataError("the chat templates of the two models write this answer in different ways")
+            break
+    else:
+        raise DataError("the chat templates of the two models write this answer in different ways")
+    if text != answer and not _without_blanks(text).endswith(_without_blanks(answer)):
+        raise DataError(f"the chat template of {' or '.join(side.name for side, _ in sides)} {_rewrites(answer)}")
+    return text
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())

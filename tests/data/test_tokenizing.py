@@ -121,8 +121,8 @@ def test_a_cut_prompt_keeps_its_bos(ids, length, limits, has_bos):
 words = st.lists(st.integers(1, 4), min_size=1, max_size=25)
 
 
-@given(words, words, st.integers(1, 30), limits_of)
-def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths, prompt, limits):
+@given(words, words, st.integers(1, 30), limits_of, st.sampled_from([[-1], [-2, -1]]))
+def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths, prompt, limits, end):
     """Tokens of one to four characters, cut anywhere: what is left covers the same characters on both sides."""
     length = min(sum(student_widths), sum(teacher_widths))
 
@@ -133,7 +133,7 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
 
     both = {"student": offsets(student_widths), "teacher": offsets(teacher_widths)}
     parents = find_parents(both["student"], both["teacher"], length)
-    sides = {side: _Ids(bos_id=None, eos_id=-1) for side in SIDES}
+    sides = {side: _Ids(bos_id=None, end_ids=end) for side in SIDES}
     ids = {side: list(range(len(both[side]))) for side in SIDES}
     row = cut_pair(
         {side: list(range(prompt)) for side in SIDES},
@@ -152,9 +152,10 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
         assert len(answer) == len(owners)
         assert owners == sorted(owners)
         assert set(owners) == set(range(row["chosen_parents"]))
-        assert (answer[-1] == -1) == row["chosen_ends"]
-        assert row[f"{side}_chosen_cut"] == len(ids[side]) + 1 - len(answer)
-        text = [token for token in answer if token != -1]
+        assert row["chosen_ends"] == (answer[-len(end) :] == end) == (answer[-1] < 0)
+        assert not row["chosen_ends"] or owners.count(owners[-1]) == len(end)
+        assert row[f"{side}_chosen_cut"] == len(ids[side]) + len(end) - len(answer)
+        text = [token for token in answer if token >= 0]
         assert text == ids[side][: len(text)]
         reached.add(both[side][len(text) - 1][1])
     assert reached == {row["chosen_characters"]}
@@ -162,8 +163,8 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
 
 
 class _Ids:
-    def __init__(self, bos_id, eos_id):
-        self.bos_id, self.eos_id = bos_id, eos_id
+    def __init__(self, bos_id, end_ids):
+        self.bos_id, self.end_ids = bos_id, end_ids
 
 
 # ---------------------------------------------------------------------------------------------- alignment
