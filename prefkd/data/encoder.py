@@ -91,7 +91,12 @@ class Encoder:
 
     def encode_lines(self, lines: Sequence[Line]) -> list[Tokens]:
         """Tokens of the texts and of the special tokens around them; characters count from the start of the text."""
-        encoded = self.encode(["".join(line) for line in lines], offsets=True)
+        backend = self.tokenizer.backend_tokenizer
+        processor, backend.post_processor = backend.post_processor, None  # which may take blanks out of offsets
+        try:
+            encoded = self.encode(["".join(line) for line in lines], offsets=True)
+        finally:
+            backend.post_processor = processor
         rows = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         shifts = [len(line.before) for line in lines]
         for i, line in enumerate(lines):
@@ -127,6 +132,7 @@ class Encoder:
         reader = copy.deepcopy(self.tokenizer.backend_tokenizer)
         reader.no_padding()
         reader.no_truncation()
+        reader.post_processor = None
         reader.encode_special_tokens = True
         for (lstrip, rstrip, single_word, normalized), mask in self._masks.items():
             flags = {"lstrip": lstrip, "rstrip": rstrip, "single_word": single_word, "normalized": normalized}

@@ -170,6 +170,9 @@ class ModelSide:
         self.stop_text = None if end_token or not self.end else self.end
         self._end_special = end_token if self.encoder.special.fullmatch(end_token) else ""
         self.end_ids = self._find_end_ids()
+        if self.uses_chat_template and not end_token:
+            end = f"with the text {self.end!r}; stop generation there" if self.end else "with nothing; they get its EOS"
+            logger.warning("%s: its chat template ends answers %s", self.name, end)
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         """What stands before and after an answer to these messages.
@@ -225,8 +228,7 @@ class ModelSide:
             followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
             alone = self._tail(cue)
             if followed and followed[0] is not None and followed.count(followed[0]) == len(followed):
-                if alone and row[-len(alone) :] == alone:
-                    row[-len(alone) :] = followed[0]
+                _replace_end(row, self._tail(cue) or [], followed[0])
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
 
     def encode_responses(
@@ -327,10 +329,7 @@ class ModelSide:
         first = next((i for i, (begin, _) in enumerate(offsets) if begin >= start), len(ids))
         reached = offsets[first - 1][1] if first else 0
         # A special token that takes blanks on its right is the same token whatever it takes.
-        merged = reached > start and not (first == 1 and cue.special)
-        # Trimmed offsets hide that a blank of the prompt is in the first token behind it.
-        hidden = reached < start and ids[:first] != self._tail(cue)
-        return None if merged or hidden else first
+        return None if reached > start and not (first == 1 and cue.special) else first
 
     def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
         """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
@@ -371,6 +370,15 @@ class ModelSide:
 
 def _without_guards(messages: Sequence[Message]) -> list[Message]:
     return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
+
+
+def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> None:
+    """Give a prompt the last tokens that it has where something follows, if its last ones are those without that."""
+    same = next((i for i, (one, other) in enumerate(zip(alone, followed, strict=False)) if one != other), None)
+    same = min(len(alone), len(followed)) if same is None else same
+    kept = len(row) - (len(alone) - same)
+    if row[kept:] == alone[same:] and same and row[kept - 1] == alone[same - 1]:
+        row[kept:] = followed[same:]
 
 
 def _rewrites(answer: str) -> str:
