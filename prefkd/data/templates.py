@@ -226,7 +226,6 @@ class ModelSide:
         for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
             cue = self.encoder.cue(frame.before)
             followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
-            alone = self._tail(cue)
             if followed and followed[0] is not None and followed.count(followed[0]) == len(followed):
                 _replace_end(row, self._tail(cue) or [], followed[0])
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]

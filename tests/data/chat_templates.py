@@ -1,4 +1,4 @@
-"""How families of chat models write a conversation, reduced to what decides about tokens, and conversations to write."""
+"""How families of chat models write a conversation, reduced to what decides about tokens, and some conversations."""
 
 _TURNS = (
     "{% if messages[0].role == 'system' %}{% set system, turns = messages[0].content, messages[1:] %}"
@@ -40,8 +40,7 @@ CHAT_TEMPLATES = {
     + _prompt("<start_of_turn>model\n"),
     "phi3": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
-    "qwen2.5": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    + _HEADED,
+    "qwen2.5": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}" + _HEADED,
     # Thoughts before the last question are left out, and an answer without one gets an empty one.
     "qwen3": "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
     "{% set ns.last = loop.index %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -66,12 +65,12 @@ CHAT_TEMPLATES = {
     "endless": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + _prompt("assistant:"),
 }
 
-MARKERS = (
-    ["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<start_of_turn>"]
-    + ["<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|system|>"]
-    + ["<|assistant|>", "<|end|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
-    + ["<|start|>", "<|message|>", "<|channel|>", "<|return|>"]
-)
+MARKERS = [
+    *("<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<start_of_turn>"),
+    *("<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|system|>"),
+    *("<|assistant|>", "<|end|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    *("<|start|>", "<|message|>", "<|channel|>", "<|return|>"),
+]
 
 _LONG = "A prime number has exactly two divisors: one and itself. " * 12
 _CODE = "def f(x):\n\tif x:\n        return {'a': [1, 2]}  # ok\n\n\nprint(f(3.14))"
@@ -99,5 +98,4 @@ CONVERSATIONS: dict[str, tuple[str | None, list[str]]] = {
     "thought": (None, ["Why?", "<think>\nI reason.\n</think>\n\nBecause."]),
     "earlier thought": (None, ["Why?", "<think>\nHm.\n</think>\n\nSo.", "Sure?", "Yes, sure."]),
     "long": (_LONG, [_LONG, _LONG, _LONG, _LONG]),
-    "special text": (None, ["foo</s>bar <|im_end|> x", "print('</s>') [INST] <|end|>"]),
 }

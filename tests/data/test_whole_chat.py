@@ -57,13 +57,13 @@ def conversation(name) -> tuple[list[Message], str]:
 
 
 def merges_at(side, text, place) -> bool:
-    """Whether a token of the whole chat lies on both sides of a place, or a letter and its accent do."""
+    """Whether a token of the whole chat lies on both sides of a place."""
     encoding = side.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return any(start < place < end for start, end in encoding["offset_mapping"])
 
 
 def outcome(side, name) -> str:
-    """What became of a conversation: `equal`, `merged`, `text`, or why it was refused."""
+    """What became of a conversation: `equal`, `merged` over the border, `wrong`, or why it was refused."""
     messages, answer = conversation(name)
     try:
         frames, [text], _ = write_answers(messages, [answer], {"side": side})
@@ -80,8 +80,6 @@ def outcome(side, name) -> str:
     )
     turns = [*turns, Message(role="assistant", content=answer)]
     whole = side.tokenizer.apply_chat_template(turns, return_dict=False, date_string=DAY)
-    if name == "special text":
-        return "text"
     if ids == whole[: len(ids)]:
         return "equal"
     written = side.tokenizer.apply_chat_template(turns, tokenize=False, date_string=DAY)
@@ -109,21 +107,43 @@ def outcomes(tokenizer) -> Counter:
     return found
 
 
-def report(name, found):
-    print("##", name)
-    for what, n in found.most_common():
-        print(n, what[:400])
+COMBINATIONS = 2 * len(CHAT_TEMPLATES) * len(CONVERSATIONS)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_tokenizers(name):
     found = outcomes(TINY[name]())
-    report(name, found)
-    assert found["equal"] > 400
+    assert not [line for line in found if line.startswith("wrong")]
+    assert sum(found.values()) == COMBINATIONS
+    assert found["merged"] <= 8
+    assert found["equal"] >= 0.98 * COMBINATIONS
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_tokenizers(name, real_models):
     found = outcomes(AutoTokenizer.from_pretrained(real_models / name))
-    report(name, found)
-    assert found["equal"] > 400
+    print(name, found)
+    assert not [line for line in found if line.startswith("wrong")]
+    assert sum(found.values()) == COMBINATIONS
+    assert found["merged"] <= 20
+    assert found["equal"] >= 0.85 * COMBINATIONS
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_special_token_text_changes_no_other_token(name):
+    """It stays text, and what a template writes stays where it is."""
+    tokenizer = TINY[name]()
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKERS})
+    special = set(tokenizer.convert_tokens_to_ids(MARKERS)) - {tokenizer.unk_token_id}
+    messages = [{"role": "user", "content": "foo</s>bar <|im_end|> x"}, {"role": "assistant", "content": "[INST]"}]
+    messages.append({"role": "user", "content": "<|end|><|user|>"})
+    harmless = [{**turn, "content": "abc"} for turn in messages]
+    for template in CHAT_TEMPLATES.values():
+        tokenizer.chat_template = template
+        side = ModelSide(tokenizer)
+        frames = [side.frame(turns) for turns in (messages, harmless)]
+        found, right = ([i for i in ids if i in special] for ids in side.encode_prompts(frames))
+        assert found == right
+        [ids, other], [offsets, _] = side.encode_responses(["print('</s>') [INST] <|end|>", "b"], frames)
+        assert not special & {*ids, *other}
+        assert offsets[-1][1] == 28
