@@ -102,6 +102,8 @@ def _text(ids: list[int], side: ModelSide, ends: set[int]) -> str:
     """The answer up to its end. Without a chat template a model may go on with the user's next turn."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
+    if side.stop_text:
+        text = text.partition(side.stop_text)[0]
     if not side.uses_chat_template:
         for heading in PlainTemplate.headings.values():
             text = text.partition(f"\n\n{heading}:\n")[0]
