@@ -168,7 +168,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "reference": "its own start, read ahead" if loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped",
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}",
             "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },

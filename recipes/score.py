@@ -132,7 +132,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "contrast": config.contrast.kind,
             **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, "
-            f"{len(pairs.skipped)} bad rows skipped",
+            f"{pairs.omissions}",
             "plan": f"{len(shards)} of {len(planned)} shards on {ranks.world_size} process(es)"
             + (", the others are finished" if len(shards) < len(planned) else ""),
             "output": folder,

@@ -157,7 +157,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
             "answers": config.target,
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped",
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}",
             "plan": f"{len(steps)} steps of {training.batch_size} answers on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },

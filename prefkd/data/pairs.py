@@ -12,8 +12,10 @@ all text in Unicode NFC, and a fingerprint that depends on their content, not on
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,12 +23,15 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from prefkd.data.formats import Format, detect_format, read_pair
+from prefkd.data.fields import has_content
+from prefkd.data.formats import Format, detect_format, read_pair, unread
 from prefkd.data.sources import Rows, open_source, source_problems
 from prefkd.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 1
+VERSION = 2
 
 COLUMNS = Features(
     {
@@ -37,6 +42,9 @@ COLUMNS = Features(
         "row": Value("int64"),
     }
 )
+
+# What is known of a row while it is read: why it cannot be used, or None; its form; the fields that are not read.
+READING = Features({"problem": Value("string"), "format": Value("string"), "unread": List(Value("string"))})
 
 
 @dataclass
@@ -131,11 +139,33 @@ class PairSplits:
     Attributes:
         train, held_out: Data sets with the columns of this module; `held_out` can be empty.
         skipped: The rows that were left out (`on_bad_row: skip`).
+        formats: The form of the rows that can be used -> how many have it.
+        unread: Fields with content that are not read, and are not known to be metadata -> how many rows have them.
     """
 
     train: Dataset
     held_out: Dataset
     skipped: list[BadRow]
+    formats: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What reading did to the data, ready for JSON."""
+        skipped = [str(row) for row in self.skipped]
+        return {"formats": self.formats, "unread_fields": self.unread, "skipped_rows": skipped}
+
+    @property
+    def omissions(self) -> str:
+        """What is left out of the data, for one line of the terminal."""
+        return ", ".join(
+            [f"{len(self.skipped)} bad rows skipped", *([f"not read: {in_rows(self.unread)}"] if self.unread else [])]
+        )
+
+
+def in_rows(fields: Mapping[str, int]) -> str:
+    """Fields, each with the number of rows that have it, for a sentence."""
+    return ", ".join(f"{name} ({count:,} row{'s' * (count > 1)})" for name, count in fields.items())
 
 
 def load_pairs(config: DataConfig) -> PairSplits:
@@ -144,25 +174,35 @@ def load_pairs(config: DataConfig) -> PairSplits:
     Raises:
         DataError: A source cannot be read, or a row cannot be used and `on_bad_row` is `error`.
     """
-    train, bad = _usable(_read_source(config.source, config.split, config), config)
-    if config.held_out:
-        held_out, also_bad = _usable(_read_source(*config.held_out, config), config)
+    sources = [(config.source, config.split), *([config.held_out] if config.held_out else [])]
+    read = [_read_source(source, split, config) for source, split in sources]
+    (train, bad), *others = (_usable(rows, config) for rows in read)
+    if others:
+        [(held_out, also_bad)] = others
         bad += also_bad
     else:
         train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
     if not len(train):
         raise DataError(f"{config.source}: no pairs are left to train on")
+    formats, unread_by_row = (Counter(), Counter())
+    for rows in read:
+        formats.update(name for name in rows["format"][:] if name)
+        unread_by_row.update(name for names in rows["unread"][:] for name in names)
+    if unread_by_row:
+        logger.warning("%s: fields that hold something and are not read: %s", config.source, in_rows(unread_by_row))
     return PairSplits(
         train=_limited(train, config.limit, config.seed),
         held_out=_limited(held_out, config.held_out_limit, config.seed),
         skipped=bad,
+        formats=dict(formats),
+        unread=dict(unread_by_row),
     )
 
 
 def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
     """The error that names the first of some bad rows and counts the others."""
     more = f"; {len(bad) - 1} more rows are bad" if len(bad) > 1 else ""
-    return DataError(f"{bad[0]}{more}; mend the data, or leave such rows out with on_bad_row: skip")
+    return DataError(f"{bad[0]}{more}; fix the data, or leave such rows out with on_bad_row: skip")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -177,7 +217,8 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
         for file, read in opened.parts.items():
-            for row in _checked_rows(file, read(), config.format):
+            named = None if config.format == "auto" else cast(Format, config.format)
+            for row in _checked_rows(file, read(), _formats_of(file, read()) if named is None else Formats(named)):
                 yield row
         if row is None:
             raise DataError(f"{source}: there are no rows in it")
@@ -185,7 +226,7 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
     try:
         rows = Dataset.from_generator(
             all_rows,
-            features=Features({**COLUMNS, "problem": Value("string")}),
+            features=Features({**COLUMNS, **READING}),
             fingerprint=fingerprint("pairs", VERSION, config.format, list(opened.parts), opened.content),
         )
     except DatasetGenerationError as error:
@@ -193,20 +234,79 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
     return cast(Dataset, rows)
 
 
-def _checked_rows(file: str, rows: Rows, row_format: str) -> Iterator[dict[str, Any]]:
-    """The rows of a file. Where the format is not named, the first row that has one decides for all."""
-    known = None if row_format == "auto" else cast(Format, row_format)
+# Both are three texts: what a row looks like does not tell them apart, a file does.
+TEXT_FORMATS = ("standard", "hh")
+
+
+class Formats(NamedTuple):
+    """The forms of the rows of a file.
+
+    Attributes:
+        usual: The most frequent one, in which errors are told; None if no row has a form.
+        text: That of all rows that hold text alone; None if there are none, or if all rows have the usual form.
+        each: Whether rows have forms of their own, found by the types of their fields.
+    """
+
+    usual: Format | None
+    text: Format | None = None
+    each: bool = False
+
+    def of(self, row: Mapping[str, Any]) -> Format:
+        if self.usual and not self.each:
+            return self.usual
+        found = detect_format(row)
+        return self.text or found if found in TEXT_FORMATS else found
+
+
+def _formats_of(file: str, rows: Rows) -> Formats:
+    """Look through a file for the forms of its rows. The order of rows decides nothing.
+
+    Raises:
+        DataError: Some of the rows of text look like transcripts, and some do not.
+    """
+    found: Counter[Format] = Counter()
+    for _, row in rows:
+        try:
+            name = detect_format(_as_object(row))
+        except DataError:
+            continue
+        if name != "standard" or has_content(row.get("prompt")):
+            found[name] += 1
+    text = [name for name in TEXT_FORMATS if found[name]]
+    if len(text) > 1:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in sorted(found.items()))
+        raise DataError(f"{file} mixes rows of several formats ({counts}); set data.format, or split the file")
+    usual = max(sorted(found), key=found.__getitem__, default=None)
+    return Formats(usual, text[0] if text else None, each=True)
+
+
+def _checked_rows(file: str, rows: Rows, formats: Formats) -> Iterator[dict[str, Any]]:
+    """The rows of a file, each read in its form."""
     for number, row in rows:
         place = {"file": file, "row": number}
         try:
-            if isinstance(row, DataError):
-                raise row
-            if not isinstance(row, dict):
-                raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
-            known = known or detect_format(row)
-            yield {**read_pair(row, known)._asdict(), **place, "problem": None}
+            row = _as_object(row)
+            name = formats.of(row)
+            try:
+                pair = read_pair(row, name)
+            except DataError:
+                if formats.usual in TEXT_FORMATS and name not in TEXT_FORMATS:
+                    read_pair(
+                        row, formats.usual
+                    )  # among rows of text, what is wrong is that this one is something else
+                raise
+            yield {**pair._asdict(), **place, "problem": None, "format": name, "unread": unread(row, name)}
         except DataError as error:
-            yield {"prompt": [], "chosen": "", "rejected": "", **place, "problem": str(error)}
+            nothing = {"prompt": [], "chosen": "", "rejected": "", "format": None, "unread": []}
+            yield {**nothing, **place, "problem": str(error)}
+
+
+def _as_object(row: Any) -> dict[str, Any]:
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict):
+        raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
+    return row
 
 
 def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
@@ -215,7 +315,7 @@ def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
     bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
     if bad and config.on_bad_row == "error":
         raise bad_rows_error(bad)
-    usable = _select(rows.remove_columns("problem"), [i for i, problem in enumerate(problems) if not problem])
+    usable = _select(rows.remove_columns(list(READING)), [i for i, problem in enumerate(problems) if not problem])
     if config.reverse:
         swapped = {"chosen": "rejected", "rejected": "chosen"}
         usable = usable.rename_columns(swapped).select_columns(list(COLUMNS))

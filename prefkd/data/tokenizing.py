@@ -50,6 +50,7 @@ PAIRS_PER_WORKER = 2000
 # Why a pair is always left out, whatever `on_bad_row` says: nothing is wrong with the data.
 NO_PARENT = "no parent token of an answer is left after truncation"
 NO_TOKEN = "a tokenizer has no token for an answer"
+SAME_TOKENS = "both answers have the same tokens after truncation"
 
 
 def align_pairs(
@@ -60,6 +61,7 @@ def align_pairs(
     config: DataConfig,
     contrast: tuple[str, str] | None = None,
     description: str = "Aligning",
+    left_out: Counter[str] | None = None,
 ) -> Dataset:
     """Tokenise and align pairs in worker processes. The result is cached under a fingerprint of all it depends on.
 
@@ -69,10 +71,11 @@ def align_pairs(
         config: Lengths, truncation, workers, and what a bad row does.
         contrast: A positive and a negative instruction with `{prompt}` for the user's last message.
         description: Title of the progress bar.
+        left_out: Gets the number of pairs that are left out, by reason.
 
     Returns:
-        A data set with the columns of this module. A pair of which an answer has no parent left is not in it; how many
-        there were is logged, and in the alignment report.
+        A data set with the columns of this module. A pair is not in it if an answer has no parent left, or if the
+        answers have the same tokens on a side: nothing of it can be preferred. How many there are is logged.
 
     Raises:
         DataError: A template refuses a pair and `on_bad_row` is `error`.
@@ -102,7 +105,7 @@ def align_pairs(
         ),
         desc=description,
     )
-    return _without_problems(rows, config)
+    return _without_problems(rows, config, left_out)
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -261,17 +264,22 @@ def cut_pair(
             row[f"{side}_{answer}"] = ids
             row[f"{side}_{answer}_parents"] = parent_ids
             row[f"{side}_{answer}_cut"] = len(answers[side][i]) + len(sides[side].end_ids) - len(ids)
+    if any(row[f"{side}_chosen"] == row[f"{side}_rejected"] for side in SIDES):
+        return {"problem": SAME_TOKENS}
     return row
 
 
-def _without_problems(rows: Dataset, config: DataConfig) -> Dataset:
-    """The rows that could be aligned. The others are an error or left out, which is said."""
+def _without_problems(rows: Dataset, config: DataConfig, left_out: Counter[str] | None) -> Dataset:
+    """The rows that could be aligned. The others are an error or left out, which is said and counted."""
     problems = rows["problem"][:]
     bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
-    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN)]
+    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN, SAME_TOKENS)]
     if refused and config.on_bad_row == "error":
         raise bad_rows_error(refused)
-    for reason, count in Counter(row.reason for row in bad).items():
+    reasons = Counter(row.reason for row in bad)
+    if left_out is not None:
+        left_out.update(reasons)
+    for reason, count in reasons.items():
         first = next(row for row in bad if row.reason == reason)
         logger.warning("%d of %d pairs are left out; %s", count, len(rows), first)
     kept = [i for i, problem in enumerate(problems) if not problem]

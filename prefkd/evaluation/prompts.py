@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.data.formats import Message, check_prompt, detect_format, read_pair
+from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
+from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.pairs import fingerprint
 from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError
+
+READ = frozenset({"prompt", "system", "reference", "references"})
 
 
 @dataclass
@@ -68,7 +71,7 @@ def read_prompts(config: PromptsConfig) -> list[Prompt]:
             try:
                 prompts.append(_read_row(f"{file}:{number}", row))
             except DataError as error:
-                raise DataError(f"row {number} of {file}: {error}; mend the data") from error
+                raise DataError(f"row {number} of {file}: {error}; fix the data") from error
     if not prompts:
         raise DataError(f"{config.source}: there are no rows in it")
     if config.limit is not None and config.limit < len(prompts):
@@ -90,20 +93,17 @@ def _read_row(key: str, row: Any) -> Prompt:
     if row.get("chosen") is not None and row.get("rejected") is not None:
         pair = read_pair(row, detect_format(row))
         return Prompt(key, pair.prompt, [pair.chosen])
-    prompt = row.get("prompt")
+    prompt = decode_messages(row.get("prompt"), "prompt")
     if isinstance(prompt, str):
         messages = [Message(role="user", content=prompt)]
-    elif isinstance(prompt, list) and prompt and all(_is_message(turn) for turn in prompt):
-        messages = [Message(role=turn["role"], content=turn["content"]) for turn in prompt]
+    elif isinstance(prompt, list):
+        messages = read_messages(prompt, "prompt")
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
+    messages = with_system(messages, row.get("system"))
+    check_context(row, READ, messages)
     check_prompt(messages)
     return Prompt(key, messages, _references(row))
-
-
-def _is_message(turn: Any) -> bool:
-    roles = ("system", "user", "assistant")
-    return isinstance(turn, dict) and turn.get("role") in roles and isinstance(turn.get("content"), str)
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

@@ -131,17 +131,17 @@ def test_a_bad_row_is_an_error_that_names_file_row_and_field(tmp_path, line, pro
     with pytest.raises(DataError) as error:
         load_pairs(DataConfig(str(path)))
     assert str(error.value).startswith(f"row 3 of p.jsonl: {problem}")
-    assert str(error.value).endswith("; mend the data, or leave such rows out with on_bad_row: skip")
+    assert str(error.value).endswith("; fix the data, or leave such rows out with on_bad_row: skip")
 
     splits = load_pairs(DataConfig(str(path), on_bad_row="skip", **ALL))
     assert plain(splits.train) == ROWS[:2] + ROWS[3:]
-    assert [str(row) for row in splits.skipped] == [str(error.value).partition("; mend")[0]]
+    assert [str(row) for row in splits.skipped] == [str(error.value).partition("; fix")[0]]
 
 
 def test_all_bad_rows_are_counted(tmp_path):
     rows = [row | {"chosen": "" if i % 5 == 1 else row["chosen"]} for i, row in enumerate(ROWS)]
     path = str(write(tmp_path / "p.jsonl", rows))
-    with pytest.raises(DataError, match=r"row 2 of p.jsonl: field 'chosen' is empty.*; 3 more rows are bad; mend"):
+    with pytest.raises(DataError, match=r"row 2 of p.jsonl: field 'chosen' is empty.*; 3 more rows are bad; fix"):
         load_pairs(DataConfig(path))
     for _ in range(2):  # the second time out of the cache
         splits = load_pairs(DataConfig(path, on_bad_row="skip", **ALL))
