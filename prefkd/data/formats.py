@@ -49,7 +49,7 @@ def detect_format(row: Mapping[str, Any]) -> Format:
         return "sharegpt"
     if isinstance(chosen, list | dict):
         return "ultrafeedback" if isinstance(prompt, str) and prompt.strip() else "conversational"
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) and prompt:
         return "conversational"
     texts = [prompt] if has_content(prompt) else [chosen, rejected]
     if all(isinstance(text, str) and _is_transcript(text) for text in texts):

@@ -23,9 +23,10 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from prefkd.data.containers import Rows
 from prefkd.data.fields import has_content
 from prefkd.data.formats import Format, detect_format, read_pair, unread
-from prefkd.data.sources import Rows, open_source, source_problems
+from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import json
 import logging
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prefkd.data import tokenizing
 from prefkd.data.pairs import COLUMNS, DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs, cut_pair, with_instruction
+from prefkd.data.tokenizing import SAME_TOKENS, align_pairs, cut_pair, with_instruction
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.errors import DataError, PrefkdError
 from prefkd.method.parent_tokens import find_parents
@@ -137,7 +138,7 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
     ids = {side: list(range(len(both[side]))) for side in SIDES}
     row = cut_pair(
         {side: list(range(prompt)) for side in SIDES},
-        {side: [ids[side], ids[side]] for side in SIDES},
+        {side: [ids[side], [token + 1000 for token in ids[side]]] for side in SIDES},
         [parents, parents],
         sides,  # pyright: ignore[reportArgumentType]
         limits,
@@ -393,3 +394,17 @@ def test_real_pairs_through_real_tokenizers(real_sides, pairs, name):
             assert text_of(teacher, row, "teacher", answer) == kept
             for side in SIDES:
                 assert 0 < len(row[f"{side}_{answer}"]) <= 256 - len(row[f"{side}_prompt"])
+
+
+def test_answers_that_are_equal_once_cut_are_left_out_and_counted(student, teacher, caplog):
+    same = "Boil the eggs for eight minutes, then cool them in cold water. " * 12
+    answers = [(f"{same}It is done", f"{same}Look yourself"), ("Yes.", "No."), (same.strip(), f"{same}Look yourself")]
+    config = DataConfig("pairs.jsonl", max_length=96, max_prompt_length=40)
+    left_out = Counter()
+    aligned = align_pairs(make_pairs(answers), student, teacher, config=config, left_out=left_out)
+    assert aligned["row"][:] == [2]
+    assert left_out == {SAME_TOKENS: 2}
+    assert f"2 of 3 pairs are left out; row 1 of pairs.jsonl: {SAME_TOKENS}" in caplog.text
+    # With room for all of it there is a preference; an end that only one of them has is one, too.
+    assert len(align_pairs(make_pairs(answers), student, teacher, config=ROOMY)) == 3
+    assert len(align_pairs(make_pairs([("a b", "a b c d e f g")]), student, student, config=ROOMY)) == 1
