@@ -26,7 +26,7 @@ from datasets.exceptions import DatasetGenerationError
 from prefkd.data.containers import Rows
 from prefkd.data.fields import has_content
 from prefkd.data.formats import Format, detect_format, read_pair, unread
-from prefkd.data.sources import open_source, source_problems
+from prefkd.data.sources import open_source, source_problems, split_problems
 from prefkd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class DataConfig:
     """Which preference pairs to read, and how much of each a model sees.
 
     Attributes:
-        source: A file (.jsonl, .json, .csv, each also with .gz; .parquet), a folder of such files, or the id of a data
-            set on the Hugging Face Hub.
+        source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
+            wrote, or the id of a data set on the Hugging Face Hub.
         format: The form of the rows, `prefkd.data.formats`; `auto` finds it in each file.
         subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
         split: The split of a Hub data set; of a folder, the files that are named after it (train.jsonl,
@@ -102,6 +102,9 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None:
                 yield from (f"{name}: {problem}" for problem in source_problems(value))
+        yield from (f"split: {problem}" for problem in split_problems(self.source, self.split))
+        if self.held_out and self.held_out != (self.source, self.split):
+            yield from (f"held_out_split: {problem}" for problem in split_problems(*self.held_out))
         if Path(self.source).is_file() and self.subset is not None:
             yield f"subset: {self.subset} means nothing to a file; leave it out"
         if self.held_out_split is not None and Path(self.held_out_source or self.source).is_file():

@@ -62,6 +62,24 @@ def _folder_problems(folder: Path) -> Iterator[str]:
             yield f"{file} is a link to {file.readlink()}, which does not exist"
 
 
+def split_problems(source: str, split: str) -> Iterator[str]:
+    """What keeps a split of a folder from being read. Only the Hub knows the splits of a data set that it has."""
+    folder = Path(source)
+    if not folder.is_dir() or any(_folder_problems(folder)):
+        return
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            known = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            if split not in known:
+                yield f"{folder} has no split {split}{nearest(split, known)}"
+        elif not _is_saved(folder):
+            _files_of_split(folder, split)
+    except DataError as error:
+        yield str(error)
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"{folder}: its dataset_dict.json is broken; write it again with save_to_disk"
+
+
 def open_source(source: str, *, split: str, subset: str | None) -> Source:
     """Find a source. Nothing is parsed yet.
 

@@ -24,8 +24,8 @@ class PromptsConfig:
     """Which prompts are answered.
 
     Attributes:
-        source: A file (.jsonl, .json, .csv, each also with .gz; .parquet), a folder of such files, or the id of a data
-            set on the Hugging Face Hub.
+        source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
+            wrote, or the id of a data set on the Hugging Face Hub.
         subset: The configuration of a Hub data set, or the name of a folder in it (helpful-base, say).
         split: The split of a Hub data set, or of a folder.
         limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.

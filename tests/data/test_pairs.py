@@ -242,6 +242,14 @@ PROBLEMS = {
         {"source": "empty"},
         f"source: empty holds no data files; use {KINDS}",
     ),
+    "no such split": (
+        {"source": "data", "split": "dev"},
+        "split: data: no file is named after the split dev; there are pairs.jsonl",
+    ),
+    "no such held-out split": (
+        {"source": "data", "held_out_split": "test"},
+        "held_out_split: data: no file is named after the split test; there are pairs.jsonl",
+    ),
     "same source": (
         {"held_out_source": "data/pairs.jsonl"},
         "held_out_source: data/pairs.jsonl is what is trained on; name another or leave it out",

@@ -241,7 +241,7 @@ def test_a_pair_that_a_template_refuses_is_an_error_or_skipped(teacher, caplog):
         align_pairs(pairs, strict, teacher, config=ROOMY)
     assert str(error.value) == (
         "row 2 of pairs.jsonl: the chat template of strict refuses the conversation: not this; 1 more rows are bad; "
-        "mend the data, or leave such rows out with on_bad_row: skip"
+        "fix the data, or leave such rows out with on_bad_row: skip"
     )
     with caplog.at_level(logging.WARNING):
         config = DataConfig("pairs.jsonl", on_bad_row="skip")

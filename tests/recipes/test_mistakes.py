@@ -107,10 +107,12 @@ def test_rows(folder, capsys, case):
 
 def test_bad_rows_can_be_skipped_and_are_reported(folder, capsys):
     set_row(4, {"prompt": "Hi", "chosen": "", "rejected": "Go away."})
+    set_row(5, {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "critique": "Rude.", "score": 3})
     assert main(["run", "tis_dpo_distill", "--config", "config.yaml", "data.on_bad_row=skip"]) == 0
-    assert "1 bad rows skipped" in " ".join(capsys.readouterr().out.split())
+    assert "1 bad rows skipped, not read: critique (1 row)" in " ".join(capsys.readouterr().out.split())
     report = json.loads(Path("out/alignment_report.json").read_text())
     assert len(report["skipped_rows"]) == 1 and "row 4" in report["skipped_rows"][0]
+    assert report["unread_fields"] == {"critique": 1}
 
 
 def test_weights_that_are_not_safetensors(folder, capsys):
