@@ -38,15 +38,15 @@ METADATA = (
     *("moderation", "*_moderation", "openai_moderation", "conversation_hash", "temperature", "top_p", "seed"),
 )
 
+# What a model is given beside text.
+ATTACHMENTS = frozenset({"tools", "functions", "image", "images", "video", "videos", "audio", "audios", "pixel_values"})
+
 # Fields that hold what a model should read before it answers.
-CONTEXT = frozenset(
-    {
-        *("system", "system_prompt", "system_message", "instruction", "instructions", "question", "query", "input"),
-        *("inputs", "context", "contexts", "background", "passage", "document", "documents", "history", "messages"),
-        *("conversation", "conversations", "dialog", "dialogue", "trajectory", "initial_reason_steps", "tools"),
-        *("functions", "image", "images", "video", "videos", "audio", "audios"),
-    }
-)
+CONTEXT = ATTACHMENTS | {
+    *("system", "system_prompt", "system_message", "instruction", "instructions", "question", "query", "input"),
+    *("inputs", "context", "contexts", "background", "passage", "document", "documents", "history", "messages"),
+    *("conversation", "conversations", "dialog", "dialogue", "trajectory", "initial_reason_steps"),
+}
 
 
 def has_content(value: Any) -> bool:
@@ -70,10 +70,22 @@ def is_metadata(name: str) -> bool:
 
 
 def unread_fields(row: Mapping[str, Any], reads: Collection[str]) -> list[str]:
-    """Fields with content that are neither read nor metadata."""
+    """Fields with content that are neither read nor metadata, nor objects of nothing but metadata."""
     return [
-        name for name, value in row.items() if name not in reads and not is_metadata(str(name)) and has_content(value)
+        name
+        for name, value in row.items()
+        if name not in reads
+        and not is_metadata(str(name))
+        and has_content(value if name in CONTEXT else _without_metadata(value))
     ]
+
+
+def _without_metadata(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_metadata(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _without_metadata(part) for key, part in value.items() if not is_metadata(str(key))}
+    return value
 
 
 def unread_parts(row: Mapping[str, Any], reads: Collection[str], known: Collection[str]) -> list[str]:

@@ -12,16 +12,14 @@ Messages are those of `prefkd.data.messages`, and may be text that spells them. 
 system message of any of them. What cannot be read is a `DataError` that names the field and what belongs there.
 """
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from prefkd.data.fields import CONTEXT, has_content, is_metadata, is_repeated, unread_fields, unread_parts
+from prefkd.data.fields import ATTACHMENTS, CONTEXT, has_content, is_metadata, is_repeated, unread_fields, unread_parts
 from prefkd.data.messages import Message, decode_messages, kind, read_messages
+from prefkd.data.transcripts import is_transcript, read_transcript, read_transcript_prompt
 from prefkd.errors import DataError
-
-Format = Literal["standard", "conversational", "hh", "ultrafeedback", "sharegpt"]
 
 
 class Pair(NamedTuple):
@@ -32,18 +30,13 @@ class Pair(NamedTuple):
     rejected: str
 
 
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-def detect_format(row: Mapping[str, Any]) -> Format:
+def detect_format(row: Mapping[str, Any]) -> str:
     """Which of the forms a row has. Whether text is a transcript is a guess: a file decides by all of its rows.
 
     Raises:
         DataError: It has none of them.
     """
-    row = _decoded(row)
+    row = decoded(row)
     chosen, rejected, prompt = _field(row, "chosen"), _field(row, "rejected"), row.get("prompt")
     if has_content(row.get("conversations")) and (not isinstance(chosen, list) or len(chosen) == 1):
         return "sharegpt"
@@ -52,13 +45,13 @@ def detect_format(row: Mapping[str, Any]) -> Format:
     if isinstance(prompt, list) and prompt:
         return "conversational"
     texts = [prompt] if has_content(prompt) else [chosen, rejected]
-    if all(isinstance(text, str) and _is_transcript(text) for text in texts):
+    if all(isinstance(text, str) and is_transcript(text) for text in texts):
         return "hh"
     _field(row, "prompt")
     return "standard"
 
 
-def read_pair(row: Mapping[str, Any], row_format: Format) -> Pair:
+def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     """Read a row, check it, and bring its text into Unicode NFC, so that every tokenizer sees the same characters.
 
     Args:
@@ -69,21 +62,21 @@ def read_pair(row: Mapping[str, Any], row_format: Format) -> Pair:
         DataError: A field is missing, empty or of the wrong type, the row holds something that belongs to the prompt
             and is not read, or the pair carries no preference.
     """
-    row = _decoded(row)
-    pair = _FORMATS[row_format].read(row)
+    row = decoded(row)
+    pair = FORMATS[row_format].read(row)
     prompt = [Message(role=turn["role"], content=_normal(turn["content"], "prompt")) for turn in pair.prompt]
     prompt = with_system(prompt, row.get("system"))
     pair = Pair(prompt, _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected"))
-    check_context(row, _FORMATS[row_format].reads, pair.prompt)
+    check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
     check_answers(pair.chosen, pair.rejected)
     return pair
 
 
-def unread(row: Mapping[str, Any], row_format: Format) -> list[str]:
+def unread(row: Mapping[str, Any], row_format: str) -> list[str]:
     """What a row holds that its format does not read, and that is not known to be metadata: fields, `field[].key`."""
-    reads = _FORMATS[row_format].reads
-    row = _decoded(row)
+    reads = FORMATS[row_format].reads
+    row = decoded(row)
     fields = [name for name in unread_fields(row, reads) if name not in CONTEXT]
     return fields + unread_parts(row, reads, MESSAGE_KEYS)
 
@@ -113,7 +106,7 @@ def check_context(row: Mapping[str, Any], reads: frozenset[str], prompt: list[Me
     """Raise a DataError if a field belongs to the prompt and its text is not there."""
     texts = [turn["content"] for turn in prompt]
     for name in unread_fields(row, reads):
-        if name in CONTEXT and not is_repeated(_all_normal(row[name]), texts):
+        if name in ATTACHMENTS or (name in CONTEXT and not is_repeated(_all_normal(row[name]), texts)):
             raise DataError(
                 f"field '{name}' cannot be read, and the prompt is another without it: put it into the prompt, or "
                 "remove it"
@@ -182,17 +175,12 @@ def read_sharegpt(row: Mapping[str, Any]) -> Pair:
 
 
 def read_hh(row: Mapping[str, Any]) -> Pair:
-    """Transcripts. Blanks around a turn belong to the transcript, not to the speaker, and are left out.
-
-    Someone who speaks twice in a row has one turn: many chat templates take nothing else.
-    """
+    """Transcripts (`prefkd.data.transcripts`), or a transcript as the prompt of two answers."""
     if has_content(row.get("prompt")):
-        prompt = _transcript(_text(row, "prompt"), "prompt")
-        if prompt[-1]["role"] == "assistant" and not prompt[-1]["content"]:
-            prompt.pop()
+        prompt = read_transcript_prompt(_text(row, "prompt"), "prompt")
         return Pair(prompt, _text(row, "chosen").strip(), _text(row, "rejected").strip())
-    *chosen_prompt, chosen = _transcript(_text(row, "chosen"), "chosen")
-    *rejected_prompt, rejected = _transcript(_text(row, "rejected"), "rejected")
+    *chosen_prompt, chosen = read_transcript(_text(row, "chosen"), "chosen")
+    *rejected_prompt, rejected = read_transcript(_text(row, "rejected"), "rejected")
     _require_same_prompt(chosen_prompt, rejected_prompt)
     return Pair(chosen_prompt, _answer(chosen, "chosen"), _answer(rejected, "rejected"))
 
@@ -206,7 +194,7 @@ class _Format(NamedTuple):
 
 _COMMON = frozenset({"prompt", "chosen", "rejected", "system"})
 
-_FORMATS: dict[Format, _Format] = {
+FORMATS: dict[str, _Format] = {
     "standard": _Format(read_standard, _COMMON),
     "conversational": _Format(read_conversational, _COMMON),
     "hh": _Format(read_hh, _COMMON),
@@ -236,24 +224,6 @@ def _require_same_prompt(chosen: list[Message], rejected: list[Message]) -> None
         raise DataError("fields 'chosen' and 'rejected' differ before their last answer: expected one shared prompt")
 
 
-def _is_transcript(text: str) -> bool:
-    """Whether a text begins with a speaker and both speak. `Human:` alone may be the user's own words."""
-    return set(_SPEAKER.findall(text)) == set(SPEAKERS) and _SPEAKER.match(text) is not None
-
-
-def _transcript(text: str, name: str) -> list[Message]:
-    if not _SPEAKER.match(text):
-        raise DataError(f"field '{name}' is not a transcript: expected it to begin with 'Human:'")
-    _, *turns = _SPEAKER.split(text)
-    messages: list[Message] = []
-    for speaker, content in zip(turns[::2], turns[1::2], strict=True):
-        if messages and messages[-1]["role"] == SPEAKERS[speaker]:
-            messages[-1]["content"] += f"\n\n{content.strip()}"
-        else:
-            messages.append(Message(role=SPEAKERS[speaker], content=content.strip()))
-    return messages
-
-
 def _answer(message: Message, name: str) -> str:
     if message["role"] != "assistant":
         raise DataError(f"field '{name}' ends with a message of the {message['role']}: expected one of the assistant")
@@ -278,8 +248,8 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with the messages that its texts spell."""
+def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the messages that its texts spell."""
     return {name: value if is_metadata(str(name)) else decode_messages(value, name) for name, value in row.items()}
 
 

@@ -23,11 +23,12 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from prefkd.data.containers import Rows
-from prefkd.data.fields import has_content
-from prefkd.data.formats import Format, detect_format, read_pair, unread
+from prefkd.data.formats import FORMATS
+from prefkd.data.layouts import LAYOUTS
+from prefkd.data.layouts.candidates import Pairing
+from prefkd.data.reading import Reader, formats_of, read_rows
 from prefkd.data.sources import open_source, source_problems, split_problems
-from prefkd.errors import DataError
+from prefkd.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ COLUMNS = Features(
     }
 )
 
-# What is known of a row while it is read: why it cannot be used, or None; its form; the fields that are not read.
-READING = Features({"problem": Value("string"), "format": Value("string"), "unread": List(Value("string"))})
+# What is known of a row while it is read, `prefkd.data.reading.read_rows`.
+READING = Features(
+    {"problem": Value("string"), "tie": Value("bool"), "format": Value("string"), "unread": List(Value("string"))}
+)
 
 
 @dataclass
@@ -55,7 +58,11 @@ class DataConfig:
     Attributes:
         source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
             wrote, or the id of a data set on the Hugging Face Hub.
-        format: The form of the rows, `prefkd.data.formats`; `auto` finds it in each file.
+        format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
+        columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
+        pairing: Of several answers with ranks or scores, make one pair of the best and the worst, one of the best and a
+            random one, or all pairs.
+        minimum_gap: The least difference of their scores or ranks.
         subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
         split: The split of a Hub data set; of a folder, the files that are named after it (train.jsonl,
             train-00000.parquet), or all those that are named after no split.
@@ -74,7 +81,10 @@ class DataConfig:
     """
 
     source: str
-    format: Literal["auto", "standard", "conversational", "hh", "ultrafeedback", "sharegpt"] = "auto"
+    format: str = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
+    pairing: Pairing = "best_worst"
+    minimum_gap: float = 0.0
     subset: str | None = None
     split: str = "train"
     held_out_source: str | None = None
@@ -112,6 +122,13 @@ class DataConfig:
         elif self.held_out == (self.source, self.split):
             key = "held_out_source" if self.held_out_source else "held_out_split"
             yield f"{key}: {getattr(self, key)} is what is trained on; name another or leave it out"
+        if self.format not in ("auto", *FORMATS, *LAYOUTS):
+            yield f"format: {self.format} is unknown{nearest(self.format, ['auto', *FORMATS, *LAYOUTS])}"
+        for name, column in self.columns.items():
+            if not column:
+                yield f"columns.{name}: names no column; write {name}: COLUMN"
+        if not self.minimum_gap >= 0:
+            yield f"minimum_gap: {self.minimum_gap} is below 0; use 0 for any difference"
         if not 0 <= self.held_out_fraction < 1:
             yield f"held_out_fraction: {self.held_out_fraction} is no part of the data; use 0.1 for a tenth"
         for name in ("limit", "held_out_limit", "workers", "max_prompt_length"):
@@ -144,6 +161,7 @@ class PairSplits:
         train, held_out: Data sets with the columns of this module; `held_out` can be empty.
         skipped: The rows that were left out (`on_bad_row: skip`).
         formats: The form of the rows that can be used -> how many have it.
+        ties: Rows without a preference: the better answer is not better, or not by `minimum_gap`.
         unread: Fields with content that are not read, and are not known to be metadata -> how many rows have them.
     """
 
@@ -152,19 +170,25 @@ class PairSplits:
     skipped: list[BadRow]
     formats: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
+    ties: int = 0
 
     @property
     def report(self) -> dict[str, Any]:
         """What reading did to the data, ready for JSON."""
         skipped = [str(row) for row in self.skipped]
-        return {"formats": self.formats, "unread_fields": self.unread, "skipped_rows": skipped}
+        return {
+            "formats": self.formats,
+            "rows_without_preference": self.ties,
+            "unread_fields": self.unread,
+            "skipped_rows": skipped,
+        }
 
     @property
     def omissions(self) -> str:
         """What is left out of the data, for one line of the terminal."""
-        return ", ".join(
-            [f"{len(self.skipped)} bad rows skipped", *([f"not read: {in_rows(self.unread)}"] if self.unread else [])]
-        )
+        ties = f", {self.ties} without a preference" if self.ties else ""
+        fields = f", not read: {in_rows(self.unread)}" if self.unread else ""
+        return f"{len(self.skipped)} bad rows skipped{ties}{fields}"
 
 
 def in_rows(fields: Mapping[str, int]) -> str:
@@ -188,8 +212,9 @@ def load_pairs(config: DataConfig) -> PairSplits:
         train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
     if not len(train):
         raise DataError(f"{config.source}: no pairs are left to train on")
-    formats, unread_by_row = (Counter(), Counter())
+    formats, unread_by_row, ties = Counter(), Counter(), 0
     for rows in read:
+        ties += sum(rows["tie"][:])
         formats.update(name for name in rows["format"][:] if name)
         unread_by_row.update(name for names in rows["unread"][:] for name in names)
     if unread_by_row:
@@ -200,6 +225,7 @@ def load_pairs(config: DataConfig) -> PairSplits:
         skipped=bad,
         formats=dict(formats),
         unread=dict(unread_by_row),
+        ties=ties,
     )
 
 
@@ -217,12 +243,12 @@ def fingerprint(*parts: Any) -> str:
 def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
     """All rows of a source, and for each `problem`: why it cannot be used, or None. Cached by content."""
     opened = open_source(source, split=split, subset=config.subset)
+    reader = Reader(config.format, config.columns, config.pairing, config.minimum_gap)
 
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
         for file, read in opened.parts.items():
-            named = None if config.format == "auto" else cast(Format, config.format)
-            for row in _checked_rows(file, read(), _formats_of(file, read()) if named is None else Formats(named)):
+            for row in read_rows(file, read(), formats_of(file, read(), reader), reader):
                 yield row
         if row is None:
             raise DataError(f"{source}: there are no rows in it")
@@ -231,92 +257,18 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
         rows = Dataset.from_generator(
             all_rows,
             features=Features({**COLUMNS, **READING}),
-            fingerprint=fingerprint("pairs", VERSION, config.format, list(opened.parts), opened.content),
+            fingerprint=fingerprint("pairs", VERSION, reader._asdict(), list(opened.parts), opened.content),
         )
     except DatasetGenerationError as error:
         raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
     return cast(Dataset, rows)
 
 
-# Both are three texts: what a row looks like does not tell them apart, a file does.
-TEXT_FORMATS = ("standard", "hh")
-
-
-class Formats(NamedTuple):
-    """The forms of the rows of a file.
-
-    Attributes:
-        usual: The most frequent one, in which errors are told; None if no row has a form.
-        text: That of all rows that hold text alone; None if there are none, or if all rows have the usual form.
-        each: Whether rows have forms of their own, found by the types of their fields.
-    """
-
-    usual: Format | None
-    text: Format | None = None
-    each: bool = False
-
-    def of(self, row: Mapping[str, Any]) -> Format:
-        if self.usual and not self.each:
-            return self.usual
-        found = detect_format(row)
-        return self.text or found if found in TEXT_FORMATS else found
-
-
-def _formats_of(file: str, rows: Rows) -> Formats:
-    """Look through a file for the forms of its rows. The order of rows decides nothing.
-
-    Raises:
-        DataError: Some of the rows of text look like transcripts, and some do not.
-    """
-    found: Counter[Format] = Counter()
-    for _, row in rows:
-        try:
-            name = detect_format(_as_object(row))
-        except DataError:
-            continue
-        if name != "standard" or has_content(row.get("prompt")):
-            found[name] += 1
-    text = [name for name in TEXT_FORMATS if found[name]]
-    if len(text) > 1:
-        counts = ", ".join(f"{count:,} of {name}" for name, count in sorted(found.items()))
-        raise DataError(f"{file} mixes rows of several formats ({counts}); set data.format, or split the file")
-    usual = max(sorted(found), key=found.__getitem__, default=None)
-    return Formats(usual, text[0] if text else None, each=True)
-
-
-def _checked_rows(file: str, rows: Rows, formats: Formats) -> Iterator[dict[str, Any]]:
-    """The rows of a file, each read in its form."""
-    for number, row in rows:
-        place = {"file": file, "row": number}
-        try:
-            row = _as_object(row)
-            name = formats.of(row)
-            try:
-                pair = read_pair(row, name)
-            except DataError:
-                if formats.usual in TEXT_FORMATS and name not in TEXT_FORMATS:
-                    read_pair(
-                        row, formats.usual
-                    )  # among rows of text, what is wrong is that this one is something else
-                raise
-            yield {**pair._asdict(), **place, "problem": None, "format": name, "unread": unread(row, name)}
-        except DataError as error:
-            nothing = {"prompt": [], "chosen": "", "rejected": "", "format": None, "unread": []}
-            yield {**nothing, **place, "problem": str(error)}
-
-
-def _as_object(row: Any) -> dict[str, Any]:
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
-    return row
-
-
 def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
     """The rows that can be used, and those that cannot, if the config lets them be."""
-    problems = rows["problem"][:]
-    bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
+    problems, ties = rows["problem"][:], rows["tie"][:]
+    unusable = [i for i, problem in enumerate(problems) if problem and not ties[i]]
+    bad = [BadRow(rows[i]["file"], rows[i]["row"], problems[i]) for i in unusable]
     if bad and config.on_bad_row == "error":
         raise bad_rows_error(bad)
     usable = _select(rows.remove_columns(list(READING)), [i for i, problem in enumerate(problems) if not problem])

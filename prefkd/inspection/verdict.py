@@ -39,7 +39,7 @@ def judge(numbers: Mapping[str, Any], config: DataConfig) -> Verdict:
     """Judge the numbers of an inspection.
 
     Args:
-        numbers: `prefkd.inspection.numbers.inspection_numbers`, and `skipped_rows`, `unread_fields`.
+        numbers: `prefkd.inspection.numbers.inspection_numbers`, and what reading counted (`PairSplits.report`).
         config: What was inspected.
     """
     share = numbers["share_of_text_aligned_one_to_one"]
@@ -87,6 +87,8 @@ def _advice(numbers: Mapping[str, Any], config: DataConfig, grade: Grade) -> Ite
     skipped = numbers["skipped_rows"]
     if skipped:
         yield f"Rows that cannot be used: {len(skipped):,}; the first is {skipped[0]}."
+    if numbers["rows_without_preference"]:
+        yield f"Rows without a preference, which are left out: {numbers['rows_without_preference']:,}."
     if numbers["unread_fields"]:
         yield f"Fields that hold something and are not read: {in_rows(numbers['unread_fields'])}."
     for side in SIDES:
