@@ -392,7 +392,7 @@ ROWS = {
         WHY,
     ),
     "messages as text": (
-        "question",
+        None,
         {"question": "Why?", "chosen": json.dumps([*WHY, assistant(GOOD)]), "rejected": str([*WHY, assistant(BAD)])},
         WHY,
     ),
