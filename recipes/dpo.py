@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, component, save_config
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_epochs, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
@@ -34,9 +34,10 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
@@ -83,7 +84,7 @@ class Config(LossSettings):
         return ("adapter" if self.lora else "model",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from loss_problems(self, unit="tokens")
 
 
@@ -122,11 +123,9 @@ def setup(config: Config, ranks: Ranks) -> Run:
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
     held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = [
-        rows
-        for epoch in range(training.epochs)
-        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
-    ][: training.max_steps]
+    steps = plan_epochs(
+        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
+    )
 
     # What the optimizer changes is float32; a base that stays as it is may be smaller.
     dtype = training.compute_dtype if config.lora else torch.float32
@@ -249,6 +248,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the model; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -267,13 +267,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -282,6 +283,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 

@@ -34,22 +34,24 @@ from prefkd.data.batches import (
     collate_pairs,
     count_targets,
     pair_lengths,
-    plan_steps,
+    plan_epochs,
     split_step,
 )
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
+from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
@@ -102,7 +104,7 @@ class Config:
         return ("student",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from objective_problems(self.objective, self.vocabularies)
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.questions(objective).problems(self.teacher))
@@ -173,11 +175,15 @@ def setup(config: Config, ranks: Ranks) -> Run:
     train_pairs, held_out_pairs = count_targets(pairs.train), count_targets(pairs.held_out)
     lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
     held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = [
-        rows
-        for epoch in range(training.epochs)
-        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
-    ][: training.max_steps]
+    steps = plan_epochs(
+        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
+    )
+
+    if config.projectors.warmup_steps >= len(steps):
+        raise PrefkdError(
+            f"projectors.warmup_steps: {config.projectors.warmup_steps} leaves the student none of {len(steps)} steps; "
+            "use fewer"
+        )
 
     lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:
@@ -304,6 +310,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -322,13 +329,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -337,6 +345,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 

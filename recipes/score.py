@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 
 from prefkd.config import save_config
+from prefkd.config.hints import size_problems
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -68,9 +69,7 @@ class Config:
         return ("scores",)
 
     def problems(self) -> Iterator[str]:
-        for name in ("pairs_per_shard", "microbatch_size", "chunk_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+        yield from size_problems(self, "pairs_per_shard", "microbatch_size", "chunk_size")
         if self.output_dir.exists() and not self.output_dir.is_dir():
             yield f"output_dir: {self.output_dir} is a file; name a folder"
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from prefkd.config import Component, component, save_config
 from prefkd.data.aligned import load_aligned_pairs
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_steps, split_step
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_epochs, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
@@ -37,9 +37,10 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
 from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
@@ -83,7 +84,7 @@ class Config(LossSettings):
         return ("student",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from loss_problems(self, teacher_is_reference=self.reference == "teacher", weighted=True)
         yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
 
@@ -127,11 +128,9 @@ def setup(config: Config, ranks: Ranks) -> Run:
     train_pairs, held_out_pairs = pairs.train, pairs.held_out
     lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
     held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = [
-        rows
-        for epoch in range(training.epochs)
-        for rows in plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch)
-    ][: training.max_steps]
+    steps = plan_epochs(
+        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
+    )
 
     lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:
@@ -254,6 +253,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -272,13 +272,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -287,6 +288,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 

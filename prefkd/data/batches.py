@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import chain, islice
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -349,6 +350,14 @@ def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch:
     steps = [order[i : i + pairs_per_step] for i in range(0, len(order), pairs_per_step)]
     shuffled = torch.randperm(len(steps), generator=generator).tolist()
     return [steps[i] for i in shuffled]
+
+
+def plan_epochs(
+    lengths: Sequence[int], pairs_per_step: int, *, seed: int, epochs: int, max_steps: int | None
+) -> list[list[int]]:
+    """Which rows make each optimizer step of a training: its epochs one after the other, up to `max_steps`."""
+    planned = (plan_steps(lengths, pairs_per_step, seed=seed, epoch=epoch) for epoch in range(epochs))
+    return list(islice(chain.from_iterable(planned), max_steps))
 
 
 def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:

@@ -23,6 +23,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.formats import FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
 VERSION = 2
+
+MOST_WORKERS = 1024  # each is a process
 
 COLUMNS = Features(
     {
@@ -131,10 +134,9 @@ class DataConfig:
             yield f"minimum_gap: {self.minimum_gap} is below 0; use 0 for any difference"
         if not 0 <= self.held_out_fraction < 1:
             yield f"held_out_fraction: {self.held_out_fraction} is no part of the data; use 0.1 for a tenth"
-        for name in ("limit", "held_out_limit", "workers", "max_prompt_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name}: {value} is too small; use 1 or more"
+        yield from size_problems(self, "limit", "held_out_limit", "max_length", "max_prompt_length")
+        yield from size_problems(self, "workers", most=MOST_WORKERS)
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_length <= self.max_prompt_length:
             yield (
                 f"max_length: {self.max_length} leaves no room for an answer after {self.max_prompt_length} tokens of "

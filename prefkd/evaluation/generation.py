@@ -1,5 +1,6 @@
 """Answers of a model to prompts: in batches of like length, greedy or sampled, kept as JSON lines."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide, PlainTemplate
@@ -35,11 +37,9 @@ class SamplingConfig:
     seed: int = 0
 
     def problems(self) -> Iterator[str]:
-        for name in ("max_new_tokens", "max_prompt_length", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
-        if self.temperature < 0:
-            yield f"temperature: {self.temperature} is negative; use 0 for the likeliest tokens, 1 to sample"
+        yield from size_problems(self, "max_new_tokens", "max_prompt_length", "batch_size")
+        if not 0 <= self.temperature < math.inf:
+            yield f"temperature: {self.temperature} is not a temperature; use 0 for the likeliest tokens, 1 to sample"
         if not 0 < self.top_p <= 1:
             yield f"top_p: {self.top_p} is no probability; use 1.0 for all tokens"
 

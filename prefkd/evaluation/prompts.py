@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
 from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.pairs import fingerprint
@@ -40,8 +41,8 @@ class PromptsConfig:
 
     def problems(self) -> Iterator[str]:
         yield from (f"source: {problem}" for problem in source_problems(self.source))
-        if self.limit is not None and self.limit < 1:
-            yield f"limit: {self.limit} is too small; use 1 or more"
+        yield from size_problems(self, "limit")
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)

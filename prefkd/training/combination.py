@@ -1,5 +1,6 @@
 """Terms put together to an objective, as the config says, and what can be wrong with that."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -121,6 +122,8 @@ def objective_problems(
 
 def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies | None]) -> Iterator[str]:
     term = _term(component, component["_component_"])
+    if term.weight == math.inf:
+        yield ".weight: inf leaves nothing to the other terms; use a number"
     if term.weight < 0:
         yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
     if term.unit == "pair" and "answers" in component:

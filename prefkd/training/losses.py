@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkd.config import Component, component_problems, import_dotpath, refusals
+from prefkd.config import Component, component_problems, import_dotpath
 from prefkd.method.loss_needs import Need
+from prefkd.training.learning import trial_problems
 
 FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
 TWO = ("chosen_margin", "rejected_margin")
@@ -100,7 +101,7 @@ def loss_problems(
     yield from (f"loss.{line}" for line in missing)
     if missing:
         return
-    yield from refusals("loss", component, **inputs)
+    yield from trial_problems(component, inputs)
     if teacher_is_reference is not None and not needs & {"reference", "margins"}:
         yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
     if "means" in needs and unit is None:
@@ -139,7 +140,10 @@ def _setting_problems(config: Any, needs: frozenset[Need], name: str, averages: 
 
 def _smallest_inputs(needs: frozenset[Need]) -> dict[str, Tensor]:
     names = TWO if "margins" in needs else FOUR if "reference" in needs else FOUR[:2]
-    inputs = dict.fromkeys(names, -torch.ones(1))
+    inputs = {
+        name: torch.full((1,), -1.0 - place, requires_grad=not name.startswith("reference"))
+        for place, name in enumerate(names)
+    }
     if "lengths" in needs:
         inputs |= {"chosen_length": torch.ones(1), "rejected_length": torch.ones(1)}
     return inputs | ({"delta": torch.zeros(1)} if "delta" in needs else {})

@@ -1,14 +1,15 @@
 """Metrics: summed over microbatches and ranks, written to metrics.jsonl and to the configured logger."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prefkd.config import Component, build
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.ranks import Ranks
 
 
@@ -103,8 +104,10 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, logger: Component | None, ranks: Ranks):
+        self._component = logger
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if ranks.is_main else None
-        self._logger = build(logger) if logger and ranks.is_main else None
+        with _named(logger):
+            self._logger = build(logger) if logger and ranks.is_main else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step at once, so that a killed run keeps them."""
@@ -112,11 +115,27 @@ class MetricsWriter:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
         if self._logger is not None:
-            self._logger.log_dict(dict(metrics), step=step)
+            with _named(self._component):
+                self._logger.log_dict(dict(metrics), step=step)
 
     def close(self) -> None:
         """Flush the file and the logger."""
         if self._file is not None:
             self._file.close()
         if self._logger is not None:
-            self._logger.close()
+            with _named(self._component):
+                self._logger.close()
+
+
+@contextmanager
+def _named(logger: Component | None) -> Iterator[None]:
+    """What a logger raises inside, which may be anything of its package and its network, in a line that names it."""
+    try:
+        yield
+    except (PrefkdError, OSError):
+        raise
+    except Exception as error:
+        assert logger is not None, "without a logger nothing is called"
+        raise PrefkdError(
+            f"metric_logger: {logger['_component_']} fails: {first_line(error)}; use other settings, or ~metric_logger"
+        ) from error

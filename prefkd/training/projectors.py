@@ -1,5 +1,6 @@
 """Projectors: what dual-space distillation trains beside the student, with a learning rate of its own."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class ProjectorConfig:
     path: Path | None = None
 
     def problems(self) -> Iterator[str]:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
         if self.warmup_steps < 0:
             yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"

@@ -8,6 +8,11 @@ from typing import Literal
 
 import torch
 
+from prefkd.config.hints import LARGEST_SEED, size_problems
+
+# More passes over the data than this are planned ahead for minutes, and never end.
+MOST_EPOCHS = 10_000
+
 
 @dataclass
 class TrainingConfig:
@@ -60,11 +65,10 @@ class TrainingConfig:
         return getattr(torch, self.precision)
 
     def problems(self) -> Iterator[str]:
-        sizes = ("epochs", "max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
-        for name in (*sizes, "checkpoint_every", "keep_checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name}: {value} is too small; use 1 or more"
+        sizes = ("max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
+        yield from size_problems(self, *sizes, "checkpoint_every", "keep_checkpoints")
+        yield from size_problems(self, "epochs", most=MOST_EPOCHS)
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
         if self.device == "cuda" and not torch.cuda.is_available():
