@@ -41,7 +41,6 @@ from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
-from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
@@ -178,12 +177,6 @@ def setup(config: Config, ranks: Ranks) -> Run:
     steps = plan_epochs(
         lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
     )
-
-    if config.projectors.warmup_steps >= len(steps):
-        raise PrefkdError(
-            f"projectors.warmup_steps: {config.projectors.warmup_steps} leaves the student none of {len(steps)} steps; "
-            "use fewer"
-        )
 
     lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:

@@ -35,9 +35,8 @@ def training_problems(config: Any) -> Iterator[str]:
         and not any(component_problems(logger))
         and not hasattr(import_dotpath(logger["_component_"]), "log_dict")
     ):
-        yield (
-            f"metric_logger: {logger['_component_']} has no log_dict; name a logger of torchtune.training.metric_logging"
-        )
+        name = logger["_component_"]
+        yield f"metric_logger: {name} has no log_dict; name a logger of torchtune.training.metric_logging"
 
 
 def trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Iterator[str]:
@@ -178,5 +177,5 @@ def require_learning(start: list[Tensor], optimizer: Optimizer, ranks: Ranks, di
     if torch.equal(start[0], end[0]):  # the model's; projectors alone are of no use
         display.say(
             "warning: this run has learned nothing: no weight of the model differs from the start; look at lr and "
-            "gradient_norm in metrics.jsonl (in a warm-up, the first step has a learning rate of 0)"
+            "gradient_norm in metrics.jsonl (in a warm-up the first step has a rate of 0, and projectors learn alone)"
         )
