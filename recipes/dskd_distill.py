@@ -41,7 +41,7 @@ from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, read_side, stored_dtype
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
@@ -162,10 +162,10 @@ def setup(config: Config, ranks: Ranks) -> Run:
     questions = config.questions(objective)
 
     scores = open_scores(config.teacher.scores) if config.teacher.scores else None
-    student_tokenizer = load_tokenizer(config.student)
+    student_side = read_side(config.student)
     pairs = load_aligned_pairs(
         config.data,
-        student=ModelSide(student_tokenizer, config.student.template),
+        student=student_side,
         teacher=teacher_side(config.teacher, scores),
         scores=scores,
         instructions=config.weights.prompts if questions.contrast else None,
@@ -240,7 +240,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         held_out_rows=held_out_rows,
         collate=collate,
         student=student,
-        student_tokenizer=student_tokenizer,
+        student_tokenizer=student_side.tokenizer,
         teacher=teacher,
         vocabularies=config.vocabularies() if "vocabularies" in objective.needs else None,
         objective=objective,

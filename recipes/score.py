@@ -31,7 +31,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models.contrast import ContrastConfig, load_contrast, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
@@ -96,9 +96,10 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
 
     tokenizer = load_tokenizer(config.teacher)
+    embeddings = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(tokenizer, config.teacher.template),
+        "teacher": ModelSide(tokenizer, config.teacher.template, embeddings=embeddings),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)

@@ -26,10 +26,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from prefkd.config import Component, component, save_config
 from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, plan_epochs, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
@@ -103,8 +102,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
     set_seed(training.seed)
 
-    tokenizer = load_tokenizer(config.model)
-    side = ModelSide(tokenizer, config.model.template)
+    side = read_side(config.model)
     align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
     with ranks.main_first():
         pairs = load_pairs(config.data)
@@ -170,7 +168,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         held_out_rows=held_out_rows,
         collate=collate,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=side.tokenizer,
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         checkpoints=checkpoints,

@@ -30,9 +30,8 @@ from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_epochs, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
-from prefkd.data.templates import ModelSide
 from prefkd.method.preference import long_answer_weights, parent_margin
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
@@ -116,10 +115,10 @@ def setup(config: Config, ranks: Ranks) -> Run:
     set_seed(training.seed)
 
     scores = open_scores(config.teacher.scores) if config.teacher.scores else None
-    student_tokenizer = load_tokenizer(config.student)
+    student_side = read_side(config.student)
     pairs = load_aligned_pairs(
         config.data,
-        student=ModelSide(student_tokenizer, config.student.template),
+        student=student_side,
         teacher=teacher_side(config.teacher, scores),
         scores=scores,
         instructions=config.weights.prompts,
@@ -199,7 +198,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         held_out_rows=held_out_rows,
         collate=collate,
         student=student,
-        student_tokenizer=student_tokenizer,
+        student_tokenizer=student_side.tokenizer,
         teacher=teacher,
         loss=loss,
         optimizer=optimizer,

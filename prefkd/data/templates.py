@@ -11,7 +11,8 @@ stays text.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -124,6 +125,7 @@ class ModelSide:
         template: `chat` is the tokenizer's own chat template, `plain` writes role headings; `auto` takes the chat
             template if there is one.
         name: What messages call the model.
+        embeddings: How many tokens the model has an embedding for; None where it reads nothing.
 
     Attributes:
         bos_id: The token that begins prompts, or None: what the chat template writes; without a chat template, what
@@ -143,6 +145,7 @@ class ModelSide:
         tokenizer: PreTrainedTokenizerBase,
         template: Literal["auto", "chat", "plain"] = "auto",
         name: str | None = None,
+        embeddings: int | None = None,
     ):
         self.tokenizer: Any = tokenizer
         self.name = name or tokenizer.name_or_path or "the model"
@@ -173,6 +176,8 @@ class ModelSide:
         if self.uses_chat_template and not end_token:
             end = f"with the text {self.end!r}; stop generation there" if self.end else "with nothing; they get its EOS"
             logger.warning("%s: its chat template ends answers %s", self.name, end)
+        self.embeddings = embeddings
+        self._require_embeddings()
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         """What stands before and after an answer to these messages.
@@ -330,6 +335,17 @@ class ModelSide:
         # A special token that takes blanks on its right is the same token whatever it takes.
         return None if reached > start and not (first == 1 and cue.special) else first
 
+    def unreadable(self, ids: Iterable[int]) -> str | None:
+        """Why the model cannot read some token ids: the first that it has no embedding for. None if it can."""
+        beyond = next((i for i in ids if self.embeddings is not None and i >= self.embeddings), None)
+        if beyond is None:
+            return None
+        return (
+            f"the token {self.tokenizer.convert_ids_to_tokens(beyond)!r} of {self.name} has the id {beyond}, but the "
+            f"model has embeddings for {self.embeddings} tokens (vocab_size in its config.json); give it the tokenizer "
+            "that it was trained with, or resize its embeddings"
+        )
+
     def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
         """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
         ids, offsets = tokens
@@ -342,6 +358,19 @@ class ModelSide:
         if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
             raise DataError(self._joined_with_its_end())
         return ids[first:last], [(max(begin - start, 0), max(end - start, 0)) for begin, end in offsets[first:last]]
+
+    def _require_embeddings(self) -> None:
+        """Make sure that the model can read what its template writes around a question and an answer."""
+        prompts = [[Message(role="user", content="Hello")]]
+        prompts.append([Message(role="system", content="Help."), *prompts[0]])
+        frames = []
+        for prompt in prompts:
+            with suppress(DataError):  # a template may refuse a system message, as it will in the data
+                frames.append(self.frame(prompt))
+        ids = [token for row in self.encode_prompts(frames) for token in row]
+        problem = self.unreadable([*ids, *self.end_ids])
+        if problem:
+            raise PrefkdError(problem)
 
     def _encode_apart(self, gap: str, text: str) -> Tokens:
         """The tokens of a response that would merge with its prompt."""

@@ -25,6 +25,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from prefkd.data.formats import Message, check_answers
@@ -78,7 +80,8 @@ def align_pairs(
         answers have the same tokens on a side: nothing of it can be preferred. How many there are is logged.
 
     Raises:
-        DataError: A template refuses a pair and `on_bad_row` is `error`.
+        DataError: A template refuses a pair, or a model has no embedding for one of its tokens, and `on_bad_row` is
+            `error`.
     """
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
@@ -105,7 +108,7 @@ def align_pairs(
         ),
         desc=description,
     )
-    return _without_problems(rows, config, left_out)
+    return _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -269,9 +272,25 @@ def cut_pair(
     return row
 
 
-def _without_problems(rows: Dataset, config: DataConfig, left_out: Counter[str] | None) -> Dataset:
+def _unreadable_rows(rows: Dataset, student: ModelSide, teacher: ModelSide) -> dict[int, str]:
+    """The rows with a token that a model has no embedding for, and what it is; not cached, since models may change."""
+    found: dict[int, str] = {}
+    for name in rows.column_names:
+        side = student if name.startswith("student_") else teacher
+        if side.embeddings is None or not pa.types.is_list(rows.data.schema.field(name).type) or "_parents" in name:
+            continue
+        largest = pc.max(pc.list_flatten(rows.data[name])).as_py()
+        if largest is not None and largest >= side.embeddings:
+            unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
+            found |= {i: problem for i, problem in unreadable if problem}
+    return found
+
+
+def _without_problems(
+    rows: Dataset, config: DataConfig, unreadable: Mapping[int, str], left_out: Counter[str] | None
+) -> Dataset:
     """The rows that could be aligned. The others are an error or left out, which is said and counted."""
-    problems = rows["problem"][:]
+    problems = [problem or unreadable.get(i) for i, problem in enumerate(rows["problem"][:])]
     bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
     refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN, SAME_TOKENS)]
     if refused and config.on_bad_row == "error":

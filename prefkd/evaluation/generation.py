@@ -13,6 +13,7 @@ from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide, PlainTemplate
 from prefkd.data.truncation import Limits, cut_prompt
+from prefkd.errors import DataError
 from prefkd.evaluation.prompts import Prompt
 
 
@@ -64,9 +65,17 @@ class PromptBatch:
 
 
 def plan_batches(prompts: Sequence[Prompt], side: ModelSide, config: SamplingConfig) -> list[PromptBatch]:
-    """All batches of a task, the longest prompts first. They depend on prompts, tokenizer and settings alone."""
+    """All batches of a task, the longest prompts first. They depend on prompts, tokenizer and settings alone.
+
+    Raises:
+        DataError: The model has no embedding for a token of a prompt.
+    """
     limits = Limits(config.max_prompt_length + config.max_new_tokens, config.max_prompt_length, "keep_end")
     encoded = side.encode_prompts([side.frame(prompt.messages) for prompt in prompts])
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        problem = side.unreadable(ids)
+        if problem:
+            raise DataError(f"{prompt.key}: {problem}")
     encoded = [cut_prompt(ids, config.max_prompt_length, limits, side.bos_id) for ids in encoded]
     longest_first = sorted(range(len(prompts)), key=lambda index: len(encoded[index]), reverse=True)
     parts = [longest_first[i : i + config.batch_size] for i in range(0, len(prompts), config.batch_size)]

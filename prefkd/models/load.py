@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from prefkd.errors import PrefkdError
+from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
 
@@ -45,6 +46,11 @@ class ModelConfig:
             elif lost := _lost_files(folder):
                 more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
                 yield f"path: {self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
+            else:
+                try:
+                    read_side(self)
+                except PrefkdError as error:
+                    yield f"path: {error}"
         elif folder.exists():
             yield f"path: {self.path} is a file; name the folder that holds it"
         elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
@@ -110,10 +116,35 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
-        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {_first_line(error)}") from error
+        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")
     return tokenizer
+
+
+def embedding_count(config: ModelConfig) -> int:
+    """How many tokens a checkpoint has an embedding for, from its config.json.
+
+    Raises:
+        PrefkdError: That cannot be read, or tells no number.
+    """
+    try:
+        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # transformers raises a dozen unrelated types for a broken file
+        raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
+    count = getattr(outline.get_text_config(), "vocab_size", None)
+    if not isinstance(count, int) or count < 1:
+        raise PrefkdError(f"the config.json of {config.path} has the vocab_size {count}; download the model again")
+    return count
+
+
+def read_side(config: ModelConfig) -> ModelSide:
+    """How a model reads: its tokenizer and template, and how many tokens it has an embedding for.
+
+    Raises:
+        PrefkdError: One of them cannot be used, or they do not belong together.
+    """
+    return ModelSide(load_tokenizer(config), config.template, embeddings=embedding_count(config))
 
 
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -138,7 +169,7 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
                 config.path, use_safetensors=True, device_map={"": device}, **how
             )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
-        raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
+        raise PrefkdError(f"cannot load the model of {config.path}: {first_line(error)}") from error
     if isinstance(config, TeacherConfig) and config.adapter is not None:
         load_adapter(model, config.adapter)
     _switch_dropout_off(model)
@@ -171,7 +202,3 @@ def _switch_dropout_off(model: nn.Module) -> None:
         for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
             if hasattr(module, name):
                 setattr(module, name, 0.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.scores import Scores, scores_problems
 from prefkd.data.templates import ModelSide
 from prefkd.models.frozen import FrozenModel, load_frozen
-from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
 from prefkd.training.display import parameter_count
@@ -241,7 +241,8 @@ def open_live_teacher(
 def teacher_side(config: TeacherSource, scores: Scores | None) -> ModelSide:
     """How the teacher reads: its own tokenizer, or the one that lies with the scores."""
     if scores is None:
-        return ModelSide(load_tokenizer(config), config.template)
+        return read_side(config)
     template = scores.template if config.template == "auto" else config.template
-    tokenizer = config if config.path is not None else ModelConfig(str(scores.tokenizer))
-    return ModelSide(load_tokenizer(tokenizer), template)
+    if config.path is not None:
+        return ModelSide(load_tokenizer(config), template, embeddings=embedding_count(config))
+    return ModelSide(load_tokenizer(ModelConfig(str(scores.tokenizer))), template)

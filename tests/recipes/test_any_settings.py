@@ -22,6 +22,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from prefkd import catalog
 from prefkd.cli.launch import load_recipe
@@ -48,6 +49,7 @@ PATHS = [
     "/proc/nowhere",
     "a" * 300,
 ]
+BROKEN = ["config_of_words", "config_of_a_list", "no_config", "no_tokenizer", "half_weights", "more_tokens", "no_rows"]
 DATA = ["pairs", "one", "same_prompt", "long", "bad", "empty", "unknown"]
 
 # What a config may put into a component: the arguments that users reach for, in and out of range.
@@ -219,6 +221,7 @@ def nonsense(key: str, hint: Any) -> st.SearchStrategy[Any]:
             choices += NUMBERS
         elif member is str and name in ("path", "adapter", "scores", "resume"):
             choices += [*PATHS, "{world}/model", "{world}/teacher", "{world}/scores", "{world}/wide", *TEXTS]
+            choices += [f"{{world}}/{kind}" for kind in BROKEN]
         elif member is str:
             choices += TEXTS
         elif member is Path:
@@ -257,6 +260,7 @@ def world(tmp_path_factory) -> Path:
     two_models.make_world(folder)
     make_model(folder / "model", "llama", "byte_level", seed=1)
     make_model(folder / "wide", "llama", "byte_level", seed=3, hidden_size=48)
+    break_models(folder)
     two_models.score(folder, folder / "scored")
     shutil.copytree(folder / "scored" / "scores", folder / "scores")
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
@@ -271,6 +275,25 @@ def world(tmp_path_factory) -> Path:
     write("empty", [])
     write("unknown", [{"text": "a"}])
     return folder
+
+
+def break_models(folder: Path) -> None:
+    """Models of which a file is not what it should be, one for each name in `BROKEN`."""
+    for kind in BROKEN:
+        shutil.copytree(folder / "teacher", folder / kind)
+    (folder / "config_of_words/config.json").write_text("not JSON")
+    (folder / "config_of_a_list/config.json").write_text("[1, 2]")
+    (folder / "no_config/config.json").unlink()
+    for file in (folder / "no_tokenizer").glob("token*"):
+        file.unlink()
+    weights = folder / "half_weights/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "more_tokens")
+    tokenizer.add_special_tokens({"eos_token": "<|stop|>"})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|stop|>")
+    tokenizer.save_pretrained(folder / "more_tokens")
+    settings = json.loads((folder / "no_rows/config.json").read_text())
+    (folder / "no_rows/config.json").write_text(json.dumps(settings | {"vocab_size": 0}))
 
 
 def attempt(*arguments: str) -> tuple[int, str]:
@@ -331,8 +354,17 @@ RECIPES = {path.stem: path for path in sorted(catalog.RECIPES.glob("*.py"))}
 
 def changes_of(recipe: str) -> st.SearchStrategy[dict[str, Any]]:
     hints = {key: hint for key, hint in leaves(load_recipe(RECIPES[recipe]).Config) if key not in SLOW}
-    one = st.sampled_from(sorted(hints)).flatmap(lambda key: nonsense(key, hints[key]).map(lambda value: (key, value)))
+    # Components, paths and numbers are where nonsense goes deep.
+    keys = [key for key in sorted(hints) for _ in range(weight(key, hints[key]))]
+    one = st.sampled_from(keys).flatmap(lambda key: nonsense(key, hints[key]).map(lambda value: (key, value)))
     return st.lists(one, min_size=1, max_size=3).map(dict)
+
+
+def weight(key: str, hint: Any) -> int:
+    """How much more often than others a setting is drawn."""
+    if get_origin(hint) is Literal:
+        return 1
+    return 4 if key.rpartition(".")[2] in COMPONENTS else 2
 
 
 # lm-eval's thousands of tasks, and endpoints that are asked again and again.
