@@ -225,7 +225,7 @@ def test_answers_longer_than_the_limit(folder, capsys):
     ]
 
 
-def add_tokens(folder: str, *, special: Sequence[str] = (), text: Sequence[str] = (), end: str | None = None) -> None:
+def add_tokens(folder: str, *, special: Sequence[str] = (), text: Sequence[str] = (), end: str = "<|end|>") -> None:
     """Add tokens to a model's tokenizer for which its embedding has no rows; with one of them its template may end."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)}, replace_extra_special_tokens=False)
