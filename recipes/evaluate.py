@@ -28,6 +28,7 @@ from prefkd.evaluation.table import ResultTable, make_rows
 from prefkd.evaluation.tasks import Attempts, Task
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
+from prefkd.training.settings import folder_problems
 
 MOST_RESAMPLES = 1_000_000  # 100 times as many as change an interval that a reader sees
 
@@ -65,8 +66,7 @@ class Config:
         return ("table.json",)
 
     def problems(self) -> Iterator[str]:
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        yield from folder_problems(self.output_dir)
         if not self.checkpoints:
             yield "checkpoints: there are none; give them as name: {path: ...}"
         data = self.preferences.data if self.preferences else {}

@@ -35,6 +35,7 @@ from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load
 from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
+from prefkd.training.settings import folder_problems
 from prefkd.weight_report import weight_table, write_weight_report
 from prefkd.weighting import WeightConfig
 
@@ -70,8 +71,7 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from size_problems(self, "pairs_per_shard", "microbatch_size", "chunk_size")
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import datasets.config
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
@@ -262,7 +263,10 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
             fingerprint=fingerprint("pairs", VERSION, reader._asdict(), list(opened.parts), opened.content),
         )
     except DatasetGenerationError as error:
-        raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.filename is None:  # a write, to a disk that is full
+            cause.filename = str(datasets.config.HF_DATASETS_CACHE)
+        raise cause if isinstance(cause, (DataError, OSError)) else error from None
     return cast(Dataset, rows)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from prefkd.config import Component, bind, component_problems, import_dotpath
 from prefkd.errors import PrefkdError, first_line
@@ -131,10 +131,10 @@ def _schedule_problems(component: dict[str, Any], optimizer: Optimizer) -> Itera
                 rates.append(float(optimizer.param_groups[0]["lr"]))
                 schedule.step()
         except Exception as error:
-            if len(rates) == 1:
-                yield f"{name} fails at its first step ({first_line(error)}); use one that is asked nothing but to step"
-                return
             # One that ends after a number of steps of its own fails in a longer run alone, which build_schedule knows.
+            if len(rates) == 1 or isinstance(schedule, LambdaLR):
+                yield f"{name} fails at step {len(rates)} ({first_line(error)}); use other settings, or another one"
+                return
     if not all(map(math.isfinite, rates)):
         yield f"{name} makes a learning rate that is not a finite number; use other settings"
     elif min(rates) < 0:

@@ -79,7 +79,13 @@ def output_problems(output_dir: Path) -> Iterator[str]:
     """What stands in the way of writing a new run to a folder."""
     if (output_dir / "metrics.jsonl").exists():
         yield f"output_dir: {output_dir} holds an earlier run; name another folder or remove that one"
-    elif output_dir.exists() and not output_dir.is_dir():
+    else:
+        yield from folder_problems(output_dir)
+
+
+def folder_problems(output_dir: Path) -> Iterator[str]:
+    """What stands in the way of writing to a folder, which need not be there."""
+    if output_dir.exists() and not output_dir.is_dir():
         yield f"output_dir: {output_dir} is a file; name a folder"
     else:
         there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
