@@ -31,7 +31,7 @@ from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengt
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
 from prefkd.method.preference import long_answer_weights
-from prefkd.models.load import ModelConfig, load_causal_lm, read_side, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
@@ -292,10 +292,9 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
-    folder = config.output_dir / "student"
-    dtype = stored_dtype(config.student)
-    save_pretrained(run.student.lm, run.student_tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
+    save_pretrained(lm, run.student_tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

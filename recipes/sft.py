@@ -28,7 +28,7 @@ from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, plan_e
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.models.load import ModelConfig, load_causal_lm, read_side, stored_dtype
+from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
@@ -117,8 +117,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
         lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
     )
 
-    # What the optimizer changes is float32; a base that stays as it is may be smaller.
-    dtype = training.compute_dtype if config.lora else torch.float32
+    # What the optimizer changes is float32; a base stays as it is stored.
+    dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
     lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
     if config.lora:
         add_adapter(lm, config.lora, seed=training.seed)
@@ -261,14 +261,13 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the model as a Hugging Face folder in the type its checkpoint came in, or the adapter as one of peft."""
+    """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
+    lm, start, ranks = run.model.lm, config.model, run.ranks
+    folder = config.output_dir / ("adapter" if config.lora else "model")
     if config.lora:
-        folder = config.output_dir / "adapter"
-        save_adapter(run.model.lm, run.tokenizer, folder, ranks=run.ranks)
+        save_adapter(lm, run.tokenizer, folder, start=start, ranks=ranks)
     else:
-        folder = config.output_dir / "model"
-        dtype = stored_dtype(config.model)
-        save_pretrained(run.model.lm, run.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+        save_pretrained(lm, run.tokenizer, folder, start=start, training=config.training, ranks=ranks)
     return folder
 
 

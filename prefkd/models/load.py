@@ -182,6 +182,14 @@ def stored_dtype(config: ModelConfig) -> torch.dtype:
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
+def base_dtype(config: ModelConfig, compute: torch.dtype) -> torch.dtype:
+    """The smallest type that holds a checkpoint's weights exactly and that can be computed with.
+
+    Adapters are trained on the base as it is stored, since that is what their user puts them on.
+    """
+    return torch.promote_types(stored_dtype(config), compute)
+
+
 def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a model, each of which is sharded and recomputed as one piece."""
     names = set(lm._no_split_modules or ())

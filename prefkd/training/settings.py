@@ -13,6 +13,8 @@ from prefkd.config.hints import LARGEST_SEED, size_problems
 # More passes over the data than this are planned ahead for minutes, and never end.
 MOST_EPOCHS = 10_000
 
+Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
+
 
 @dataclass
 class TrainingConfig:
@@ -25,6 +27,10 @@ class TrainingConfig:
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
         precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
+        export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
+            unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
+            number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
+            precision and float32 for others. Adapters are float32 always.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
@@ -47,6 +53,7 @@ class TrainingConfig:
     microbatch_size: int = 4
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    export: Export = "auto"
     activation_checkpointing: bool = False
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
