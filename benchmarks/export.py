@@ -1,6 +1,6 @@
 r"""What a saved folder keeps of a training, for each way to save it: float32, and bfloat16 rounded in two ways.
 
-    python benchmarks/export.py --model models/smollm2-135m-instruct --pairs hh_harmless_pairs.jsonl.gz --out runs/export
+    python benchmarks/export.py --model models/smollm2-135m-instruct --pairs pairs.jsonl --out runs/export
 
 Recipe dpo trains the model at each rate, and recipe sft at the first; each result is saved in three ways. Recipe
 evaluate then reads the held-out pairs with every folder. It computes in float32, so that folders differ by their

@@ -38,12 +38,13 @@ from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.written import measure_written
 
 
 @dataclass
@@ -230,7 +231,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     run.model.eval()
@@ -240,7 +241,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
     run.model.train()
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -302,7 +303,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("dpo", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.model, ranks=ranks, display=run.display)
+        write_card("dpo", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
@@ -310,8 +313,8 @@ def main(config: Config) -> None:
             "metrics": config.output_dir / "metrics.jsonl",
             "config": config.output_dir / "config.yaml",
         }
-        if config.data.reverse and after:
-            share = f"{1 - after['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
+        if config.data.reverse and outcome.written:
+            share = f"{1 - outcome.written['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
             files = {"prefers the better answer": share} | files
         use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
-        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")
+        run.display.result(outcome, files, use if config.lora else try_it(folder))

@@ -37,10 +37,11 @@ from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
-from prefkd.training.metrics import MetricsWriter, PairSums, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.written import measure_written
 
 
 @dataclass
@@ -202,7 +203,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Loss of a token and perplexity on the held-out answers after a step."""
     ranks, sums = run.ranks, PairSums()
     run.model.eval()
@@ -212,8 +213,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
     run.model.train()
-    means = sums.means(ranks)
-    return {f"held_out/{name}": value for name, value in per_token(means).items()} if means else {}
+    return sums.held_out(ranks, per_token)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -277,7 +277,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("sft", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.model, ranks=ranks, display=run.display)
+        write_card("sft", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
@@ -285,8 +287,8 @@ def main(config: Config) -> None:
             "metrics": config.output_dir / "metrics.jsonl",
             "config": config.output_dir / "config.yaml",
         }
-        if after:
-            change = f"{before['held_out/perplexity']:.2f} -> {after['held_out/perplexity']:.2f}"
+        if outcome.written:
+            change = f"{before['held_out/perplexity']:.2f} -> {outcome.written['held_out/perplexity']:.2f}"
             files = {"held_out/perplexity": change} | files
         use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
-        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")
+        run.display.result(outcome, files, use if config.lora else try_it(folder))

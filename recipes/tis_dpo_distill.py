@@ -41,12 +41,13 @@ from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.references import read_reference
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
@@ -238,7 +239,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
@@ -246,7 +247,7 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -304,17 +305,18 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("tis_dpo_distill", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
+        write_card("tis_dpo_distill", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         run.display.result(
-            before,
-            after,
+            outcome,
             {
                 "student": folder,
                 "metrics": config.output_dir / "metrics.jsonl",
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",
             },
-            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+            try_it(folder),
         )

@@ -20,6 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from prefkd.data.pairs import fingerprint
 from prefkd.data.token_map import BLANK, cached_token_map, is_byte_level, token_bytes
 from prefkd.errors import PrefkdError
+from prefkd.files import whole
 from prefkd.method.baselines import minimal_edit_vocabulary_map
 from prefkd.method.shared_tokens import SharedTokens, TokenMap, find_shared_tokens
 
@@ -130,10 +131,8 @@ def write_vocabulary_map(
         (V_t,) the student's ids.
     """
     found = minimal_edit_vocabulary_map(vocabularies.student, vocabularies.teacher, track=track)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
     return found
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import nn
 
 from prefkd.ranks import Ranks
+from prefkd.training.metrics import Outcome
 
 # Seconds between two lines of progress in a log.
 LOG_INTERVAL = 10.0
@@ -62,12 +63,18 @@ class Display:
             table.add_row(name, str(value))
         self.console.print(table)
 
-    def result(
-        self, before: Mapping[str, float], after: Mapping[str, float], files: Mapping[str, object], next_step: str
-    ) -> None:
-        """Print the held-out metrics before and after, what was written, and what to do next."""
+    def result(self, outcome: Outcome, files: Mapping[str, object], next_step: str) -> None:
+        """Print the held-out metrics before training and of what was written, the files, and what to do next."""
         shown = ("held_out/loss", "held_out/accuracy", "held_out/logprob_accuracy", "held_out/margin")
-        rows = {name: f"{before[name]:.4f} -> {after[name]:.4f}" for name in shown if name in before}
+        before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
+        rows = {
+            name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
+            for name in shown
+            if name in before
+        }
+        kept = [(name, outcome.kept(name)) for name in ("held_out/loss", "held_out/margin") if name in before]
+        if shares := [f"{share:.1%} of the change of {name}" for name, share in kept if share is not None]:
+            rows["kept in the folder"] = ", ".join(shares)
         self.table("result", rows | dict(files))
         self.say(next_step)
 

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import AutoConfig
 
 from prefkd.errors import PrefkdError
+from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
@@ -76,9 +77,8 @@ def save_projectors(model: LogprobModel, path: Path, *, ranks: Ranks) -> None:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(model.projectors, options=options)
     if ranks.is_main:
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
     ranks.wait()
 
 

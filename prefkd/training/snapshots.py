@@ -1,6 +1,5 @@
 """How a checkpoint gets to the disk: under a temporary name, flushed, renamed; so it is there whole or not at all."""
 
-import hashlib
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from prefkd.errors import PrefkdError
+from prefkd.files import sha256, whole
 from prefkd.ranks import Ranks
 
 RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
@@ -175,18 +175,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def digests(folder: Path, names: list[str]) -> dict[str, str]:
     """SHA-256 of files by name."""
-    found = {}
-    for name in names:
-        with (folder / name).open("rb") as content:
-            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    return {name: sha256(folder / name) for name in names}
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _copied(value: Any) -> Any:

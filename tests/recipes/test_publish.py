@@ -1,5 +1,6 @@
 """What a trained model takes with it: a model card that a reader and the Hub understand, and the way to the Hub."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -41,9 +42,11 @@ def test_the_card_of_a_student(tmp_path, uploads):
         "tags": ["prefkd", "tis_dpo_distill"],
     }
     text = card.text
-    assert f"**Teacher**: `{world}/teacher`, float32" in text and f"**Pairs**: `{world}/pairs.jsonl`" in text
-    before, after = metrics[0]["held_out/loss"], metrics[-1]["held_out/loss"]
-    assert f"| loss | {before:.4f} | {after:.4f} |" in text
+    digest = hashlib.sha256((world / "pairs.jsonl").read_bytes()).hexdigest()[:12]
+    assert "**Teacher**: `teacher`, float32" in text and f"**Pairs**: `pairs.jsonl (sha256 {digest})`" in text
+    assert f"source: pairs.jsonl (sha256 {digest})" in text and str(tmp_path) not in text
+    before, after = metrics[0]["held_out/loss"], metrics[-1]["written/loss"]
+    assert f"| loss | {before:.4f} | {after:.4f} | {metrics[-1]['held_out/loss']:.4f} |" in text
     assert "lr: 0.1" in text and "output_dir" not in text
     GenerationConfig.from_pretrained(out / "student")
     code = text.split("```python\n")[1].split("```")[0].replace("this folder", str(out / "student"))
@@ -57,8 +60,10 @@ def test_the_card_of_an_adapter(world, tmp_path, uploads):
     run("dpo", world, tmp_path / "out", "lora={}", "data.reverse=true", "training.max_steps=1")
     card = ModelCard.load(tmp_path / "out" / "adapter" / "README.md")
     assert card.data.to_dict()["library_name"] == "peft" and "chosen and rejected swapped" in card.text
+    assert str(tmp_path) not in card.text and str(world) not in card.text
+    code = card.text.split("```python\n")[1].split("```")[0].replace("this folder", str(tmp_path / "out/adapter"))
     names: dict = {}
-    exec(card.text.split("```python\n")[1].split("```")[0].replace("this folder", str(tmp_path / "out/adapter")), names)
+    exec(code.replace("path of model", str(world / "model")), names)
     assert names["model"].peft_config
 
 
