@@ -43,7 +43,9 @@ class Arguments:
     rates: tuple[str, ...] = ("1e-6", "1e-5", "1e-4")
     """Learning rates of recipe dpo."""
     steps: int = 20
-    """Training steps of eight pairs."""
+    """Training steps."""
+    batch_size: int = 8
+    """Pairs of a step."""
     held_out: int = 100
     """Held-out pairs."""
     max_length: int = 192
@@ -63,11 +65,11 @@ def train(recipe: str, rate: str, arguments: Arguments, data: dict[str, Any]) ->
     """Train the model and return its float32 folder."""
     out = arguments.out / f"{recipe}_{rate}"
     if not (out / "model").exists():
-        steps = {"max_steps": arguments.steps, "batch_size": 8, "microbatch_size": 2, "evaluate_every": 1000}
+        steps = {"max_steps": arguments.steps, "batch_size": arguments.batch_size, "microbatch_size": 2}
         config = {
             "output_dir": str(out),
             "model": {"path": str(arguments.model)},
-            "data": data | {"limit": arguments.steps * 8, "held_out_limit": 8},
+            "data": data | {"limit": arguments.steps * arguments.batch_size, "held_out_limit": 1},
             "optimizer": {"_component_": "torch.optim.AdamW", "lr": float(rate), "weight_decay": 0.0},
             "lr_schedule": {"num_warmup_steps": 0},
             "training": steps | {"precision": "float32", "export": "float32"},
@@ -116,7 +118,7 @@ def main(arguments: Arguments) -> None:
         run("evaluate", config)
     found = {name: read(next((arguments.out / "evaluate").rglob(f"{name}.jsonl"))) for name in checkpoints}
     start = found["start"]
-    print(f"{len(start['chosen_logprob'])} held-out pairs, {arguments.steps} steps of 8\n")
+    print(f"{len(start['chosen_logprob'])} held-out pairs, {arguments.steps} steps of {arguments.batch_size}\n")
     print("| recipe | lr | saved as | held-out gain, nats | kept |\n|---|---|---|---|---|")
     for recipe, rate in trainings:
         gains = {export: gain(recipe, start, found[f"{recipe}_{rate}_{export}"]) for export in EXPORTS}
