@@ -1,6 +1,7 @@
 """Load causal language models and tokenizers from a folder or the Hugging Face Hub."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -170,8 +173,15 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
             )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
         raise PrefkdError(f"cannot load the model of {config.path}: {first_line(error)}") from error
-    if isinstance(config, TeacherConfig) and config.adapter is not None:
-        load_adapter(model, config.adapter)
+    if isinstance(config, TeacherConfig):
+        if dtype == torch.bfloat16 and stored_dtype(config) == torch.float32:
+            logger.warning(
+                "%s is stored in float32; read in bfloat16 it loses what steps smaller than a unit of bfloat16 have "
+                "taught it; use dtype: float32, or train it with training.export=bfloat16",
+                config.path,
+            )
+        if config.adapter is not None:
+            load_adapter(model, config.adapter)
     _switch_dropout_off(model)
     return model.to(device)
 

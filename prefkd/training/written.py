@@ -59,15 +59,14 @@ def measure_written(
     if ranks.is_main:
         values = {name.replace("held_out/", "written/"): value for name, value in written.items()}
         extend_last(folder.parent / "metrics.jsonl", values)
-    kept = outcome.kept("held_out/loss")
-    differs = kept is not None and abs(1 - kept) > TOLERATED
+    loss, start, memory = (metrics["held_out/loss"] for metrics in (written, before, after))
+    differs = abs(loss - memory) > TOLERATED * abs(memory - start)
     if trained.losses is not None and written.losses is not None:
         differs = is_beyond_noise(written.losses - trained.losses, ranks) and differs
     if differs:
-        share = "" if kept is None else f"; {kept:.0%} of what was learnt is kept"
         display.say(
-            f"the saved folder is not the model that was trained: held-out loss {written['held_out/loss']:.4f}, in "
-            f"memory {after['held_out/loss']:.4f}{share}. training.export=float32 saves it without rounding"
+            f"the saved folder is not the model that was trained: its held-out loss is {loss:.4f}, in memory it is "
+            f"{memory:.4f}, before training it was {start:.4f}; training.export=float32 saves all that was learnt"
         )
     return outcome
 
@@ -98,7 +97,7 @@ def load_written(lm: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
 
 
 def is_beyond_noise(differences: Tensor, ranks: Ranks) -> bool:
-    """Whether the mean of paired differences is farther from zero than two standard errors.
+    """Whether the mean of paired differences is farther from zero than two standard errors; of one pair nobody knows.
 
     Args:
         differences: (N,) those of this rank.
@@ -107,4 +106,4 @@ def is_beyond_noise(differences: Tensor, ranks: Ranks) -> bool:
     total, squares, count = ranks.sum(sums).tolist()
     mean = total / count
     variance = max(squares / count - mean**2, 0.0)
-    return abs(mean) > STANDARD_ERRORS * (variance / max(count - 1, 1)) ** 0.5
+    return count > 1 and abs(mean) > STANDARD_ERRORS * (variance / (count - 1)) ** 0.5

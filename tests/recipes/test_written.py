@@ -10,9 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from prefkd.catalog import shipped_file
+from prefkd.data.templates import ModelSide, PlainTemplate
+from prefkd.models.load import ModelConfig, TeacherConfig, base_dtype, load_causal_lm
+from prefkd.ranks import Ranks
+from prefkd.training.display import Display
+from prefkd.training.export import export_dtype, exported
+from prefkd.training.metrics import HeldOut
 from prefkd.training.publish import public_name, try_it
+from prefkd.training.written import is_beyond_noise, measure_written
 from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.test_sft import transformers_loss
@@ -41,6 +51,36 @@ def kept(metrics: list[dict]) -> float:
         metrics[i][f"{name}/loss"] for i, name in ((0, "held_out"), (-1, "held_out"), (-1, "written"))
     )
     return (written - start) / (memory - start)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_type_of_an_export(stored):
+    auto = torch.float32 if stored == torch.float32 else torch.bfloat16
+    assert [export_dtype(export, stored) for export in ("auto", "bfloat16", "float32", "checkpoint")] == [
+        auto, torch.bfloat16, torch.float32, stored,
+    ]  # fmt: skip
+    value = torch.full((64, 64), 1 / 3)
+    assert exported("a", value, export="checkpoint", stored=stored, seed=0).equal(value.to(stored))
+    one, again, other, reseeded = (
+        exported(name, value, export="bfloat16", stored=stored, seed=seed)
+        for name, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))
+    )
+    assert one.equal(again) and not one.equal(other) and not one.equal(reseeded)
+    counts = torch.arange(3)
+    assert exported("a", counts, export="bfloat16", stored=stored, seed=0) is counts
+
+
+def test_the_base_of_an_adapter_is_held_exactly(world, tmp_path):
+    config, full = ModelConfig(str(world / "model")), ModelConfig(str(make_model(tmp_path, "llama", "byte_level")))
+    assert base_dtype(config, torch.bfloat16) == torch.bfloat16 and base_dtype(full, torch.bfloat16) == torch.float32
+    assert base_dtype(config, torch.float32) == torch.float32
+
+
+def test_what_did_not_learn_is_the_same_to_the_bit(world, tmp_path):
+    single_model.run("sft", world, tmp_path / "out", *SMALL, "optimizer.lr=0.0", "training.max_steps=1")
+    before, after = load_file(world / "model" / "model.safetensors"), single_model.saved_weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(before[name].view(torch.int16).equal(after[name].view(torch.int16)) for name in before)
 
 
 def test_what_is_reported_is_what_the_folder_holds(world, small):
@@ -90,8 +130,6 @@ def test_an_adapter_is_trained_on_its_base_as_stored(tmp_path):
     assert one[-1]["written/loss"] == one[-1]["held_out/loss"]
     two, _ = run_processes(lambda: single_model.run("dpo", world, tmp_path / "two", *settings))
     assert two[-1]["written/loss"] == two[-1]["held_out/loss"]
-    from peft import PeftModel
-
     trained = PeftModel.from_pretrained(single_model.load_model(world / "model"), tmp_path / "one" / "adapter")
     exact = single_model.run("dpo", world, tmp_path / "exact", "lora={}", "training.max_steps=1")
     assert trained.base_model.model.model.norm.weight.dtype == torch.float32
@@ -118,11 +156,6 @@ def test_distillations_report_the_folder(tmp_path, recipe, capsys):
 
 
 def test_a_resumed_run_without_losses_of_pairs_is_reported_too(world, small, tmp_path):
-    from prefkd.ranks import Ranks
-    from prefkd.training.display import Display
-    from prefkd.training.metrics import HeldOut
-    from prefkd.training.written import measure_written
-
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "model").symlink_to(small[0] / "model")
     asked, ranks = [], Ranks(0, 1, torch.device("cpu"))
@@ -140,6 +173,27 @@ def test_a_resumed_run_without_losses_of_pairs_is_reported_too(world, small, tmp
     )  # fmt: skip
     assert len(asked) == 2 and outcome.kept("held_out/loss") == 0.5
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "written/loss": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("differences", "beyond"),
+    [([0.1, 0.1, 0.1], True), ([0.1, -0.1, 0.05], False), ([0.0, 0.0], False), ([9.0], False), ([0.2, 0.3, 0.1], True)],
+)
+def test_what_is_beyond_noise(differences, beyond):
+    assert is_beyond_noise(torch.tensor(differences), Ranks(0, 1, torch.device("cpu"))) is beyond
+
+
+def test_reading_a_float32_folder_in_bfloat16_is_said(world, tmp_path, caplog):
+    AutoModelForCausalLM.from_pretrained(world / "model").float().save_pretrained(tmp_path)
+    for folder, dtype, said in (
+        (tmp_path, "bfloat16", True),
+        (tmp_path, "float32", False),
+        (world / "model", "bfloat16", False),
+    ):
+        caplog.clear()
+        config = TeacherConfig(str(folder), dtype=dtype)
+        load_causal_lm(config, dtype=config.torch_dtype, device=torch.device("cpu"))
+        assert ("use dtype: float32" in caplog.text) is said
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +238,6 @@ def test_the_last_line_is_a_command_that_works(taught, capsys, monkeypatch):
 
 
 def test_a_plain_template_is_saved_as_a_chat_template(tmp_path):
-    from prefkd.data.templates import ModelSide, PlainTemplate
-
     make_model(tmp_path / "model", "llama", "metaspace", seed=1)
     write_pairs(tmp_path / "pairs.jsonl", 8)
     write_pairs(tmp_path / "held_out.jsonl", 2)
@@ -205,8 +257,6 @@ def test_a_plain_template_is_saved_as_a_chat_template(tmp_path):
 
 
 def test_what_a_card_calls_files(tmp_path, monkeypatch):
-    from prefkd.catalog import shipped_file
-
     (tmp_path / "my pairs.jsonl").write_text("abc")
     assert public_name(str(tmp_path / "my pairs.jsonl")) == "my pairs.jsonl (sha256 ba7816bf8f01)"
     assert public_name(shipped_file("demo/train.jsonl")) == "demo/train.jsonl"
