@@ -1,6 +1,7 @@
 """What goes with a trained model: a model card, and, where it is asked for, a place on the Hugging Face Hub."""
 
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from prefkd.config import read_yaml
 from prefkd.errors import PrefkdError
 from prefkd.files import sha256
 from prefkd.hub import hub_token
+from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 from prefkd.training.metrics import Outcome
@@ -140,7 +142,12 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
     api = HfApi(token=hub_token())
     try:
         api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
-        api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Upload a model trained with prefkd")
+        adapter = _adapter_config(folder)
+        left_out = [CONFIG] if adapter else None
+        commit = "Upload a model trained with prefkd"
+        api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message=commit, ignore_patterns=left_out)
+        if adapter:
+            api.upload_file(repo_id=hub.repo_id, path_or_fileobj=adapter, path_in_repo=CONFIG, commit_message=commit)
     except Exception as error:  # of huggingface_hub and of the network, a dozen unrelated types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         again = f"hf upload {hub.repo_id} {folder}"
@@ -169,6 +176,20 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return public_name(value) if isinstance(value, str) and "/" in value else value
+
+
+def _adapter_config(folder: Path) -> bytes:
+    """An adapter's config for others, empty if there is none or nothing in it is of this machine.
+
+    In the folder here it keeps the path of its base, from which peft loads it.
+    """
+    if not (folder / CONFIG).is_file():
+        return b""
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    base = written["base_model_name_or_path"]
+    if not Path(base).is_dir():
+        return b""
+    return json.dumps(written | {"base_model_name_or_path": public_name(base)}, indent=2).encode()
 
 
 def _teacher(config: Any) -> dict[str, str]:

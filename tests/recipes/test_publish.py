@@ -1,6 +1,7 @@
 """What a trained model takes with it: a model card that a reader and the Hub understand, and the way to the Hub."""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_push(world, tmp_path, uploads, capsys, caplog, overrides, private):
         + (tmp_path / "out" / "config.yaml").read_text()
     )
     assert TOKEN not in printed.out + printed.err + caplog.text + written
+
+
+def test_a_pushed_adapter_does_not_tell_where_its_base_lay(world, tmp_path, uploads, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    files = {}
+    monkeypatch.setattr(
+        HfApi, "upload_file", lambda _, **kw: files.update({kw["path_in_repo"]: json.loads(kw["path_or_fileobj"])})
+    )
+    run("sft", world, tmp_path / "out", "push_to_hub.repo_id=me/mine", "training.max_steps=1", "lora={}")
+    name = "adapter_config.json"
+    here = json.loads((tmp_path / "out" / "adapter" / name).read_text())
+    assert uploads[1][2]["ignore_patterns"] == [name]
+    assert here["base_model_name_or_path"] == str(world / "model")
+    assert files == {name: here | {"base_model_name_or_path": "model"}}
 
 
 def test_a_hub_that_says_no(world, tmp_path, uploads, capsys, monkeypatch):
