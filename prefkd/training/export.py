@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,7 @@ def save_pretrained(
         for name, value in state.items():  # one by one, so that two copies of all weights never exist
             state[name] = exported(name, value, export=export, stored=stored, seed=training.seed)
         with whole(folder) as unfinished:
-            lm.generation_config.eos_token_id = _ends(lm.generation_config.eos_token_id, side.eos_id)  # pyright: ignore
-            lm.config.eos_token_id = _ends(lm.config.eos_token_id, side.eos_id)
+            _stop_at(side.eos_id, lm)
             lm.save_pretrained(unfinished, state_dict=state)
             lm.config.dtype = export_dtype(export, stored)  # transformers has written the type of the weights in memory
             lm.config.save_pretrained(unfinished)
@@ -59,7 +57,7 @@ def save_pretrained(
 def save_adapter(
     lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, start: ModelConfig, ranks: Ranks
 ) -> None:
-    """Save the adapter that was trained on a model, and the tokenizer, to `folder` in peft's format.
+    """Save the adapter that was trained on a model, its tokenizer and generation config, to `folder` in peft's format.
 
     All ranks call it, the main one writes. The weights stay float32; those of the base are not gathered.
 
@@ -71,12 +69,15 @@ def save_adapter(
     if ranks.is_main:
         # Left to itself, peft asks the Hub for the base's vocabulary.
         state = get_peft_model_state_dict(lm, state_dict=state, save_embedding_layers=False)  # pyright: ignore
+        side = ModelSide(tokenizer, start.template)
         with whole(folder) as unfinished:
             (config,) = lm.peft_config.values()  # pyright: ignore
             config.save_pretrained(str(unfinished))
+            _stop_at(side.eos_id, lm)
+            lm.generation_config.save_pretrained(unfinished)  # pyright: ignore
             weights = {f"{PREFIX}{name}": value.contiguous() for name, value in state.items()}
             save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-            _save_tokenizer(ModelSide(tokenizer, start.template), unfinished)
+            _save_tokenizer(side, unfinished)
     ranks.wait()
 
 
@@ -106,11 +107,14 @@ def exported(name: str, value: Tensor, *, export: Export, stored: torch.dtype, s
     return round_stochastically(value, seed=int.from_bytes(own_seed[:7], "big"))
 
 
-def _ends(own: int | Iterable[int] | None, trained: int) -> int | list[int]:
-    """The tokens that end a text: those that the checkpoint knew, and the one that was trained."""
-    known = [own] if isinstance(own, int) else list(own or ())
-    ends = known if trained in known else [*known, trained]
-    return ends[0] if len(ends) == 1 else ends
+def _stop_at(trained: int, lm: PreTrainedModel) -> None:
+    """Let generation stop at the end that was trained, and at the ends that the checkpoint knew."""
+    configs: list[Any] = [lm.generation_config, lm.config]
+    for config in configs:
+        own = config.eos_token_id
+        known = [own] if isinstance(own, int) else list(own or ())
+        ends = known if trained in known else [*known, trained]
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends
 
 
 def _save_tokenizer(side: ModelSide, folder: Path) -> None:

@@ -209,10 +209,11 @@ def _use(kind: str, base: str) -> list[str]:
             "from peft import PeftModel",
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(base, "this folder")',
+            'model.generation_config = GenerationConfig.from_pretrained("this folder")  # its ends',
         ]
     }.get(kind, ['model = AutoModelForCausalLM.from_pretrained("this folder")'])
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', GenerationConfig' * (kind == 'adapter')}",
         *load,
         'tokenizer = AutoTokenizer.from_pretrained("this folder")',
     ]

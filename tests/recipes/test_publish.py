@@ -66,6 +66,7 @@ def test_the_card_of_an_adapter(world, tmp_path, uploads):
     names: dict = {}
     exec(code.replace("path of model", str(world / "model")), names)
     assert names["model"].peft_config
+    assert names["model"].generation_config.eos_token_id == names["tokenizer"].eos_token_id
 
 
 @pytest.mark.parametrize(("overrides", "private"), [((), True), (("push_to_hub.private=false",), False)])

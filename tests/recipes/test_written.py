@@ -229,6 +229,13 @@ def test_generation_stops_at_the_end_that_was_trained(taught):
     assert tokenizer.decode(answer) == "Drink water, rest.<|end|>"
 
 
+def test_an_adapter_says_where_to_stop(taught, tmp_path):
+    world, out = taught.parents[1], tmp_path / "out"
+    single_model.run("sft", world, out, "lora={}", "training.max_steps=1")
+    ends = GenerationConfig.from_pretrained(out / "adapter").eos_token_id
+    assert ends == GenerationConfig.from_pretrained(taught).eos_token_id
+
+
 def test_the_last_line_is_a_command_that_works(taught, capsys, monkeypatch):
     python, flag, code, *arguments = shlex.split(try_it(taught).removeprefix("talk to it: "))
     assert (python, flag) == ("python", "-c")
