@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from prefkd.files import sha256, whole
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
-def permissions(request) -> int:
+def permissions(request) -> Iterator[int]:
     before = os.umask(request.param)
     yield 0o666 & ~request.param
     os.umask(before)

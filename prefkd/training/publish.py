@@ -82,12 +82,13 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
         tags=["prefkd", recipe],
     )
     data = config.data
-    held_out = data.held_out_source and public_name(data.held_out_source)
+    held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
     held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
     made_from = {
         "Start": f"`{name}`",
         **_teacher(config),
-        "Pairs": f"`{public_name(data.source)}`" + (", chosen and rejected swapped" if data.reverse else ""),
+        "Pairs": f"`{public_name(data.source, read_folder=True)}`"
+        + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",
     }
     shown = {name: _without_folders(value) for name, value in settings.items() if name not in _LOCAL}
@@ -103,23 +104,27 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
     )
 
 
-def public_name(path: str) -> str:
-    """What others may call a file or a folder of this machine: its base name, and of data a part of its SHA-256.
+def public_name(path: str, *, read_folder: bool = False) -> str:
+    """What others may call a file or a folder of this machine: its base name, and of a file a part of its SHA-256.
 
     Shipped files have the name that a config gives them. What is not here, the id of a repository say, stays as it is.
+
+    Args:
+        read_folder: Whether a folder, of data say, is told by the content of its files too.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if not os.path.exists(place):  # unlike Path.exists, for a long text too
         return place.name if place.is_absolute() else path
     if place.resolve().is_relative_to(CONFIGS):
         return place.resolve().relative_to(CONFIGS).as_posix()
+    name = place.resolve().name
     if place.is_file():
-        return f"{place.name} (sha256 {sha256(place)[:12]})"
-    if any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return place.resolve().name  # a model, whose weights take long to read
+        return f"{name} (sha256 {sha256(place)[:12]})"
+    if not read_folder:
+        return name
     files = sorted(file for file in place.rglob("*") if file.is_file())
     digests = "".join(f"{file.relative_to(place).as_posix()} {sha256(file)}\n" for file in files)
-    return f"{place.resolve().name} (sha256 {hashlib.sha256(digests.encode()).hexdigest()[:12]})"
+    return f"{name} (sha256 {hashlib.sha256(digests.encode()).hexdigest()[:12]})"
 
 
 def try_it(folder: Path) -> str:
@@ -197,7 +202,7 @@ def _teacher(config: Any) -> dict[str, str]:
     if teacher is None:
         return {}
     if teacher.path is None:
-        return {"Teacher": f"scores in `{public_name(str(teacher.scores))}`"}
+        return {"Teacher": f"scores in `{public_name(str(teacher.scores), read_folder=True)}`"}
     adapter = f" with the adapter `{public_name(teacher.adapter)}`" if teacher.adapter else ""
     quantized = f", {teacher.quantization}" if teacher.quantization != "none" else ""
     return {"Teacher": f"`{public_name(teacher.path)}`{adapter}, {teacher.dtype}{quantized}"}

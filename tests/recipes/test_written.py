@@ -269,9 +269,10 @@ def test_what_a_card_calls_files(tmp_path, monkeypatch):
     assert public_name(shipped_file("demo/train.jsonl")) == "demo/train.jsonl"
     assert public_name("owner/name") == "owner/name" and public_name("/gone/away/x") == "x"
     assert public_name("Which answer is better / worse? " * 20) == "Which answer is better / worse? " * 20
-    names = {public_name(str(tmp_path))}
+    names = {public_name(str(tmp_path), read_folder=True)}
     (tmp_path / "my pairs.jsonl").write_text("abd")
-    names.add(public_name(str(tmp_path)))
+    names.add(public_name(str(tmp_path), read_folder=True))
     assert len(names) == 2 and all(name.startswith(f"{tmp_path.name} (sha256 ") for name in names)
     monkeypatch.chdir(tmp_path)
-    assert public_name(".").startswith(tmp_path.name)
+    assert public_name(".") == tmp_path.name == public_name(str(tmp_path))
+    assert public_name("/") == "" and public_name("~nobody/x") == "~nobody/x"
