@@ -282,7 +282,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             "rejected_logprob": rejected_logprob,
             "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
             **metrics,
-            **(weight_metrics(weights, batch.parent_mask) if weights is not None else {}),
+            **(weight_metrics(config.weights, weights, scores, batch) if scores and weights is not None else {}),
         }
 
     # Inside the student's forward, since only there its embedding, its head and the projectors are whole.
@@ -310,7 +310,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     if not progress.step:
         progress.before = progress.latest = evaluate(config, run, step=0)
         writer.write(0, progress.before)
-        run.display.say(f"before training: {describe(progress.before)}")
+        run.display.say(f"before training: {describe(progress.before, len(run.held_out_rows))}")
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
