@@ -35,7 +35,7 @@ class BarLines:
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
         self._stream, self._clock = stream, clock
-        self._title, self._last = "", 0.0
+        self._title, self._line, self._last = "", "", 0.0
         self._in_bar = False
 
     def write(self, text: str) -> int:
@@ -58,7 +58,8 @@ class BarLines:
         if title != self._title:
             self._title, self._last = title, now
         if bar and now - self._last >= LOG_INTERVAL:
-            self._last = now
             line = f"{title}: {found['count']}, {found['speed'].strip()}, {found['left']} left" if found else bar
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+            if line != self._line:  # tqdm draws a bar that waits again and again
+                self._line, self._last = line, now
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
