@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefkd.config import Component, bind, build
+from prefkd.config import Component, build
 from prefkd.errors import PrefkdError
 from prefkd.estimate.company import Company
 from prefkd.estimate.models import unpacked_bytes
 from prefkd.estimate.rows import full_batch
 from prefkd.estimate.tracking import MemoryTracker, empty, fakes
 from prefkd.models.quantize import tensor_bytes
+from prefkd.ranks import Ranks
 from prefkd.training.combination import Objective
+from prefkd.training.pair_loss import PairLoss
 
 
 def microbatches(pairs: int, size: int, ranks: int) -> int:
@@ -103,7 +105,8 @@ def _settings(config: Any) -> dict[str, Any]:
     """What else `compare` finds in a recipe's Run."""
     found: dict[str, Any] = {}
     if hasattr(config, "loss"):
-        found["loss"] = bind(config.loss)
+        one = Ranks(0, 1, torch.device("cpu"))
+        found["loss"] = PairLoss(config, one, weighted=hasattr(config, "weights"), looks_ahead=False)
     if hasattr(config, "objective"):
         objective = Objective(config.objective)
         found["objective"] = objective

@@ -68,14 +68,16 @@ class PairLoss:
     Args:
         config: With `loss`, the `LossSettings` and `training`.
         weighted: Whether a function that does not say what it needs takes margins.
+        looks_ahead: False for a step that is planned and not taken: there is nothing to measure.
     """
 
-    def __init__(self, config: Any, ranks: Ranks, *, weighted: bool = False):
+    def __init__(self, config: Any, ranks: Ranks, *, weighted: bool = False, looks_ahead: bool = True):
         self.needs = needs_of(config.loss, weighted=weighted)
         self.has_reference = has_reference(config.loss)
         self.state = LossState()
         self._config, self._ranks, self._function = config, ranks, bind(config.loss)
-        self._measures = config.centre or config.dynamic_beta is not None or bool(self.needs & {"delta", "batch"})
+        measures = config.centre or config.dynamic_beta is not None or bool(self.needs & {"delta", "batch"})
+        self._measures = looks_ahead and measures
         self._step: MeasuredStep | None = None
         self._left = 0  # microbatches of this rank until the step is over
         self._seen: list[tuple[list[int], Tensor]] | None = None  # while looking ahead
