@@ -56,7 +56,7 @@ def test_weights_that_the_last_step_spoils():
     optimizer = torch.optim.SGD([weight], lr=0.1)
     start = weight_sums(optimizer, ranks)
     weight.data[0, 0] = torch.inf
-    with pytest.raises(PrefkdError, match="^the last step made weights that are not finite; lower the learning rate$"):
+    with pytest.raises(PrefkdError, match=r"^the last step made weights that are not finite; lower the learning rate$"):
         require_learning(start, optimizer, ranks, Display(ranks))
 
 
