@@ -94,7 +94,6 @@ COMMANDS = [
     ("cat",),
     ("cat", "sound"),
     ("cp", "sft", "nowhere/deep/\x00.py"),
-    ("cp", "sft", "sound"),
     ("cp", "nowhere", "mine.py"),
     ("ls", "more"),
     *(("plot", f"runs/{name}") for name in ("broken_", "words", "list", "no_step", "texts", "empty", "binary")),
