@@ -1,6 +1,7 @@
 """Odd command lines and broken files, for every verb: an error in lines of its own and exit code 2, never a trace."""
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -9,56 +10,61 @@ from tests.tiny import make_model, write_pairs
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "model", "llama", "byte_level")
+def broken(tmp_path_factory) -> Path:
+    """Broken files of all kinds beside a sound model and sound pairs. No command of these tests writes any."""
+    folder = tmp_path_factory.mktemp("broken")
+    model = make_model(tmp_path_factory.mktemp("model") / "model", "llama", "byte_level")
+    with chdir(folder):
+        for name in ("sound", "half", "no_tokenizer", "broken_tokenizer", "words"):
+            shutil.copytree(model, name)
+        weights = Path("half/model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:500])
+        for file in Path("no_tokenizer").glob("token*"):
+            file.unlink()
+        Path("broken_tokenizer/tokenizer.json").write_text('{"version": ')
+        Path("words/config.json").write_text("not JSON")
+        write_pairs(Path("pairs.jsonl"))
+        config = "output_dir: out\nmodel: {path: sound}\ndata: {source: pairs.jsonl}\n"
+        Path("sft.yaml").write_text(config)
+        Path("binary.yaml").write_bytes(bytes(range(256)))
+        Path("tabs.yaml").write_text("output_dir: out\n\tmodel: {path: sound}\n")
+        Path("twice.yaml").write_text(config + "output_dir: more\n")
+        Path("anchor.yaml").write_text("output_dir: *nowhere\n")
+        Path("loop.yaml").write_text("a: &a\n  b: *a\n")
+        Path("list.yaml").write_text("- output_dir\n")
+        Path("empty.yaml").write_text("")
+        Path("tag.yaml").write_text("output_dir: !!python/object:os.system {}\n")
+        Path("documents.yaml").write_text(config + "---\n" + config)
+        Path("key.yaml").write_text(config + "? [a, b]\n: 1\n")
+        Path("date.yaml").write_text(config.replace("out\n", "2026-11-27\n"))
+        Path("deep.yaml").write_text("a: " + "[" * 3000 + "]" * 3000 + "\n")
+        Path("folder.yaml").mkdir()
+        Path("binary.py").write_bytes(b"\x00\xff\xfe")
+        Path("raises.py").write_text("raise RuntimeError('no such device')\n")
+        Path("exits.py").write_text("import sys\nsys.exit(3)\n")
+        Path("plain.py").write_text("class Config:\n    pass\n\ndef main(config):\n    pass\n")
+        for name, text in {
+            "broken": '{"step": 0, "held_out/loss": 1.0}\n{"step": 1, "lo',
+            "words": "not JSON\n",
+            "list": "[1, 2]\n",
+            "no_step": '{"loss": 1.0}\n',
+            "texts": '{"step": 1, "loss": "low"}\n{"step": "two", "loss": 1.0}\n',
+            "empty": "",
+        }.items():
+            Path("runs", name).mkdir(parents=True)
+            Path("runs", name, "metrics.jsonl").write_text(text)
+        Path("runs/binary").mkdir()
+        Path("runs/binary/metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+        Path("stages.yaml").write_text("output_dir: chain\nstages: {a: 3}\n")
+        Path("no_stages.yaml").write_text("stages: []\n")
+    return folder
 
 
 @pytest.fixture
-def world(folder, model) -> Path:
-    """Broken files of all kinds beside a sound model and sound pairs."""
-    for name in ("sound", "half", "no_tokenizer", "broken_tokenizer", "words"):
-        shutil.copytree(model, name)
-    weights = Path("half/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:500])
-    for file in Path("no_tokenizer").glob("token*"):
-        file.unlink()
-    Path("broken_tokenizer/tokenizer.json").write_text('{"version": ')
-    Path("words/config.json").write_text("not JSON")
-    write_pairs(Path("pairs.jsonl"))
-    config = "output_dir: out\nmodel: {path: sound}\ndata: {source: pairs.jsonl}\n"
-    Path("sft.yaml").write_text(config)
-    Path("binary.yaml").write_bytes(bytes(range(256)))
-    Path("tabs.yaml").write_text("output_dir: out\n\tmodel: {path: sound}\n")
-    Path("twice.yaml").write_text(config + "output_dir: more\n")
-    Path("anchor.yaml").write_text("output_dir: *nowhere\n")
-    Path("loop.yaml").write_text("a: &a\n  b: *a\n")
-    Path("list.yaml").write_text("- output_dir\n")
-    Path("empty.yaml").write_text("")
-    Path("tag.yaml").write_text("output_dir: !!python/object:os.system {}\n")
-    Path("documents.yaml").write_text(config + "---\n" + config)
-    Path("key.yaml").write_text(config + "? [a, b]\n: 1\n")
-    Path("date.yaml").write_text(config.replace("out\n", "2026-11-27\n"))
-    Path("deep.yaml").write_text("a: " + "[" * 3000 + "]" * 3000 + "\n")
-    Path("folder.yaml").mkdir()
-    Path("binary.py").write_bytes(b"\x00\xff\xfe")
-    Path("raises.py").write_text("raise RuntimeError('no such device')\n")
-    Path("exits.py").write_text("import sys\nsys.exit(3)\n")
-    Path("plain.py").write_text("class Config:\n    pass\n\ndef main(config):\n    pass\n")
-    for name, text in {
-        "broken": '{"step": 0, "held_out/loss": 1.0}\n{"step": 1, "lo',
-        "words": "not JSON\n",
-        "list": "[1, 2]\n",
-        "no_step": '{"loss": 1.0}\n',
-        "texts": '{"step": 1, "loss": "low"}\n{"step": "two", "loss": 1.0}\n',
-        "empty": "",
-    }.items():
-        Path("runs", name).mkdir(parents=True)
-        Path("runs", name, "metrics.jsonl").write_text(text)
-    Path("runs/binary").mkdir()
-    Path("runs/binary/metrics.jsonl").write_bytes(b"\xff\xfe\x00")
-    Path("stages.yaml").write_text("output_dir: chain\nstages: {a: 3}\n")
-    Path("no_stages.yaml").write_text("stages: []\n")
-    return folder
+def world(folder, broken, monkeypatch) -> Path:
+    """The current folder, with the broken files."""
+    monkeypatch.chdir(broken)
+    return broken
 
 
 RUN = ("validate", "run", "plan")
@@ -109,10 +115,10 @@ COMMANDS = [
     ("vocabulary-map", "sound", "nowhere", "--output", "map.safetensors"),
     ("vocabulary-map", "sound", "sound", "--output", "pairs.jsonl/map.safetensors"),
     ("vocabulary-map", "sound", "sound", "--output", "sound"),
-    ("inspect", "--student", "sound", "--teacher", "no_tokenizer", "--data", "pairs.jsonl"),
-    ("inspect", "--student", "sound", "--teacher", "broken_tokenizer", "--data", "pairs.jsonl"),
-    ("inspect", "--student", "sound", "--teacher", "sound", "--data", "binary.yaml"),
-    ("inspect", "--student", "sound"),
+    ("inspect", "sound", "no_tokenizer", "pairs.jsonl"),
+    ("inspect", "sound", "broken_tokenizer", "pairs.jsonl"),
+    ("inspect", "sound", "sound", "binary.yaml"),
+    ("inspect", "words", "words", "nowhere.jsonl"),
     ("inspect", "sound"),
     ("download", ""),
     ("download", "demo", "--output-dir", "pairs.jsonl"),
