@@ -31,7 +31,7 @@ from prefkd.config.hints import members, named_sections
 from tests.recipes import two_models
 from tests.tiny import make_model
 
-EXAMPLES = int(os.environ.get("PREFKD_SETTINGS_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("PREFKD_SETTINGS_EXAMPLES", "4"))
 TRAINED = {"sft": "model", "dpo": "model", "dpo_distill": "student", "tis_dpo_distill": "student"}
 TRAINED["dskd_distill"] = "student"
 
@@ -44,7 +44,6 @@ PATHS = [
     "{world}/nowhere/deep",
     "",
     ".",
-    "/",
     "/dev/null",
     "/proc/nowhere",
     "a" * 300,
@@ -373,7 +372,8 @@ SLOW = {"lm_eval.tasks"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_settings(recipe, world, tmp_path_factory):
+def test_any_settings(recipe, world, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("current"))  # where an empty output_dir writes
     folder = tmp_path_factory.mktemp(recipe) / "run"
     found: dict[str, int] = {}
 
