@@ -88,8 +88,7 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
     made_from = {
         "Start": f"`{name}`",
         **_teacher(config),
-        "Pairs": f"`{public_name(data.source, read_folder=True)}`"
-        + (", chosen and rejected swapped" if data.reverse else ""),
+        "Pairs": f"`{pairs}`" + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",
     }
     shown = {name: _without_folders(value) for name, value in settings.items() if name not in _LOCAL}
