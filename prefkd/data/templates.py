@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import jinja2
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
@@ -35,6 +36,8 @@ PROBE = "The quick brown fox is the answer."
 HELLO = [Message(role="user", content="Hello")]
 # Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
 APART = ("\n", "a", ".", "0", "\u4e00")
+# So many characters of an answer decide about the last tokens of its prompt.
+HEAD = 4
 # Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
 # tomorrow; so it is always the day that these templates themselves fall back on.
 DAY = "26 Jul 2024"
@@ -116,11 +119,13 @@ class Frame:
         before: The prompt. Special-token text of a message is guarded.
         gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
+        cue: The end of the prompt, behind which the answer is tokenised.
     """
 
     before: str
     gap: str
     after: str
+    cue: Cue
 
 
 class ModelSide:
@@ -166,7 +171,6 @@ class ModelSide:
         # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
         self._added_tokens = any_of({*added, *tokenizer.all_special_tokens})
-        self._tails: dict[tuple[Cue, str], list[int] | None] = {}
         try:
             self._example = self._frame(HELLO)
         except DataError as error:
@@ -233,21 +237,24 @@ class ModelSide:
             frames: Their frames.
             answers: For each prompt the responses that follow it. A byte-level tokenizer may cut blanks at the end of
                 a prompt in another way where text follows. Without this argument nothing follows, as in generation.
+
+        Raises:
+            DataError: The tokenizer cuts the end of a prompt in one way for one of its responses, and in another way
+                for the other.
         """
         rows = self.encoder.encode_guarded([frame.before for frame in frames])
-        for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
-            cue = self.encoder.cue(frame.before)
-            if not texts or self._tail(cue, frame.gap + "a") == self._tail(cue):
-                continue
-            followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
-            if followed[0] is not None and followed.count(followed[0]) == len(followed):
-                _replace_end(row, self._tail(cue) or [], followed[0])
+        if answers is not None:
+            heads = [{frame.gap + text[:HEAD] for text in texts} for frame, texts in zip(frames, answers, strict=True)]
+            keys = ((frame.cue, head) for frame, some in zip(frames, heads, strict=True) for head in ("", *some))
+            tails = self._tails(dict.fromkeys(keys))
+            for row, frame, some in zip(rows, frames, heads, strict=True):
+                self._let_follow(row, tails[frame.cue, ""], [tails[frame.cue, head] for head in some])
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
 
     def encode_responses(
         self, texts: Sequence[str], frames: Sequence[Frame] | None = None
-    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of responses without their end, and the characters (start, end) of each token.
+    ) -> tuple[list[list[int]], list[np.ndarray]]:
+        """Token ids of responses without their end, and the characters of each token, int64 (tokens, 2): start, end.
 
         Special-token text is text: an answer that explains `</s>` does not end at it.
 
@@ -259,14 +266,10 @@ class ModelSide:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.
         """
         frames = [self._example] * len(texts) if frames is None else frames
-        known = {
-            frame.before: self.encoder.cue(frame.before) for frame in {id(frame): frame for frame in frames}.values()
-        }
-        cues = [known[frame.before] for frame in frames]
-        lines = [self._line(cue, frame.gap + text) for cue, frame, text in zip(cues, frames, texts, strict=True)]
+        lines = [self._line(frame.cue, frame.gap + text) for frame, text in zip(frames, texts, strict=True)]
         responses = []
-        for cue, frame, text, tokens in zip(cues, frames, texts, self.encoder.encode_lines(lines), strict=True):
-            found = self._cut_out(tokens, cue, frame.gap, text)
+        for frame, text, tokens in zip(frames, texts, self.encoder.encode_lines(lines), strict=True):
+            found = self._cut_out(tokens, frame.cue, frame.gap, text)
             responses.append(self._encode_apart(frame.gap, text) if found is None else found)
         return [ids for ids, _ in responses], [offsets for _, offsets in responses]
 
@@ -294,8 +297,8 @@ class ModelSide:
             )
         gap = before.removeprefix(asked)
         if gap.strip(" "):
-            return Frame(asked if thoughts else before, "", after)
-        return Frame(asked, gap, after)
+            asked, gap = asked if thoughts else before, ""
+        return Frame(asked, gap, after, self.encoder.cue(asked))
 
     def _find_bos(self) -> int | None:
         """Whether a prompt begins with the BOS is for the chat template to say, else for the tokenizer."""
@@ -315,12 +318,12 @@ class ModelSide:
         """The tokens of the end, as they are behind an answer."""
         if not self.end:
             return [self.eos_id]
-        cue, gap = self.encoder.cue(self._example.before), self._example.gap
+        cue, gap = self._example.cue, self._example.gap
         for text in (PROBE, "a", "0", "\u4e00"):
             [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
             start = len(cue.text + gap + text)
             last = self._tokens_before(start, offsets)
-            if offsets[last - 1][1] <= start:
+            if offsets[last - 1, 1] <= start:
                 return ids[last : self._tokens_before(start + len(self.end), offsets)] if self.stop_text else ids[last:]
         raise PrefkdError(f"{self.name}: {self._joined_with_its_end()}")
 
@@ -330,22 +333,33 @@ class ModelSide:
             return Line(cue.special, cue.text + text + self._example.after, "")
         return Line(cue.special, cue.text + text + self.end.removesuffix(self._end_special), self._end_special)
 
-    def _tail(self, cue: Cue, following: str = "") -> list[int] | None:
-        """The tokens of the end of a prompt where something follows, or None where they merge with it."""
-        key = (cue, following)
-        if key not in self._tails:
-            [(ids, offsets)] = self.encoder.encode_lines([Line(cue.special, cue.text + following, "")])
-            first = self._first_token(ids, offsets, cue) if following else len(ids)
-            self._tails[key] = None if first is None else ids[:first]
-        return self._tails[key]
+    def _tails(self, keys: Iterable[tuple[Cue, str]]) -> dict[tuple[Cue, str], list[int] | None]:
+        """The tokens of ends of prompts where something follows, or None where they merge with it."""
+        keys = list(keys)
+        encoded = self.encoder.encode_lines([Line(cue.special, cue.text + following, "") for cue, following in keys])
+        tails = {}
+        for (cue, following), (ids, offsets) in zip(keys, encoded, strict=True):
+            first = self._first_token(offsets, cue) if following else len(ids)
+            tails[cue, following] = None if first is None else ids[:first]
+        return tails
 
-    def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
+    def _let_follow(self, row: list[int], alone: list[int] | None, followed: Sequence[list[int] | None]) -> None:
+        """Give a prompt the last tokens that it has where responses follow; one that merges with it has no say."""
+        wanted = {tuple(tail) for tail in followed if tail is not None}
+        if wanted <= {tuple(alone or ())}:
+            return
+        if len(wanted) > 1 or not _replace_end(row, alone or [], list(*wanted)):
+            raise DataError(
+                f"the tokenizer of {self.name} cuts the end of the prompt in one way before the one answer and in "
+                "another way before the other; take the blanks off the start of the answers or use template: plain"
+            )
+
+    def _first_token(self, offsets: np.ndarray, cue: Cue) -> int | None:
         """The first token of what stands behind a cue, or None where the two merge."""
         start = len(cue.text)
-        first = 0
-        while first < len(ids) and offsets[first][0] < start:
-            first += 1
-        reached = offsets[first - 1][1] if first else 0
+        behind = offsets[:, 0] >= start
+        first = int(behind.argmax()) if behind.any() else len(offsets)
+        reached = offsets[first - 1, 1] if first else 0
         # A special token that takes blanks on its right is the same token whatever it takes.
         return None if reached > start and not (first == 1 and cue.special) else first
 
@@ -363,20 +377,18 @@ class ModelSide:
     def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
         """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
         ids, offsets = tokens
-        first = self._first_token(ids, offsets, cue)
+        first = self._first_token(offsets, cue)
         if first is None:
             return None
         start = len(cue.text) + len(gap)
         stop = start + len(text)
         last = max(first, self._tokens_before(stop, offsets))
-        if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
+        if (last and offsets[last - 1, 1] > stop) or (
+            self.end and ids[last : last + len(self.end_ids)] != self.end_ids
+        ):
             raise DataError(self._joined_with_its_end())
-        spans = [(begin - start, end - start) for begin, end in offsets[first:last]]
-        for i, (begin, end) in enumerate(spans):
-            if begin >= 0:
-                break
-            spans[i] = (0, max(end, 0))
-        return ids[first:last], spans
+        # The tokens of the gap stand for no character of the text.
+        return ids[first:last], np.maximum(offsets[first:last] - start, 0)
 
     def _require_embeddings(self) -> None:
         """Make sure that the model can read what its template writes around a question and an answer."""
@@ -401,12 +413,10 @@ class ModelSide:
                 return found
         raise DataError(f"the tokenizer of {self.name} joins the start of the answer with whatever stands before it")
 
-    def _tokens_before(self, place: int, offsets: list[tuple[int, int]]) -> int:
+    def _tokens_before(self, place: int, offsets: np.ndarray) -> int:
         """How many tokens begin before a place, where the special token of the end always begins behind it."""
-        count = len(offsets) - bool(self._end_special)
-        while count and offsets[count - 1][0] >= place:
-            count -= 1
-        return count
+        before = offsets[: len(offsets) - bool(self._end_special), 0] < place
+        return len(before) - int(before[::-1].argmax()) if before.any() else 0
 
     def _joined_with_its_end(self) -> str:
         return (
@@ -419,13 +429,15 @@ def _without_guards(messages: Sequence[Message]) -> list[Message]:
     return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
 
 
-def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> None:
-    """Give a prompt the last tokens that it has where something follows, if its last ones are those without that."""
+def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
+    """Put the last tokens where something follows in place of those where nothing does; whether this could be done."""
     same = next((i for i, (one, other) in enumerate(zip(alone, followed, strict=False)) if one != other), None)
     same = min(len(alone), len(followed)) if same is None else same
     kept = len(row) - (len(alone) - same)
-    if row[kept:] == alone[same:] and same and row[kept - 1] == alone[same - 1]:
+    found = bool(same) and row[kept - 1 :] == alone[same - 1 :]
+    if found:
         row[kept:] = followed[same:]
+    return found
 
 
 def _rewrites(answer: str) -> str:
