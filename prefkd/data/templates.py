@@ -11,9 +11,11 @@ stays text.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -24,12 +26,12 @@ from transformers import PreTrainedTokenizerBase
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.formats import Message
 from prefkd.data.pairs import fingerprint
-from prefkd.errors import DataError, PrefkdError
+from prefkd.errors import DataError, PrefkdError, first_line
 
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 3
+VERSION = 4
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
@@ -38,9 +40,21 @@ HELLO = [Message(role="user", content="Hello")]
 APART = ("\n", "a", ".", "0", "\u4e00")
 # So many characters of an answer decide about the last tokens of its prompt.
 HEAD = 4
-# Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
-# tomorrow; so it is always the day that these templates themselves fall back on.
-DAY = "26 Jul 2024"
+# Some templates tell the model which day it is. Taken from the calendar, the same pairs would be other tokens tomorrow;
+# so it is always the day that templates of Llama 3 fall back on.
+NOW = datetime(2024, 7, 26)
+DAY = f"{NOW:%d %b %Y}"
+CLOCK = "strftime_now"
+# transformers passes no functions on to a template, but a macro hides the function of the same name that reads the clock.
+# Jinja takes the line break off, so that the template begins at the start of a line.
+STOPPED_CLOCK = (
+    f"{{% macro {CLOCK}(format) %}}{{% set parts = namespace(text=format) %}}"
+    + "".join(
+        f"{{% set parts.text = parts.text.replace('%{code}', {NOW.strftime(f'%{code}')!r}) %}}"
+        for code in (*"aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%", "-d", "-m", "-H", "-I", "-M", "-S", "-j")
+    )
+    + "{{ parts.text }}{% endmacro %}\n"
+)
 
 
 class Template(Protocol):
@@ -81,6 +95,11 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.name = name
         self.source = str(tokenizer.chat_template)
+        try:
+            jinja = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise PrefkdError(f"{name}: {first_line(error)}") from error
+        self._jinja = STOPPED_CLOCK + jinja if CLOCK in jinja else jinja
         self.merges_system = False
         system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
@@ -95,7 +114,11 @@ class ChatTemplate:
             turns.append(Message(role="assistant", content=answer))
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None, date_string=DAY
+                turns,
+                chat_template=self._jinja,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                date_string=DAY,
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}") from error
@@ -290,6 +313,12 @@ class ModelSide:
     def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         asked, written = self.template.write(messages), self.template.write(messages, PROBE)
         before, found, after = written.rpartition(PROBE)
+        if found and "think>" in asked.removeprefix(os.path.commonprefix([asked, before])):
+            raise DataError(
+                f"the chat template of {self.name} begins a thought where it asks for an answer ({asked[-20:]!r}), but "
+                "writes answers without one, so no answer could be trained where it is asked for; take <think> out of "
+                "the generation prompt in the chat template or use template: plain"
+            )
         if not found or not before.startswith(asked):
             raise DataError(
                 f"the chat template of {self.name} ends a prompt with {asked[-30:]!r}, but writes answers after "
@@ -383,9 +412,8 @@ class ModelSide:
         start = len(cue.text) + len(gap)
         stop = start + len(text)
         last = max(first, self._tokens_before(stop, offsets))
-        if (last and offsets[last - 1, 1] > stop) or (
-            self.end and ids[last : last + len(self.end_ids)] != self.end_ids
-        ):
+        ends = ids[last : last + len(self.end_ids)] == self.end_ids or not self.end
+        if not ends or (last and offsets[last - 1, 1] > stop):
             raise DataError(self._joined_with_its_end())
         # The tokens of the gap stand for no character of the text.
         return ids[first:last], np.maximum(offsets[first:last] - start, 0)
