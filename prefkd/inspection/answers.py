@@ -42,7 +42,7 @@ class Answer:
         text: The answer as both templates write it.
         ids, offsets: For each side the tokens of the whole text, and their characters (start, end).
         parents: (P, 6) parents that truncation leaves, with the columns of `prefkd.method.parent_tokens`.
-        ends: Whether an EOS follows them, because nothing was cut off.
+        ends: Whether the end of the answer follows them, because nothing was cut off.
     """
 
     name: str

@@ -25,7 +25,7 @@ FEWEST_PARENTS = 20
 def inspection_numbers(
     pairs: Sequence[InspectedPair], report: Mapping[str, Any], sides: Mapping[str, ModelSide]
 ) -> dict[str, Any]:
-    """All that an inspection counts. Parents are of text (no EOS) and of what truncation leaves.
+    """All that an inspection counts. Parents are of text (no end) and of what truncation leaves.
 
     Args:
         pairs: At least one.
@@ -160,7 +160,7 @@ def changed_by_decoding(pairs: Sequence[InspectedPair], name: str, side: ModelSi
 
 
 def pair_tokens(pairs: Sequence[InspectedPair]) -> dict[str, dict[str, int]]:
-    """How long pairs are before they are cut, EOS included."""
+    """How long pairs are before they are cut, ends included."""
     numbers = {}
     for side in SIDES:
         totals = [

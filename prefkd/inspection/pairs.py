@@ -33,7 +33,7 @@ class ShownParent:
         spelled: Whether the tokens of one side or the other show its text; else the block has to.
         tail: The line ends and blanks that a block in one line cannot show.
         level: Its colour.
-        is_end: Whether it is the EOS.
+        is_end: Whether it is the end of the answer, mostly an EOS.
         details: What is told to a reader who points at it.
     """
 
@@ -121,10 +121,7 @@ def _show_answer(answer: Answer, sides: Mapping[str, ModelSide], weights: PairWe
     ]
     hidden = len(single) - len(shown)
     if answer.ends and not hidden:
-        names = {name: side.tokenizer.convert_ids_to_tokens(side.eos_id) for name, side in sides.items()}
-        details = "\n".join(
-            ["the end of the answer", *(f"{name}: {names[name]} ({sides[name].eos_id})" for name in SIDES)]
-        )
+        details = "\n".join(["the end of the answer", *(f"{name}: {_end(sides[name])}" for name in SIDES)])
         shown.append(ShownParent("end", None, True, "", level=0, is_end=True, details=details))
     cut = answer.text[answer.kept :]
     return ShownAnswer(
@@ -166,3 +163,10 @@ def _shortened(text: str) -> str:
         return text
     half = MOST_CHARACTERS // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[-half:]}"
+
+
+def _end(side: ModelSide) -> str:
+    """The tokens that end an answer, with their ids."""
+    names = side.tokenizer.convert_ids_to_tokens(side.end_ids)
+    tokens = ", ".join(f"{visible_line(name)} ({i})" for name, i in zip(names, side.end_ids, strict=True))
+    return f"{tokens}: text, at which no model stops by itself" if side.stop_text else tokens

@@ -131,7 +131,8 @@ def try_it(folder: Path) -> str:
     """A command that lets a saved model answer."""
     code = (
         "import sys, transformers; chat = transformers.pipeline('text-generation', sys.argv[1]); "
-        "print(chat([{'role': 'user', 'content': sys.argv[2]}])[0]['generated_text'][-1]['content'])"
+        "answer = chat([{'role': 'user', 'content': sys.argv[2]}], tokenizer=chat.tokenizer); "
+        "print(answer[0]['generated_text'][-1]['content'])"
     )
     return f'talk to it: python -c "{code}" {shlex.quote(str(folder))} "Hello!"'
 
