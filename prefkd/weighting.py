@@ -103,10 +103,15 @@ def parent_log_ratio(scores: ParentScores, batch: PairBatch, reduce: Literal["su
     return log_ratio
 
 
-def parent_weights(config: WeightConfig, scores: ParentScores, batch: PairBatch) -> Tensor:
-    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent."""
+def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: PairBatch) -> Tensor:
+    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent.
+
+    Args:
+        scores: What the teacher says of them, None where all weights are 1.
+    """
     weights = batch.parent_mask.float()
     if config.contrast != "uniform":
+        assert scores is not None, "a teacher is asked for its contrast"
         log_ratio = parent_log_ratio(scores, batch, config.reduce)
         # The end of an answer has a weight of its own and no rank among its text.
         text = batch.parent_mask & ~batch.eos_mask

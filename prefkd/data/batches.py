@@ -119,6 +119,9 @@ class PairBatch(_Movable):
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
+        data: Names the data set.
+        rows: The B rows of it.
+        step_rows: All rows of the step, on all ranks; those of the microbatch where it is alone.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -131,6 +134,9 @@ class PairBatch(_Movable):
     eos_mask: Tensor
     counted: Tensor
     names: list[str]
+    data: str
+    rows: Sequence[int]
+    step_rows: Sequence[int]
     step: StepCounts | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
@@ -233,6 +239,9 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
         counted=counted,
         names=[f"{row['file']}:{row['row']}" for row in rows],
+        data=aligned._fingerprint,
+        rows=microbatch.rows,
+        step_rows=microbatch.step or microbatch.rows,
         step=_step_counts(aligned, microbatch),
     )
 

@@ -115,7 +115,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: With everything that is wrong whatever files there may be, one line each.
     """
     config = _load(path, overrides)
-    specs: dict[str, StageConfig] = {part.name: getattr(config.stages, part.name) for part in fields(config.stages)}
+    specs: dict[str, StageConfig] = {part.name: vars(config.stages)[part.name] for part in fields(config.stages)}
     problems, stages = [*_folder_problems(specs)], []
     folders = [spec.output_dir for spec in specs.values()]
     for name, spec in specs.items():

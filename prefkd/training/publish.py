@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 
 import prefkd
 from prefkd.config import read_yaml
+from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
+from prefkd.models.load import ModelConfig, TeacherConfig
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 
@@ -50,7 +52,7 @@ def write_card(
     """Write README.md into the folder of a trained model: what it was made from, how, what came of it, how to use it.
 
     Args:
-        config: The recipe's config; a `student` and a `teacher`, or a `model`.
+        config: The recipe's config, with a model that learns and perhaps a teacher.
         before, after: Held-out metrics before and after training.
     """
     if ranks.is_main:
@@ -74,7 +76,8 @@ def card(
         settings: The config as it was written down.
         kind: `student`, `model` or `adapter`.
     """
-    base = config.student if hasattr(config, "student") else config.model
+    base = setting(config, ModelConfig, but=TeacherConfig)
+    assert base is not None, "a recipe trains a model"
     on_hub = not Path(base.path).is_dir()
     header = ModelCardData(
         base_model=base.path if on_hub else None,
@@ -125,7 +128,7 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
 
 
 def _teacher(config: Any) -> dict[str, str]:
-    teacher = getattr(config, "teacher", None)
+    teacher: Any = setting(config, TeacherConfig)
     if teacher is None:
         return {}
     if teacher.path is None:
