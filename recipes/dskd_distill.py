@@ -144,15 +144,14 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training = config.training
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
+    training, device = config.training, ranks.assembly_device
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     objective, projectors = Objective(config.objective), None
     if "projectors" in objective.needs:
-        projectors = make_projectors(
-            config.projectors, config.student, config.teacher, seed=training.seed, device=ranks.assembly_device
-        )
+        models = (config.student, config.teacher)
+        projectors = make_projectors(config.projectors, *models, seed=training.seed, device=device)
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(

@@ -198,6 +198,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         raise PrefkdError("output_dir stands beside recipe and config, not in overrides; move it there")
     overrides = (f"output_dir={_written(str(spec.output_dir))}", *_settings(spec.overrides))
     config, problems = examine_config(recipe.Config, config_path, overrides)
+    outputs = getattr(recipe.Config, "outputs", None)
     return Stage(
         name=name,
         recipe_path=recipe_path,
@@ -207,7 +208,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         settings=settings_of(config),
         paths=dict(paths_in(config)),
         problems=tuple(problems),
-        outputs=tuple(config.outputs()) if hasattr(config, "outputs") else None,
+        outputs=tuple(outputs(config)) if outputs else None,
     )
 
 
