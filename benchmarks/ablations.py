@@ -25,7 +25,8 @@ from prefkd import catalog
 FOLDER = "demo/ablations"
 # From no teacher to all of it; further configs in the folder come behind.
 ORDER = (
-    "sft", "dpo_distill", "tis_uniform", "tis_random", "tis_estimated", "uld", "min_ed", "alm", "dskd", "tis_dskd"
+    "sft", "dpo_distill", "tis_uniform", "tis_random", "tis_estimated", "uld", "min_ed", "alm", "shared_tokens",
+    "gold", "x_token", "dskd", "tis_dskd",
 )  # fmt: skip
 # Held-out values that all rows have, and what they are called in the table.
 COLUMNS = {

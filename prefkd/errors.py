@@ -24,6 +24,11 @@ class DataError(PrefkdError):
     """A row that cannot be used. The message names the file, the row and the field."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)

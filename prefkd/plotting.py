@@ -15,6 +15,7 @@ USUAL = ("loss", "margin", "accuracy")
 # The terms of distillation, whatever stands before or after: t2s_kd, objective/uld.
 DISTILLATION = re.compile(r"(^|[/_])(kd|ce|uld|min_ed|alm|dual_space|divergence)($|[/_])")
 HELD_OUT = "held_out/"
+WRITTEN = "written/"  # of the saved folder: single numbers, not curves
 # A training curve is smoothed over this part of its steps, since each step sees a few pairs only.
 SMOOTHED = 1 / 15
 COLUMNS = 3
@@ -51,7 +52,7 @@ class RunCurves:
             name.removeprefix(HELD_OUT)
             for row in self.rows
             for name, value in row.items()
-            if isinstance(value, int | float) and name != "step"
+            if isinstance(value, int | float) and name != "step" and not name.startswith(WRITTEN)
         }
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal, Self
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from prefkd.errors import PrefkdError
 
+# How long ranks wait for each other: the main one alone downloads, reads and tokenizes, which may take hours, and torchrun
+# ends the others anyway when one dies. By default NCCL would give up after ten minutes, gloo after thirty.
+PATIENCE = timedelta(hours=24)
 TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -50,7 +54,7 @@ class Ranks:
 
     def in_background(self) -> Self:
         """The same ranks with connections of their own, between main memories, for a thread beside the training."""
-        group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        group = dist.new_group(timeout=PATIENCE, backend="gloo") if self.world_size > 1 else None
         return replace(self, device=torch.device("cpu"), group=group)
 
     def broadcast(self, values: Tensor) -> None:
@@ -95,6 +99,10 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         device: `auto` takes the GPU where there is one.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if use_cuda:
+        # Where attention has a mask, torch would ask cuDNN first, which plans each new shape of a batch for a second or
+        # so, forward and backward. Microbatches hardly ever have the same shape; the other kernels need no plan.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if "WORLD_SIZE" not in os.environ:
         yield Ranks(0, 1, torch.device("cuda" if use_cuda else "cpu"))
         return
@@ -113,7 +121,7 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(own)
     # What lies in main memory, offloaded weights for instance, is summed by gloo.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), own, node_size)
     finally:

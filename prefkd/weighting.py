@@ -1,6 +1,7 @@
 """From a teacher's scores to the weights of parent tokens, as the config says."""
 
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,13 +58,27 @@ class WeightConfig:
                 yield f"{name}: {getattr(self, name)!r} lacks {{prompt}}; put it where the user's message belongs"
         if self.eos_weight < 0:
             yield f"eos_weight: {self.eos_weight} is negative; use 0.0 to leave the end of the answer out"
+        elif self.eos_weight == math.inf:
+            yield "eos_weight: inf leaves nothing to the text; use 1.0"
         wrong = list(self._parameter_problems())
         yield from wrong
         if not wrong:
-            try:
-                self.response_weights(torch.zeros(2), 1.0)
-            except ValueError as error:
-                yield f"parameters: {error}"
+            yield from (f"parameters: {problem}" for problem in self._weight_problems())
+
+    def _weight_problems(self) -> Iterator[str]:
+        """What the method makes of some log-ratios that is no use as weights."""
+        log_ratios = torch.linspace(-2, 2, 9)
+        try:
+            weights = torch.stack([self.response_weights(log_ratios, sign) for sign in (1.0, -1.0)])
+        except (ValueError, TypeError, ArithmeticError) as error:
+            yield str(error)
+            return
+        if not weights.isfinite().all():
+            yield "they make weights that are not finite; use smaller ones"
+        elif not weights.any():
+            yield "they make all weights 0, so that nothing would be learned; use larger ones"
+        elif self.method != "origin" and (weights <= 0).all():
+            yield "they make no weight positive, which teaches the opposite; use positive ones"
 
     def _parameter_problems(self) -> Iterator[str]:
         function = importance_weights if self.method == "exp" else TRANSFORMS[self.method]

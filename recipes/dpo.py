@@ -20,32 +20,34 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
-from prefkd.config import Component, bind, component, refusals
+from prefkd.config import Component, component
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.method.preference import long_answer_weights
+from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.pair_loss import PairLoss
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
-
-IPO = "prefkd.method.preference.ipo_loss"
+from prefkd.training.written import measure_written
 
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Beta and learning rate are those of the DPO paper (appendix B).
@@ -55,19 +57,16 @@ class Config:
         data: With `reverse: true` the model learns to prefer the rejected answers.
         lora: Train adapters on a frozen base; null = train all weights.
         loss: Called with the log-probs of chosen and rejected answers under the model, then under the reference, (B,)
-            each. With `reference_free: true` no reference is read, and rewards are measured from 0.
-        average_logprobs: An answer's log-prob is the mean over its tokens, as IPO needs it, instead of the sum.
+            each, and with what else it needs. Without a reference, or with `reference_free: true`, none is read.
+        average_logprobs: An answer's log-prob is the mean over its tokens, as IPO needs it, instead of the sum. SimPO
+            and ORPO, which are made for means, get them anyway.
     """
 
     output_dir: Path
     model: ModelConfig
     data: DataConfig
     lora: LoraConfig | None = None
-    loss: Component = component(
-        "prefkd.method.preference.dpo_loss",
-        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
-        beta=0.1,
-    )
+    loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
     average_logprobs: bool = False
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -84,12 +83,8 @@ class Config:
         return ("adapter" if self.lora else "model",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
-        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
-        if self.loss.get("_component_") == IPO and not self.average_logprobs:
-            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
-            yield "average_logprobs: false does not go with ipo_loss, which compares means over tokens; set it to true"
+        yield from training_problems(self)
+        yield from loss_problems(self, unit="tokens")
 
 
 @dataclass
@@ -98,7 +93,7 @@ class Models:
 
     model: LogprobModel
     collate: Callable[[Dataset, Microbatch], PairBatch]
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
 
 
 @dataclass
@@ -108,7 +103,7 @@ class Run(TrainingRun, Models):
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, tokenise them, and share them out among the steps."""
-    side = ModelSide(load_tokenizer(config.model), config.model.template)
+    side = read_side(config.model)
     align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
     with ranks.main_first():
         pairs = load_pairs(config.data)
@@ -125,7 +120,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         report=None,
         description={
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped"
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}"
         },
     )
 
@@ -133,8 +128,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the model, put adapters on it if they are trained, and split it over the ranks."""
     training = config.training
-    # What the optimizer changes is float32; a base that stays as it is may be smaller.
-    dtype = training.compute_dtype if config.lora else torch.float32
+    # What the optimizer changes is float32; a base stays as it is stored.
+    dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
     lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
     if config.lora:
         add_adapter(lm, config.lora, seed=training.seed)
@@ -143,7 +138,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     collate = partial(collate_pairs, share_prompt=(config.model.share_prompt, config.model.share_prompt))
-    return Models(model=model, collate=collate, loss=bind(config.loss))
+    return Models(model=model, collate=collate, loss=PairLoss(config, ranks))
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
@@ -163,7 +158,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    checkpoints = Checkpoints(config, model=model, pairs=pairs, **prepared)
+    checkpoints = Checkpoints(config, model=model, pairs=pairs, loss=models.loss, **prepared)
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
     begin_output(config, data, ranks)
     display.table(
@@ -171,27 +166,34 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
-            "reference": "none" if config.loss.get("reference_free") else "its own start, read ahead",
+            "reference": "its own start, read ahead" if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
-    if not config.loss.get("reference_free"):
+    if run.loss.has_reference:
         add_own_start(run, model, config.model, run.collate, training)
     return run
 
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
-    token_logprobs = run.model(batch.student)  # (N,)
-    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
+    run.loss.look_ahead(compare, config, run, batch)
+    token_logprobs, surplus = run.model(batch.student, run.loss.read)  # (N,)
+    logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
-    reference = batch.scores.reference.sum(-1) if batch.scores else torch.zeros_like(policy)  # (2, B) log ref(y|x)
-    if config.average_logprobs:
+    weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
+    policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
+    reference = (weights * batch.scores.reference).sum(-1) if batch.scores else torch.zeros_like(policy)  # log ref(y|x)
+    if config.average_logprobs or "token_means" in run.loss.needs:
         policy, reference = policy / tokens, reference / tokens
-    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    losses, chosen_rewards, rejected_rewards = run.loss(
+        policy, reference, batch, weights, lengths=tokens, surplus=surplus
+    )
+    if config.nll_weight:
+        losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -203,11 +205,12 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
         "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
     }
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     run.model.eval()
@@ -217,12 +220,13 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
     run.model.train()
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the model; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -241,13 +245,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -256,18 +261,18 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the model as a Hugging Face folder in the type its checkpoint came in, or the adapter as one of peft."""
+    """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
+    lm, start, ranks = run.model.lm, config.model, run.ranks
+    folder = config.output_dir / ("adapter" if config.lora else "model")
     if config.lora:
-        folder = config.output_dir / "adapter"
-        save_adapter(run.model.lm, run.side.tokenizer, folder, ranks=run.ranks)
+        save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
     else:
-        folder = config.output_dir / "model"
-        dtype = stored_dtype(config.model)
-        save_pretrained(run.model.lm, run.side.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+        save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=ranks)
     return folder
 
 
@@ -277,7 +282,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("dpo", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.model, ranks=ranks, display=run.display)
+        write_card("dpo", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
@@ -285,8 +292,8 @@ def main(config: Config) -> None:
             "metrics": config.output_dir / "metrics.jsonl",
             "config": config.output_dir / "config.yaml",
         }
-        if config.data.reverse and after:
-            share = f"{1 - after['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
+        if config.data.reverse and outcome.written:
+            share = f"{1 - outcome.written['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
             files = {"prefers the better answer": share} | files
         use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
-        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")
+        run.display.result(outcome, files, use if config.lora else try_it(folder))

@@ -15,42 +15,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import set_seed
 
-from prefkd.config import Component, bind, component, refusals
+from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.method.preference import long_answer_weights
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.pair_loss import PairLoss
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
-
-IPO = "prefkd.method.preference.ipo_loss"
+from prefkd.training.written import measure_written
 
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
         output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
-        loss: Called with the log-probs of chosen and rejected answers under the student, then under the teacher, (B,)
-            each.
+        reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
+        loss: Called with the log-probs of chosen and rejected answers under the student, then under the reference, (B,)
+            each, and with what else it needs.
         average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose borders are token
             borders for both models), as IPO needs it, instead of the sum.
     """
@@ -59,11 +63,8 @@ class Config:
     student: ModelConfig
     teacher: TeacherSource
     data: DataConfig
-    loss: Component = component(
-        "prefkd.method.preference.dpo_loss",
-        supplied=("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
-        beta=0.1,
-    )
+    reference: Literal["teacher", "student"] = "teacher"
+    loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
     average_logprobs: bool = False
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -84,13 +85,10 @@ class Config:
         return Asks(reference=True)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
-        inputs = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-        yield from refusals("loss", self.loss, **dict.fromkeys(inputs, torch.zeros(1)))
-        if self.loss.get("_component_") == IPO and not self.average_logprobs:
-            # Its target 1 / (2 beta) is the same for all pairs, so that with sums long answers would decide alone.
-            yield "average_logprobs: false does not go with ipo_loss, which compares means; set it to true"
+        is_reference = self.reference == "teacher"
+        yield from loss_problems(self, unit="parents", teacher_is_reference=is_reference)
 
 
 @dataclass
@@ -100,7 +98,7 @@ class Models:
     student: LogprobModel
     teacher: Teacher
     collate: Callable[[Dataset, Microbatch], PairBatch]
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
 
 
 @dataclass
@@ -110,7 +108,7 @@ class Run(TrainingRun, Models):
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
-    side = ModelSide(load_tokenizer(config.student), config.student.template)
+    side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     return share_out(pairs, side, config.training)
@@ -128,7 +126,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         student=student,
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
-        loss=bind(config.loss),
+        loss=PairLoss(config, ranks),
     )
 
 
@@ -148,7 +146,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    checkpoints = Checkpoints(config, model=student, pairs=pairs, **prepared)
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, loss=models.loss, **prepared)
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
     begin_output(config, data, ranks)
     display.table(
@@ -166,13 +164,19 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
-    token_logprobs = run.student(batch.student)  # (N,)
-    policy = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
-    reference = run.teacher(batch).reference.sum(-1)  # (2, B) log of the teacher's probability of the same text
+    run.loss.look_ahead(compare, config, run, batch)
+    token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
+    logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
+    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+    weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
+    policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
+    reference = (weights * run.teacher(batch).reference).sum(-1)  # (2, B) log of the probability of the same text
     if config.average_logprobs:
         parents = batch.parent_mask.sum(-1)
         policy, reference = policy / parents, reference / parents
-    losses, chosen_rewards, rejected_rewards = run.loss(*policy, *reference)
+    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, weights, surplus=surplus)
+    if config.nll_weight:
+        losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -183,12 +187,13 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
-        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+        "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
     }
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
@@ -196,12 +201,13 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -220,13 +226,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -235,14 +242,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
-    folder = config.output_dir / "student"
-    dtype = stored_dtype(config.student)
-    save_pretrained(run.student.lm, run.side.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
+    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 
@@ -252,17 +259,18 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("dpo_distill", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
+        write_card("dpo_distill", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         run.display.result(
-            before,
-            after,
+            outcome,
             {
                 "student": folder,
                 "metrics": config.output_dir / "metrics.jsonl",
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",
             },
-            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+            try_it(folder),
         )

@@ -1,8 +1,9 @@
 """Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
-(dual_space, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves (cross_entropy). By default it is
-parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
+(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
+(cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
+distillation (DSKD, arXiv 2406.17328).
 Of the teacher only what the terms need is computed. `prefkd.training.objective` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
@@ -28,23 +29,25 @@ from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, count_targ
 from prefkd.data.pairs import DataConfig
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, read_side
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
+from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
@@ -90,7 +93,7 @@ class Config:
         return ("student",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from objective_problems(self.objective, self.vocabularies)
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
@@ -114,7 +117,9 @@ class Config:
         """The tokens of both models; None if one of these is not there."""
         if self.teacher.path is None or any(any(side.problems()) for side in (self.student, self.teacher)):
             return None
-        return Vocabularies.of(load_tokenizer(self.student), load_tokenizer(self.teacher))
+        sides = [ModelSide(load_tokenizer(side), side.template) for side in (self.student, self.teacher)]
+        ends = sides[0].eos_id, sides[1].eos_id
+        return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, ends)
 
 
 @dataclass
@@ -135,7 +140,7 @@ class Run(TrainingRun, Models):
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
-    side = ModelSide(load_tokenizer(config.student), config.student.template)
+    side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
@@ -238,7 +243,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
@@ -246,12 +251,13 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -270,13 +276,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -285,14 +292,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
-    folder = config.output_dir / "student"
-    dtype = stored_dtype(config.student)
-    save_pretrained(run.student.lm, run.side.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
+    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 
@@ -302,13 +309,14 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
         projectors = save_projectors(run.student, config.output_dir, ranks=ranks)
-        write_card("dskd_distill", config, folder, before, after, ranks=ranks)
+        write_card("dskd_distill", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         run.display.result(
-            before,
-            after,
+            outcome,
             {
                 "student": folder,
                 **projectors,
@@ -316,5 +324,5 @@ def main(config: Config) -> None:
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",
             },
-            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+            try_it(folder),
         )

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 from prefkd.config import save_config
+from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.errors import PrefkdError, nearest
 from prefkd.evaluation.answers import AnswersConfig, AnswersTask
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
@@ -27,6 +28,9 @@ from prefkd.evaluation.table import ResultTable, make_rows
 from prefkd.evaluation.tasks import Attempts, Task
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
+from prefkd.training.settings import folder_problems
+
+MOST_RESAMPLES = 1_000_000  # 100 times as many as change an interval that a reader sees
 
 
 @dataclass
@@ -62,8 +66,7 @@ class Config:
         return ("table.json",)
 
     def problems(self) -> Iterator[str]:
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        yield from folder_problems(self.output_dir)
         if not self.checkpoints:
             yield "checkpoints: there are none; give them as name: {path: ...}"
         data = self.preferences.data if self.preferences else {}
@@ -84,6 +87,8 @@ class Config:
                 yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"
         if self.resamples < 100:
             yield f"resamples: {self.resamples} is too small for an interval; use 1000 or more"
+        yield from size_problems(self, "resamples", most=MOST_RESAMPLES)
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
 

@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 
 from prefkd.config import save_config
+from prefkd.config.hints import size_problems
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -30,10 +31,11 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
+from prefkd.training.settings import folder_problems
 from prefkd.weight_report import weight_table, write_weight_report
 from prefkd.weighting import WeightConfig
 
@@ -68,11 +70,8 @@ class Config:
         return ("scores",)
 
     def problems(self) -> Iterator[str]:
-        for name in ("pairs_per_shard", "microbatch_size", "chunk_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            yield f"output_dir: {self.output_dir} is a file; name a folder"
+        yield from size_problems(self, "pairs_per_shard", "microbatch_size", "chunk_size")
+        yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
 
@@ -117,9 +116,10 @@ class Run(Data, Models):
 def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
+    embeddings = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template),
+        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)
@@ -137,10 +137,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
     planned = plan_shards(parts)
     shards = [shard for shard in planned if not is_finished(folder, shard)]
     ranks.wait()  # none writes while another still looks
-    description = (
-        f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, "
-        f"{len(pairs.skipped)} bad rows skipped"
-    )
+    description = f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, {pairs.omissions}"
     return Data(aligned, sides, folder, planned, shards, description)
 
 

@@ -24,22 +24,23 @@ from transformers import set_seed
 from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_adapter, save_pretrained
-from prefkd.training.metrics import MetricsWriter, PairSums, require_finite
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.written import measure_written
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Config:
         return ("adapter" if self.lora else "model",)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Run(TrainingRun, Models):
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, tokenise them, and share them out among the steps."""
-    side = ModelSide(load_tokenizer(config.model), config.model.template)
+    side = read_side(config.model)
     align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
     with ranks.main_first():
         pairs = load_pairs(config.data)
@@ -111,7 +112,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         report=None,
         description={
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {len(pairs.skipped)} bad rows skipped"
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}"
         },
     )
 
@@ -119,8 +120,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the model, put adapters on it if they are trained, and split it over the ranks."""
     training = config.training
-    # What the optimizer changes is float32; a base that stays as it is may be smaller.
-    dtype = training.compute_dtype if config.lora else torch.float32
+    # What the optimizer changes is float32; a base stays as it is stored.
+    dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
     lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
     if config.lora:
         add_adapter(lm, config.lora, seed=training.seed)
@@ -193,7 +194,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Loss of a token and perplexity on the held-out answers after a step."""
     ranks, sums = run.ranks, PairSums()
     run.model.eval()
@@ -203,13 +204,13 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
     run.model.train()
-    means = sums.means(ranks)
-    return {f"held_out/{name}": value for name, value in per_token(means).items()} if means else {}
+    return sums.held_out(ranks, per_token)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the model; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     target_tokens = answer_lengths(config, run.train_pairs)
@@ -230,13 +231,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / tokens_of_step * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = per_token(sums.means(ranks))
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -245,18 +247,18 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(f"loss {means['loss']:.3f}  {means['tokens_per_second']:.0f} tokens/s")
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the model as a Hugging Face folder in the type its checkpoint came in, or the adapter as one of peft."""
+    """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
+    lm, start, ranks = run.model.lm, config.model, run.ranks
+    folder = config.output_dir / ("adapter" if config.lora else "model")
     if config.lora:
-        folder = config.output_dir / "adapter"
-        save_adapter(run.model.lm, run.side.tokenizer, folder, ranks=run.ranks)
+        save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
     else:
-        folder = config.output_dir / "model"
-        dtype = stored_dtype(config.model)
-        save_pretrained(run.model.lm, run.side.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+        save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=ranks)
     return folder
 
 
@@ -266,7 +268,9 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("sft", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.model, ranks=ranks, display=run.display)
+        write_card("sft", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         files: dict[str, object] = {
@@ -274,8 +278,8 @@ def main(config: Config) -> None:
             "metrics": config.output_dir / "metrics.jsonl",
             "config": config.output_dir / "config.yaml",
         }
-        if after:
-            change = f"{before['held_out/perplexity']:.2f} -> {after['held_out/perplexity']:.2f}"
+        if outcome.written:
+            change = f"{before['held_out/perplexity']:.2f} -> {outcome.written['held_out/perplexity']:.2f}"
             files = {"held_out/perplexity": change} | files
         use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
-        run.display.result(before, after, files, use if config.lora else f"talk to it: transformers chat {folder}")
+        run.display.result(outcome, files, use if config.lora else try_it(folder))

@@ -22,37 +22,41 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import set_seed
 
-from prefkd.config import Component, bind, component, refusals
+from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
-from prefkd.method.preference import parent_margin
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, stored_dtype
+from prefkd.method.preference import long_answer_weights, parent_margin
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.checkpoint import Checkpoints, resume_problems
+from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
 from prefkd.training.export import save_pretrained
-from prefkd.training.metrics import MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.publish import HubConfig, push, write_card
+from prefkd.training.pair_loss import PairLoss
+from prefkd.training.publish import HubConfig, push, try_it, write_card
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
 @dataclass
-class Config:
+class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
         output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
         reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
-        loss: Called with the weighted margins of chosen and rejected answers, (B,) each.
+        loss: Called with the weighted margins of chosen and rejected answers, (B,) each. A loss that takes log-probs
+            gets the margins for those of the student, and 0 for those of the reference.
     """
 
     output_dir: Path
@@ -61,9 +65,7 @@ class Config:
     data: DataConfig
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
-    loss: Component = component(
-        "prefkd.method.preference.tis_dpo_loss", supplied=("chosen_margin", "rejected_margin"), beta=0.1
-    )
+    loss: Component = component("prefkd.method.preference.tis_dpo_loss", supplied=(*TWO, *SUPPLIED), beta=0.1)
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
         "transformers.get_cosine_schedule_with_warmup",
@@ -84,11 +86,9 @@ class Config:
         return Asks(reference=not own_start, instructions=self.weights.prompts, own_start=own_start)
 
     def problems(self) -> Iterator[str]:
-        yield from resume_problems(self)
+        yield from training_problems(self)
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
-        yield from refusals("loss", self.loss, chosen_margin=torch.zeros(1), rejected_margin=torch.zeros(1))
-        if self.loss.get("alpha"):
-            yield "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out"
+        yield from loss_problems(self, teacher_is_reference=self.reference == "teacher", weighted=True)
         yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
 
 
@@ -99,7 +99,7 @@ class Models:
     student: LogprobModel
     teacher: Teacher
     collate: Callable[[Dataset, Microbatch], PairBatch]
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: PairLoss
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Run(TrainingRun, Models):
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
-    side = ModelSide(load_tokenizer(config.student), config.student.template)
+    side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     return share_out(pairs, side, config.training)
@@ -127,7 +127,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         student=student,
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
-        loss=bind(config.loss),
+        loss=PairLoss(config, ranks, weighted=True),
     )
 
 
@@ -147,7 +147,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    checkpoints = Checkpoints(config, model=student, pairs=pairs, **prepared)
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, loss=models.loss, **prepared)
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
     begin_output(config, data, ranks)
     display.table(
@@ -169,12 +169,18 @@ def setup(config: Config, ranks: Ranks) -> Run:
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    run.loss.look_ahead(compare, config, run, batch)
     heard = run.teacher(batch)
     weights = parent_weights(config.weights, heard.scores, batch)  # (2, B, P)
-    token_logprobs = run.student(batch.student)  # (N,)
+    weights = weights * long_answer_weights(batch.parent_mask, config.long_answer_weight)  # all 1 unless for LD-DPO
+    token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
     policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
-    chosen_margin, rejected_margin = parent_margin(policy, heard.reference, weights, batch.parent_mask)  # (B,) each
-    losses, chosen_rewards, rejected_rewards = run.loss(chosen_margin, rejected_margin)
+    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+    margins = parent_margin(policy, heard.reference, weights, batch.parent_mask)  # (2, B)
+    nothing = torch.zeros_like(margins)
+    losses, chosen_rewards, rejected_rewards = run.loss(margins, nothing, batch, weights, surplus=surplus)
+    if config.nll_weight:
+        losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach().sum(-1)
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -185,13 +191,14 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
         "chosen_reward": chosen_rewards,
         "rejected_reward": rejected_rewards,
-        "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
+        "tokens": tokens.sum(0),
+        **run.loss.metrics(batch),
         **weight_metrics(weights, batch.parent_mask),
     }
 
 
 @torch.no_grad()
-def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
+def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     ranks, sums = run.ranks, PairSums()
     for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
@@ -199,12 +206,13 @@ def evaluate(config: Config, run: Run, step: int) -> dict[str, float]:
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
         sums.add(metrics, batch.counted)
-    return {f"held_out/{name}": value for name, value in sums.means(ranks).items()}
+    return sums.held_out(ranks)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Train the student; returns the held-out metrics before and after."""
     training, ranks = config.training, run.ranks
+    start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
@@ -223,13 +231,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
                 sums.add(metrics, batch.counted)
             gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, "lr": float(run.lr_schedule.get_last_lr()[0])}
+            means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -238,14 +247,14 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the student as a Hugging Face folder, in the type its checkpoint came in."""
-    folder = config.output_dir / "student"
-    dtype = stored_dtype(config.student)
-    save_pretrained(run.student.lm, run.side.tokenizer, folder, dtype=dtype, ranks=run.ranks)
+    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
+    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 
@@ -255,17 +264,18 @@ def main(config: Config) -> None:
         run = setup(config, ranks)
         before, after = train(config, run)
         folder = save(config, run)
-        write_card("tis_dpo_distill", config, folder, before, after, ranks=ranks)
+        again = partial(evaluate, config, run, len(run.steps))
+        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
+        write_card("tis_dpo_distill", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
         run.display.result(
-            before,
-            after,
+            outcome,
             {
                 "student": folder,
                 "metrics": config.output_dir / "metrics.jsonl",
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",
             },
-            f"next: AutoModelForCausalLM.from_pretrained('{folder}') of transformers loads the student",
+            try_it(folder),
         )

@@ -11,9 +11,10 @@ from filelock import FileLock
 
 # Before torch is imported: several tests run at a time, on models that one thread serves best.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before datasets is imported, and for the processes that tests start: a cache that does not outlive them.
+# Before datasets is imported, and for the processes that tests start: caches that do not outlive them.
 _CACHE = tempfile.TemporaryDirectory(prefix="prefkd-tests-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_ASSETS_CACHE"] = f"{_CACHE.name}/assets"
 
 ROOT = Path(__file__).resolve().parents[1]
 

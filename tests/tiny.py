@@ -46,7 +46,8 @@ def make_tokenizer(kind: str, vocab_size: int = 400) -> PreTrainedTokenizerFast:
         fast.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
         fast.chat_template = CHAT_TEMPLATE
         return fast
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<s>", eos_token="</s>")
+    names = {"pad_token": "<|pad|>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, add_bos_token=True, **names)
 
 
 def make_model(folder: Path, model_type: str, tokenizer_kind: str, *, seed: int = 0, **settings) -> Path:

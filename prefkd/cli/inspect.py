@@ -27,9 +27,7 @@ def inspect(
     json: Annotated[Path | None, optional("FILE")] = None,
     scores: Annotated[Path | None, optional("FOLDER")] = None,
     limit: Annotated[int, optional("N")] = 2000,
-    format: Annotated[
-        Literal["auto", "standard", "conversational", "hh", "ultrafeedback", "sharegpt"], arg(help_behavior_hint="")
-    ] = "auto",
+    format: Annotated[str, optional("NAME")] = "auto",
     subset: Annotated[str | None, optional("NAME")] = None,
     split: Annotated[str, optional("NAME")] = "train",
     max_length: Annotated[int | None, optional("N")] = None,
@@ -54,7 +52,7 @@ def inspect(
         json: File for the numbers.
         scores: Folder that recipe score wrote: the page shows its weights as colour, of the pairs that were scored.
         limit: Most pairs to look at, drawn at random; 2,000 if not given.
-        format: Form of the rows.
+        format: Form or layout of the rows, as `data.format` of a config; found by their columns if not given.
         subset: Configuration of a Hub data set, or folder in it.
         split: Split of a Hub data set or of a folder; train if not given.
         max_length: Most tokens of a prompt and one answer; if not given 512, or what it was for the scores.

@@ -25,7 +25,11 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
         ConfigError: With everything that is wrong in the config.
     """
     recipe = load_recipe(recipe_path)
-    recipe.main(load_config(recipe.Config, config_path, overrides))
+    from prefkd.cli.bars import bars_as_lines  # imports torch, as the recipe has done
+
+    config = load_config(recipe.Config, config_path, overrides)
+    with bars_as_lines():
+        recipe.main(config)
 
 
 def load_recipe(path: Path) -> ModuleType:

@@ -193,7 +193,9 @@ def _duration(seconds: float | None) -> str:
 
 def _next_step(stage: Stage) -> str:
     """What to do with the output of a last stage."""
+    from prefkd.training.publish import try_it  # needs torch
+
     checkpoints = [path.parent for path in sorted(stage.output_dir.glob("*/config.json"))]
     if checkpoints:
-        return f"talk to it: transformers chat {shlex.quote(str(checkpoints[0]))}"
+        return try_it(checkpoints[0])
     return f"written: {stage.output_dir}"

@@ -8,7 +8,6 @@ from prefkd.config.components import (
     component_problems,
     components,
     import_dotpath,
-    refusals,
 )
 from prefkd.config.read import examine_config, load_config, read_yaml, save_config
 
@@ -23,6 +22,5 @@ __all__ = [
     "import_dotpath",
     "load_config",
     "read_yaml",
-    "refusals",
     "save_config",
 ]

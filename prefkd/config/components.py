@@ -18,7 +18,10 @@ from inspect import Parameter
 from typing import Annotated, Any
 
 from prefkd.config.hints import describe, fits
-from prefkd.errors import PrefkdError, nearest
+from prefkd.errors import PrefkdError, first_line, nearest
+
+# What a callable raises about the arguments that it is given; a RuntimeError may be about the memory of a GPU.
+_REFUSALS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
 
 Component = Annotated[dict[str, Any], "component"]
 
@@ -56,10 +59,10 @@ def build(component: Component, *args: Any, **kwargs: Any) -> Any:
     call = bind(component)
     try:
         return call(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise PrefkdError(f"{component['_component_']} refuses its arguments: {error}") from error
+    except _REFUSALS as error:
+        raise PrefkdError(f"{component['_component_']} refuses its arguments: {first_line(error)}") from error
     except ImportError as error:  # loggers import their packages only now
-        needed = error.name or str(error).splitlines()[0]
+        needed = error.name or first_line(error)
         raise PrefkdError(f"{component['_component_']} needs a package that is not installed: {needed}") from error
 
 
@@ -67,19 +70,6 @@ def bind(component: Component) -> partial[Any]:
     """A component with its configured arguments, to be called later, such as a loss."""
     arguments = {name: _built(value) for name, value in component.items() if name != "_component_"}
     return partial(import_dotpath(component["_component_"]), **arguments)
-
-
-def refusals(key: str, component: Component, **inputs: Any) -> Iterator[str]:
-    """What a component has against the values of its arguments, found by a call on small inputs.
-
-    One that `component_problems` finds fault with is left alone: what is wrong with it has been said.
-    """
-    if any(component_problems(component, supplied=tuple(inputs))):
-        return
-    try:
-        bind(component)(**inputs)
-    except (TypeError, ValueError) as error:
-        yield f"{key}: {error}"
 
 
 def import_dotpath(dotpath: str) -> Callable[..., Any]:

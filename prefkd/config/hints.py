@@ -1,12 +1,16 @@
-"""Type hints of config fields: what they ask for, in words, and whether a value from YAML fits them."""
+"""Type hints of config fields: what they ask for, in words, and whether a value from YAML fits them and its range."""
 
 import types
+from collections.abc import Iterator
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+LARGEST_SIZE = 2**31 - 1  # of what is counted; torch and Arrow count rows and tokens in as many bits
+LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -36,6 +40,21 @@ def describe(hint: Any) -> str:
     if is_dataclass(hint):
         return "a section of keys and values"
     return _WORDS.get(get_origin(hint) or hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+def size_problems(section: Any, *names: str, least: int = 1, most: int = LARGEST_SIZE) -> Iterator[str]:
+    """Which fields of a config section are outside of a range. A field that is null is not.
+
+    Args:
+        names: The fields.
+        least, most: The smallest and the largest number that a field may have.
+    """
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            yield f"{name}: {value} is too small; use {least} or more"
+        elif value is not None and value > most:
+            yield f"{name}: {value} is too large; use {most} or less"
 
 
 def is_union(hint: Any) -> bool:

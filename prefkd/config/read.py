@@ -263,6 +263,10 @@ def _resolve(config: Any, key: str, found: _Findings) -> None:
         else:
             if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(config, name):
                 _resolve(value, path, found)
+            elif value != value:
+                found.add(path, "nan is not a number; give one")
+            elif isinstance(value, (str, Path)) and "\0" in str(value):
+                found.add(path, f"{str(value)!r} holds the character 0, which no name has; remove it")
 
 
 def _ask(config: DictConfig, key: str, found: _Findings) -> None:

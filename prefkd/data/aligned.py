@@ -1,5 +1,6 @@
 """The pairs of a distillation: read, aligned between student and teacher, with what a teacher has scored before."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -21,19 +22,21 @@ class AlignedPairs:
 
     Attributes:
         train, held_out: The two splits, with log-probs of the teacher where scores were given.
-        report: What aligning did to the pairs to train on, and the rows that were left out.
+        report: What aligning did to the pairs to train on, the rows that were left out, and the fields not read.
+        omissions: What is left out of the data, for one line of the terminal.
     """
 
     train: Dataset
     held_out: Dataset
     report: dict[str, Any]
+    omissions: str
 
     @property
     def description(self) -> dict[str, str]:
         """How many there are and how well they align, in two lines for the terminal."""
         return {
             "data": f"{len(self.train)} pairs to train on, {len(self.held_out)} held out, "
-            f"{self.report['dropped_pairs']} dropped, {len(self.report['skipped_rows'])} bad rows skipped",
+            f"{self.report['dropped_pairs']} dropped, {self.omissions}",
             "alignment": f"{self.report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
         }
 
@@ -70,9 +73,10 @@ def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: Aligned
     align = partial(align_pairs, student=student, teacher=teacher.side, config=data, contrast=teacher.instructions)
     with ranks.main_first():
         pairs = load_pairs(data)
-        train, held_out = align(pairs.train), align(pairs.held_out)
+        left_out: Counter[str] = Counter()
+        train, held_out = align(pairs.train, left_out=left_out), align(pairs.held_out)
         train, held_out = teacher.attach(train, "train"), teacher.attach(held_out, "held_out")
     if not len(train):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
-    report = alignment_report(train, pairs.train) | {"skipped_rows": [str(row) for row in pairs.skipped]}
-    return AlignedPairs(train, held_out, report)
+    report = alignment_report(train, pairs.train, left_out) | pairs.report
+    return AlignedPairs(train, held_out, report, pairs.omissions)

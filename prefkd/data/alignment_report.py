@@ -1,6 +1,6 @@
 """What aligning did to a data set, in numbers that a user can judge the two tokenizers and the limits by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -11,17 +11,19 @@ from datasets import Dataset
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
 
 
-def alignment_report(aligned: Dataset, pairs: Dataset) -> dict[str, Any]:
+def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, int]) -> dict[str, Any]:
     """Count what is in an aligned data set.
 
     Args:
         aligned: What `prefkd.data.tokenizing.align_pairs` returned.
         pairs: What it was given.
+        left_out: How many pairs it left out, by reason.
 
     Returns:
         Numbers, or dictionaries of numbers, ready for JSON:
 
-        pairs, dropped_pairs: how many there are, and how many lost an answer.
+        pairs, dropped_pairs: how many there are, and how many are left out.
+        dropped_for: the same by reason.
         parents_per_response: mean and percentiles, EOS parents included.
         tokens_per_parent: for each side the mean over parents of text.
         share_of_text_aligned_one_to_one: characters in parents of one token on each side, of all that are left.
@@ -29,7 +31,11 @@ def alignment_report(aligned: Dataset, pairs: Dataset) -> dict[str, Any]:
         share_of_prompts_truncated, prompt_tokens_dropped, response_tokens_dropped: for each side; EOS included.
         pairs_without_contrast: with a contrast, pairs whose two instructions were cut off, so that all weights are 1.
     """
-    report: dict[str, Any] = {"pairs": len(aligned), "dropped_pairs": len(pairs) - len(aligned)}
+    report: dict[str, Any] = {
+        "pairs": len(aligned),
+        "dropped_pairs": len(pairs) - len(aligned),
+        "dropped_for": dict(left_out),
+    }
     if not len(aligned):
         return report
     table = cast(pa.Table, aligned.with_format("arrow")[:])

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import chain, islice
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -120,8 +121,8 @@ class PairBatch(_Movable):
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
-        rows: The B rows of it.
-        step_rows: All rows of the step, on all ranks; those of the microbatch where it is alone.
+        rows: B row indices of the pairs in their data set.
+        rows_of_step: Those of all pairs of the step, on all ranks.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -136,7 +137,7 @@ class PairBatch(_Movable):
     names: list[str]
     data: str
     rows: Sequence[int]
-    step_rows: Sequence[int]
+    rows_of_step: Sequence[int]
     step: StepCounts | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
@@ -241,7 +242,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         names=[f"{row['file']}:{row['row']}" for row in rows],
         data=aligned._fingerprint,
         rows=microbatch.rows,
-        step_rows=microbatch.step or microbatch.rows,
+        rows_of_step=microbatch.step or microbatch.rows,
         step=_step_counts(aligned, microbatch),
     )
 
@@ -352,6 +353,14 @@ def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch:
     steps = [order[i : i + pairs_per_step] for i in range(0, len(order), pairs_per_step)]
     shuffled = torch.randperm(len(steps), generator=generator).tolist()
     return [steps[i] for i in shuffled]
+
+
+def plan_epochs(
+    lengths: Sequence[int], pairs_per_step: int, *, seed: int, epochs: int, max_steps: int | None
+) -> list[list[int]]:
+    """Which rows make each optimizer step of a training: its epochs one after the other, up to `max_steps`."""
+    planned = (plan_steps(lengths, pairs_per_step, seed=seed, epoch=epoch) for epoch in range(epochs))
+    return list(islice(chain.from_iterable(planned), max_steps))
 
 
 def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:

@@ -2,31 +2,24 @@
 
     standard        {"prompt": "...", "chosen": "...", "rejected": "..."}
     conversational  {"prompt": [messages], "chosen": [answer], "rejected": [answer]}, or without a prompt two whole
-                    conversations that share everything but the last answer; a message is {"role", "content"}
+                    conversations that share everything but the last answer
     hh              Anthropic HH: "chosen" and "rejected" are transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ...", that
                     share all but the last answer; or the prompt is a transcript and the answers stand alone
     ultrafeedback   {"prompt": "...", "chosen": [user, assistant], "rejected": [user, assistant]}
     sharegpt        {"conversations": [{"from", "value"}], "chosen": {"from", "value"}, "rejected": {"from", "value"}}
 
-A field "system" with text becomes the system message of any of them. What cannot be read is a `DataError` that names
-the field and what belongs there.
+Messages are those of `prefkd.data.messages`, and may be text that spells them. A field "system" with text becomes the
+system message of any of them. What cannot be read is a `DataError` that names the field and what belongs there.
 """
 
-import re
 import unicodedata
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+from prefkd.data.fields import ATTACHMENTS, CONTEXT, has_content, is_metadata, is_repeated, unread_fields, unread_parts
+from prefkd.data.messages import Message, decode_messages, kind, read_messages
+from prefkd.data.transcripts import is_transcript, read_transcript, read_transcript_prompt
 from prefkd.errors import DataError
-
-Format = Literal["standard", "conversational", "hh", "ultrafeedback", "sharegpt"]
-
-
-class Message(TypedDict):
-    """One turn of a conversation. The role is `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
 
 
 class Pair(NamedTuple):
@@ -37,36 +30,28 @@ class Pair(NamedTuple):
     rejected: str
 
 
-# The names that data sets give to the three roles.
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-def detect_format(row: Mapping[str, Any]) -> Format:
-    """Which of the forms a row has.
+def detect_format(row: Mapping[str, Any]) -> str:
+    """Which of the forms a row has. Whether text is a transcript is a guess: a file decides by all of its rows.
 
     Raises:
         DataError: It has none of them.
     """
-    chosen, prompt = _field(row, "chosen"), row.get("prompt")
-    _field(row, "rejected")
-    if row.get("conversations") is not None:
+    row = decoded(row)
+    chosen, rejected, prompt = _field(row, "chosen"), _field(row, "rejected"), row.get("prompt")
+    if has_content(row.get("conversations")) and (not isinstance(chosen, list) or len(chosen) == 1):
         return "sharegpt"
     if isinstance(chosen, list | dict):
-        return "ultrafeedback" if isinstance(prompt, str) else "conversational"
-    if isinstance(prompt, list):
+        return "ultrafeedback" if isinstance(prompt, str) and prompt.strip() else "conversational"
+    if isinstance(prompt, list) and prompt:
         return "conversational"
-    first_text = chosen if prompt is None else prompt
-    if isinstance(first_text, str) and _SPEAKER.match(first_text):
+    texts = [prompt] if has_content(prompt) else [chosen, rejected]
+    if all(isinstance(text, str) and is_transcript(text) for text in texts):
         return "hh"
     _field(row, "prompt")
     return "standard"
 
 
-def read_pair(row: Mapping[str, Any], row_format: Format) -> Pair:
+def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     """Read a row, check it, and bring its text into Unicode NFC, so that every tokenizer sees the same characters.
 
     Args:
@@ -74,17 +59,58 @@ def read_pair(row: Mapping[str, Any], row_format: Format) -> Pair:
         row_format: The form that the row has.
 
     Raises:
-        DataError: A field is missing, empty or of the wrong type, or the pair carries no preference.
+        DataError: A field is missing, empty or of the wrong type, the row holds something that belongs to the prompt
+            and is not read, or the pair carries no preference.
     """
-    pair = _READERS[row_format](row)
+    row = decoded(row)
+    pair = FORMATS[row_format].read(row)
     prompt = [Message(role=turn["role"], content=_normal(turn["content"], "prompt")) for turn in pair.prompt]
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and (not prompt or prompt[0]["role"] != "system"):
-        prompt.insert(0, Message(role="system", content=_normal(system, "system")))
+    prompt = with_system(prompt, row.get("system"))
     pair = Pair(prompt, _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected"))
+    check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
     check_answers(pair.chosen, pair.rejected)
     return pair
+
+
+def unread(row: Mapping[str, Any], row_format: str) -> list[str]:
+    """What a row holds that its format does not read, and that is not known to be metadata: fields, `field[].key`."""
+    reads = FORMATS[row_format].reads
+    row = decoded(row)
+    fields = [name for name in unread_fields(row, reads) if name not in CONTEXT]
+    return fields + unread_parts(row, reads, MESSAGE_KEYS)
+
+
+MESSAGE_KEYS = ("role", "content", "from", "value")
+
+
+def with_system(prompt: list[Message], system: Any) -> list[Message]:
+    """A prompt behind the text of a field `system`, if it has any.
+
+    Raises:
+        DataError: It is not text, or the prompt has another system message.
+    """
+    if not has_content(system):
+        return prompt
+    if not isinstance(system, str):
+        raise DataError(f"field 'system' is {kind(system)}: expected text")
+    system = _normal(system, "system")
+    if not prompt or prompt[0]["role"] != "system":
+        return [Message(role="system", content=system), *prompt]
+    if prompt[0]["content"].strip() != system.strip():
+        raise DataError("field 'system' is not the system message of the prompt: remove one of the two")
+    return prompt
+
+
+def check_context(row: Mapping[str, Any], reads: frozenset[str], prompt: list[Message]) -> None:
+    """Raise a DataError if a field belongs to the prompt and its text is not there."""
+    texts = [turn["content"] for turn in prompt]
+    for name in unread_fields(row, reads):
+        if name in ATTACHMENTS or (name in CONTEXT and not is_repeated(_all_normal(row[name]), texts)):
+            raise DataError(
+                f"field '{name}' cannot be read, and the prompt is another without it: put it into the prompt, or "
+                "remove it"
+            )
 
 
 def check_prompt(prompt: list[Message]) -> None:
@@ -112,62 +138,73 @@ def read_standard(row: Mapping[str, Any]) -> Pair:
 
 
 def read_conversational(row: Mapping[str, Any]) -> Pair:
-    """Messages: a prompt and two answers, or two conversations that share all but the last answer."""
-    prompt = [] if row.get("prompt") is None else _messages(row["prompt"], "prompt", ROLES)
-    return _pair_of_conversations(row, prompt)
+    """Messages: a prompt and two answers, or two conversations that share all but the last answer.
+
+    A prompt without content, "" or [], counts as none.
+    """
+    prompt = read_messages(row["prompt"], "prompt") if has_content(row.get("prompt")) else []
+    history, *answers = _conversations(row)
+    # A prompt may leave out the system message, or earlier turns, that the conversations have.
+    if prompt and history and history[-len(prompt) :] != prompt:
+        raise DataError("fields 'chosen' and 'rejected' begin with another conversation than field 'prompt'")
+    return Pair(history or prompt, *answers)
 
 
 def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
-    """Two conversations; the prompt is given once more as a string."""
+    """Two conversations; one message of the user in them, often the first or the last, is given once more as text."""
     prompt = _text(row, "prompt")
-    pair = _pair_of_conversations(row, [])
-    if not pair.prompt:
-        return pair._replace(prompt=[_user(prompt)])
-    if pair.prompt[-1]["content"].strip() != prompt.strip():
+    history, *answers = _conversations(row)
+    if history and prompt.strip() not in (turn["content"].strip() for turn in history if turn["role"] == "user"):
         raise DataError("fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'")
-    return pair
+    return Pair(history or [_user(prompt)], *answers)
 
 
 def read_sharegpt(row: Mapping[str, Any]) -> Pair:
     """A conversation and two answers with the keys `from` and `value`."""
-    prompt = _messages(_field(row, "conversations"), "conversations", SHAREGPT_ROLES, "from", "value")
+    prompt = read_messages(_field(row, "conversations"), "conversations")
     answers = []
     for name in ("chosen", "rejected"):
         value = _field(row, name)
         if not isinstance(value, str):
-            [answer] = _messages([value], name, SHAREGPT_ROLES, "from", "value")
-            value = _answer(answer, name)
+            messages = read_messages(value if isinstance(value, list) else [value], name)
+            if len(messages) > 1:
+                raise DataError(f"field '{name}' has {len(messages)} messages: expected the answer alone")
+            value = _answer(messages[0], name)
         answers.append(value)
     return Pair(prompt, *answers)
 
 
 def read_hh(row: Mapping[str, Any]) -> Pair:
-    """Transcripts. Blanks around a turn belong to the transcript, not to the speaker, and are left out.
-
-    Someone who speaks twice in a row has one turn: many chat templates take nothing else.
-    """
-    if row.get("prompt") is not None:
-        prompt = _transcript(_text(row, "prompt"), "prompt")
-        if prompt[-1]["role"] == "assistant" and not prompt[-1]["content"]:
-            prompt.pop()
+    """Transcripts (`prefkd.data.transcripts`), or a transcript as the prompt of two answers."""
+    if has_content(row.get("prompt")):
+        prompt = read_transcript_prompt(_text(row, "prompt"), "prompt")
         return Pair(prompt, _text(row, "chosen").strip(), _text(row, "rejected").strip())
-    *chosen_prompt, chosen = _transcript(_text(row, "chosen"), "chosen")
-    *rejected_prompt, rejected = _transcript(_text(row, "rejected"), "rejected")
+    *chosen_prompt, chosen = read_transcript(_text(row, "chosen"), "chosen")
+    *rejected_prompt, rejected = read_transcript(_text(row, "rejected"), "rejected")
     _require_same_prompt(chosen_prompt, rejected_prompt)
     return Pair(chosen_prompt, _answer(chosen, "chosen"), _answer(rejected, "rejected"))
 
 
-_READERS = {
-    "standard": read_standard,
-    "conversational": read_conversational,
-    "hh": read_hh,
-    "ultrafeedback": read_ultrafeedback,
-    "sharegpt": read_sharegpt,
+class _Format(NamedTuple):
+    """How rows of a form are read, and which of their fields."""
+
+    read: Callable[[Mapping[str, Any]], Pair]
+    reads: frozenset[str]
+
+
+_COMMON = frozenset({"prompt", "chosen", "rejected", "system"})
+
+FORMATS: dict[str, _Format] = {
+    "standard": _Format(read_standard, _COMMON),
+    "conversational": _Format(read_conversational, _COMMON),
+    "hh": _Format(read_hh, _COMMON),
+    "ultrafeedback": _Format(read_ultrafeedback, _COMMON),
+    "sharegpt": _Format(read_sharegpt, _COMMON - {"prompt"} | {"conversations"}),
 }
 
 
-def _pair_of_conversations(row: Mapping[str, Any], prompt: list[Message]) -> Pair:
-    """Answers as strings, as single messages, or as the last messages of conversations that repeat the prompt."""
+def _conversations(row: Mapping[str, Any]) -> tuple[list[Message], str, str]:
+    """What both conversations begin with, and their last answers: texts, single messages, or the ends of lists."""
     histories, answers = [], []
     for name in ("chosen", "rejected"):
         value = _field(row, name)
@@ -175,55 +212,16 @@ def _pair_of_conversations(row: Mapping[str, Any], prompt: list[Message]) -> Pai
             histories.append([])
             answers.append(value)
             continue
-        *history, last = _messages([value] if isinstance(value, dict) else value, name, ROLES)
+        *history, last = read_messages([value] if isinstance(value, dict) else value, name)
         histories.append(history)
         answers.append(_answer(last, name))
     _require_same_prompt(*histories)
-    history = histories[0]
-    if prompt and history and history != prompt:
-        raise DataError("fields 'chosen' and 'rejected' begin with another conversation than field 'prompt'")
-    return Pair(history or prompt, *answers)
+    return histories[0], answers[0], answers[1]
 
 
 def _require_same_prompt(chosen: list[Message], rejected: list[Message]) -> None:
     if chosen != rejected:
         raise DataError("fields 'chosen' and 'rejected' differ before their last answer: expected one shared prompt")
-
-
-def _messages(
-    value: Any, name: str, roles: Mapping[str, str], role_key: str = "role", text_key: str = "content"
-) -> list[Message]:
-    if not isinstance(value, list):
-        raise DataError(f"field '{name}' is {_kind(value)}: expected a list of messages")
-    if not value:
-        raise DataError(f"field '{name}' is empty: expected a list of messages")
-    messages = []
-    for number, message in enumerate(value, start=1):
-        where = f"message {number} of field '{name}'"
-        if not isinstance(message, dict):
-            raise DataError(f"{where} is {_kind(message)}: expected '{role_key}' and '{text_key}'")
-        for key in (role_key, text_key):
-            if message.get(key) is None:
-                raise DataError(f"{where} has no '{key}'")
-            if not isinstance(message[key], str):
-                raise DataError(f"'{key}' in {where} is {_kind(message[key])}: expected text")
-        if message[role_key] not in roles:
-            raise DataError(f"{where} has the role '{message[role_key]}': expected {', '.join(roles)}")
-        messages.append(Message(role=roles[message[role_key]], content=message[text_key]))
-    return messages
-
-
-def _transcript(text: str, name: str) -> list[Message]:
-    if not _SPEAKER.match(text):
-        raise DataError(f"field '{name}' is no transcript: expected it to begin with 'Human:'")
-    _, *turns = _SPEAKER.split(text)
-    messages: list[Message] = []
-    for speaker, content in zip(turns[::2], turns[1::2], strict=True):
-        if messages and messages[-1]["role"] == SPEAKERS[speaker]:
-            messages[-1]["content"] += f"\n\n{content.strip()}"
-        else:
-            messages.append(Message(role=SPEAKERS[speaker], content=content.strip()))
-    return messages
 
 
 def _answer(message: Message, name: str) -> str:
@@ -237,21 +235,22 @@ def _user(text: str) -> Message:
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
-    if row.get(name) is None:
+    value = row.get(name)
+    if value is None or value != value:  # pandas writes what is absent as NaN
         raise DataError(f"field '{name}' is missing")
-    return row[name]
+    return value
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str):
-        raise DataError(f"field '{name}' is {_kind(value)}: expected text")
+        raise DataError(f"field '{name}' is {kind(value)}: expected text")
     return value
 
 
-def _kind(value: Any) -> str:
-    kinds = {list: "a list", dict: "an object", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return kinds.get(type(value), f"of type {type(value).__name__}")
+def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the messages that its texts spell."""
+    return {name: value if is_metadata(str(name)) else decode_messages(value, name) for name, value in row.items()}
 
 
 def _normal(text: str, name: str) -> str:
@@ -260,3 +259,11 @@ def _normal(text: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"field '{name}' is broken: half a character (surrogate) at {error.start}") from error
     return unicodedata.normalize("NFC", text)
+
+
+def _all_normal(value: Any) -> Any:
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, list | tuple):
+        return [_all_normal(part) for part in value]
+    return {key: _all_normal(part) for key, part in value.items()} if isinstance(value, Mapping) else value

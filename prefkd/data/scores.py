@@ -19,8 +19,7 @@ that is 12 bytes a parent. Weights are not in it: they follow from the scores by
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import ConfigError, PrefkdError
+from prefkd.files import whole
 
 # Raise it when a folder of scores comes to look otherwise.
 VERSION = 1
@@ -91,7 +91,8 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
     text = json.dumps({"version": VERSION, **parts}, indent=2, ensure_ascii=False) + "\n"
-    _write_whole(folder / FINGERPRINT, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    with whole(folder / FINGERPRINT) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def is_finished(folder: Path, shard: Shard) -> bool:
@@ -120,7 +121,8 @@ def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[in
     table = pa.table(columns, schema=schema)
     path = shard.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+    with whole(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
 
 
 def scores_problems(folder: Path) -> Iterator[str]:
@@ -270,12 +272,6 @@ def _damage(path: Path) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return f"is damaged ({' '.join(str(error).split())})"
     return None
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")  # runs may share a folder of a cache
-    write(unfinished)
-    unfinished.replace(path)
 
 
 def _read_fingerprint(folder: Path) -> Fingerprint:

@@ -1,30 +1,24 @@
-"""Where pairs come from: files, folders of files, data sets on the Hub -> numbered rows, not yet looked into.
+"""Where pairs come from: files, folders of files, data sets on the Hub -> numbered rows, not yet looked into."""
 
-Rows count from 1. In JSON lines the number is that of the line, so that an editor finds it.
-"""
-
-import csv
-import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-import pyarrow
-import pyarrow.parquet
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from prefkd.data.containers import KINDS, Rows, file_problems, read_file, suffix_of
 from prefkd.errors import DataError, nearest
-
-# (number, row). What is not even a row, a line of broken JSON say, comes as the DataError that it is.
-Rows = Iterable[tuple[int, Any]]
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
-LONGEST_CSV_VALUE = 2**31 - 1
+# What `datasets` writes beside the rows of a folder.
+SAVED = ("state.json", "dataset_dict.json")
+NOT_DATA = (*SAVED, "dataset_info.json", "dataset_infos.json")
+ROWS_AT_A_TIME = 1000
 
 
 @dataclass(frozen=True)
@@ -43,15 +37,47 @@ class Source:
 def source_problems(source: str) -> Iterator[str]:
     """What keeps a source from being read, as far as can be seen without reading it."""
     path = Path(source)
-    if path.is_dir():
-        if not _data_files(path):
-            yield f"{source} holds no data files; expected {', '.join(READERS)}"
-    elif path.exists():
-        if not _suffix(path):
-            yield f"{source} cannot be read; use {', '.join(READERS)}"
-    elif _suffix(path) or not HUB_ID.fullmatch(source):
-        beside = [file.name for file in path.parent.iterdir() if _suffix(file)] if path.parent.is_dir() else []
-        yield f"{source} does not exist" + (nearest(path.name, beside) if beside else "")
+    try:
+        if path.is_dir():
+            yield from _folder_problems(path)
+        elif path.is_symlink() and not path.exists():
+            yield f"{source} is a link to {path.readlink()}, which does not exist"
+        elif path.exists():
+            yield from file_problems(path)
+        elif suffix_of(path) or not HUB_ID.fullmatch(source):
+            beside = [file.name for file in path.parent.iterdir() if suffix_of(file)] if path.parent.is_dir() else []
+            yield f"{source} does not exist" + (nearest(path.name, beside) if beside else "")
+    except OSError as error:
+        yield f"{source} cannot be read ({error.strerror})"
+
+
+def _folder_problems(folder: Path) -> Iterator[str]:
+    if _is_saved(folder):
+        return
+    files = _data_files(folder)
+    if not files:
+        yield f"{folder} holds no data files; use {KINDS}"
+    for file in files:
+        if not file.exists():
+            yield f"{file} is a link to {file.readlink()}, which does not exist"
+
+
+def split_problems(source: str, split: str) -> Iterator[str]:
+    """What keeps a split of a folder from being read. Only the Hub knows the splits of a data set that it has."""
+    folder = Path(source)
+    if not folder.is_dir() or any(_folder_problems(folder)):
+        return
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            known = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            if split not in known:
+                yield f"{folder} has no split {split}{nearest(split, known)}"
+        elif not _is_saved(folder):
+            _files_of_split(folder, split)
+    except DataError as error:
+        yield str(error)
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"{folder}: its dataset_dict.json is broken; write it again with save_to_disk"
 
 
 def open_source(source: str, *, split: str, subset: str | None) -> Source:
@@ -63,19 +89,58 @@ def open_source(source: str, *, split: str, subset: str | None) -> Source:
     for problem in source_problems(source):
         raise DataError(problem)
     path = Path(source)
+    if path.is_dir() and _is_saved(path):
+        return _open_saved(path, split)
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in _files_of_split(path, split)}
     elif path.exists():
         files = {path.name: path}
     else:
         data = _load_from_hub(source, subset, split)
-        return Source({source: lambda: enumerate(data, start=1)}, content=data._fingerprint)
+        return Source({source: lambda: _rows_of(data)}, content=data._fingerprint)
+    for problem in (problem for file in files.values() for problem in file_problems(file)):
+        raise DataError(problem)
     digests = {name: _sha256(file) for name, file in files.items()}
-    return Source({name: lambda file=file: _read_file(file) for name, file in files.items()}, json.dumps(digests))
+    return Source({name: lambda file=file: read_file(file) for name, file in files.items()}, json.dumps(digests))
+
+
+def _rows_of(data: Dataset) -> Rows:
+    """As Arrow has them: pictures and sounds are not decoded."""
+    batches = cast(Any, data.with_format("arrow")).iter(ROWS_AT_A_TIME)
+    return enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote it."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def _open_saved(folder: Path, split: str) -> Source:
+    """A data set of `save_to_disk`, or a split of several."""
+    try:
+        data = load_from_disk(str(folder))
+    except Exception as error:  # as many kinds as there are ways in which its files can be broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{folder}: save_to_disk wrote it, and it cannot be read: {reason}") from error
+    part = folder
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise DataError(f"{folder}: there is no split {split}{nearest(split, map(str, data))}")
+        data, part = data[split], folder / split
+    digests = [_sha256(file) for file in sorted(part.glob("*.arrow"))]
+    return Source({part.name: lambda: _rows_of(data)}, json.dumps(digests))
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and _suffix(file))
+    """Files that can be read, and links to some that are not there. What is hidden is not data."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if suffix_of(file)
+        and (file.is_file() or (file.is_symlink() and not file.exists()))
+        and file.name not in NOT_DATA
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
@@ -111,59 +176,3 @@ def _load_from_hub(name: str, subset: str | None, split: str) -> Dataset:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: no file here, and the Hub does not give it out: {reason}") from error
     return cast(Dataset, data)
-
-
-def _suffix(path: Path) -> str | None:
-    return next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
-
-
-def _read_file(path: Path) -> Rows:
-    suffix = cast(str, _suffix(path))
-    try:
-        with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
-            yield from READERS[suffix](cast(IO[bytes], file))
-    except (OSError, EOFError, ValueError, csv.Error, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as {suffix} ({error})") from error
-
-
-def _read_json_lines(file: Iterable[bytes]) -> Rows:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line.strip())
-            except json.JSONDecodeError as error:
-                yield number, DataError(f"no valid JSON ({error.msg} at column {error.colno})")
-            except UnicodeDecodeError as error:
-                yield number, DataError(f"no valid UTF-8 ({error.reason} at byte {error.start})")
-
-
-def _read_json(file: IO[bytes]) -> Rows:
-    """One array of objects; JSON lines are often named .json too."""
-    content = file.read()
-    if content.lstrip().startswith(b"["):
-        return enumerate(json.loads(content), start=1)
-    return _read_json_lines(content.splitlines(keepends=True))
-
-
-def _read_csv(file: IO[bytes]) -> Rows:
-    """All values are text: an answer "42" or "None" is an answer, not a number and not a gap."""
-    csv.field_size_limit(LONGEST_CSV_VALUE)
-    lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(file))
-    for number, row in enumerate(csv.DictReader(lines, strict=True), start=1):
-        yield number, DataError("it has more values than the header has names") if None in row else row
-
-
-def _read_parquet(file: IO[bytes]) -> Rows:
-    rows = (row for batch in pyarrow.parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
-    return enumerate(rows, start=1)
-
-
-READERS: dict[str, Callable[[IO[bytes]], Rows]] = {
-    ".jsonl": _read_json_lines,
-    ".jsonl.gz": _read_json_lines,
-    ".json": _read_json,
-    ".json.gz": _read_json,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
-}

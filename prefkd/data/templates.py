@@ -5,12 +5,14 @@ A prompt is everything that a model reads before its answer, a response is the t
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n   Hi there!   <|im_end|>\\n
     prompt                                                      response    the end: its first token is the EOS
 
-The two are tokenised apart, so that no token straddles the border and response offsets count from the response's start.
+Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for two things. No
+token straddles the border, so that response offsets count from the response's start. Special-token text in a message
+stays text.
 """
 
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -18,6 +20,7 @@ from typing import Any, Literal, Protocol
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.formats import Message
 from prefkd.data.pairs import fingerprint
 from prefkd.errors import DataError, PrefkdError
@@ -25,12 +28,13 @@ from prefkd.errors import DataError, PrefkdError
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 2
+VERSION = 3
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
-# Stands on both sides of special-token text in a message. Unicode keeps this character for private uses such as this.
-GUARD = "\ufdd0"
+HELLO = [Message(role="user", content="Hello")]
+# Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
+APART = ("\n", "a", ".", "0", "\u4e00")
 # Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
 # tomorrow; so it is always the day that these templates themselves fall back on.
 DAY = "26 Jul 2024"
@@ -55,6 +59,12 @@ class PlainTemplate:
 
     headings = {"system": "System", "user": "User", "assistant": "Assistant"}  # noqa: RUF012
     source = str(headings)
+    # The same as a chat template, which a model that was trained on it takes along.
+    jinja = (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+        "{% if loop.last and message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    )
 
     def write(self, messages: Sequence[Message], answer: str | None = None) -> str:
         turns = "".join(f"{self.headings[turn['role']]}:\n{turn['content']}\n\n" for turn in messages)
@@ -103,8 +113,8 @@ class Frame:
     """What a model's template writes around an answer.
 
     Attributes:
-        before: The prompt. Special-token text of a message stands between two `GUARD`s.
-        gap: A blank between prompt and answer that is in neither, because the tokenizer begins every text with one.
+        before: The prompt. Special-token text of a message is guarded.
+        gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
     """
 
@@ -121,12 +131,16 @@ class ModelSide:
         template: `chat` is the tokenizer's own chat template, `plain` writes role headings; `auto` takes the chat
             template if there is one.
         name: What messages call the model.
+        embeddings: How many tokens the model has an embedding for; None where it reads nothing.
 
     Attributes:
-        eos_id: The token that ends an answer.
-        bos_id: The token that begins every prompt, or None.
-        uses_chat_template: Which of the two templates it is.
-        begins_with_blank: Whether the tokenizer begins every text with a blank, as SentencePiece does.
+        bos_id: The token that begins prompts, or None: what the chat template writes; without a chat template, what
+            the tokenizer itself puts before a text.
+        end: The text that ends an answer: what the template writes behind it, up to the first special or added token.
+        end_ids: The tokens of this text, or the tokenizer's EOS if the template writes nothing there.
+        eos_id: The token that a model stops at: the last of `end_ids`, or the tokenizer's EOS if the end is mere text.
+        stop_text: The end if it is mere text, at which nothing stops by itself, or None.
+        uses_chat_template: Whether it is the tokenizer's chat template.
 
     Raises:
         PrefkdError: The tokenizer or its template cannot be used.
@@ -137,6 +151,7 @@ class ModelSide:
         tokenizer: PreTrainedTokenizerBase,
         template: Literal["auto", "chat", "plain"] = "auto",
         name: str | None = None,
+        embeddings: int | None = None,
     ):
         self.tokenizer: Any = tokenizer
         self.name = name or tokenizer.name_or_path or "the model"
@@ -144,20 +159,127 @@ class ModelSide:
             raise PrefkdError(f"{self.name}: its tokenizer gives no character offsets; use one with a tokenizer.json")
         if template == "chat" and not tokenizer.chat_template:
             raise PrefkdError(f"{self.name}: its tokenizer has no chat template; use template: plain")
-        self.uses_chat_template = template != "plain" and bool(tokenizer.chat_template)
+        own = tokenizer.chat_template
+        self.uses_chat_template = template != "plain" and bool(own) and own != PlainTemplate.jinja
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
-        self.special_tokens = _special_tokens(self.tokenizer)
-        self.begins_with_blank = self.tokenizer.tokenize("a")[0].startswith("▁")
-        self.bos_id: int | None = self.tokenizer.bos_token_id
-        self.eos_id = self._find_eos()
+        self.encoder = Encoder(tokenizer)
+        # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+        self._added_tokens = any_of({*added, *tokenizer.all_special_tokens})
+        self._tails: dict[tuple[Cue, str], list[int] | None] = {}
+        try:
+            self._example = self._frame(HELLO)
+        except DataError as error:
+            raise PrefkdError(str(error)) from error
+        self.bos_id = self._find_bos()
+        self.end, end_token = self._end_of(self._example.after)
+        eos_id = self.tokenizer.convert_tokens_to_ids(end_token) if end_token else self.tokenizer.eos_token_id
+        if eos_id is None:
+            raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
+        self.eos_id: int = eos_id
+        self.stop_text = None if end_token or not self.end else self.end
+        self._end_special = end_token if self.encoder.special.fullmatch(end_token) else ""
+        self.end_ids = self._find_end_ids()
+        if self.uses_chat_template and not end_token:
+            end = f"with the text {self.end!r}; stop generation there" if self.end else "with nothing; they get its EOS"
+            logger.warning("%s: its chat template ends answers %s", self.name, end)
+        self.embeddings = embeddings
+        self._require_embeddings()
 
-    def frame(self, messages: Sequence[Message]) -> Frame:
+    def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         """What stands before and after an answer to these messages.
+
+        Args:
+            messages: The conversation.
+            thoughts: Whether text that the template puts before every answer, as Qwen3 an empty thought, is part of
+                the answer and not of the prompt. Only so can the answer have a thought of its own there.
 
         Raises:
             DataError: The template refuses the conversation, or asks for an answer in another way than it writes one.
         """
-        messages = [Message(role=turn["role"], content=self._guarded(turn["content"])) for turn in messages]
+        messages = _without_guards(messages)
+        guarded = [Message(role=turn["role"], content=self.encoder.guard(turn["content"])) for turn in messages]
+        frame = self._frame(guarded, thoughts=thoughts)
+        if GUARD in frame.before and frame.before.replace(GUARD, "") != self._frame(messages, thoughts=thoughts).before:
+            raise DataError(
+                f"the chat template of {self.name} reads special tokens in a message as its own; take them out of the "
+                "message or use template: plain"
+            )
+        if self._end_of(frame.after)[0] != self.end:
+            raise DataError(
+                f"the chat template of {self.name} ends this answer with {frame.after[:30]!r}, but others with "
+                f"{self.end!r}; use template: plain"
+            )
+        return frame
+
+    def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
+        """The answer as the template writes it: many trim it.
+
+        Raises:
+            DataError: The template writes it elsewhere, or changes what stands around it.
+        """
+        messages = _without_guards(messages)
+        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
+        if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
+            raise DataError(f"the chat template of {self.name} {_rewrites(answer)}")
+        return written[len(before) : len(written) - len(frame.after)]
+
+    def encode_prompts(
+        self, frames: Sequence[Frame], answers: Sequence[Sequence[str]] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts.
+
+        Args:
+            frames: Their frames.
+            answers: For each prompt the responses that follow it. A byte-level tokenizer may cut blanks at the end of
+                a prompt in another way where text follows. Without this argument nothing follows, as in generation.
+        """
+        rows = self.encoder.encode_guarded([frame.before for frame in frames])
+        for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
+            cue = self.encoder.cue(frame.before)
+            followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
+            if followed and followed[0] is not None and followed.count(followed[0]) == len(followed):
+                _replace_end(row, self._tail(cue) or [], followed[0])
+        return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
+
+    def encode_responses(
+        self, texts: Sequence[str], frames: Sequence[Frame] | None = None
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Token ids of responses without their end, and the characters (start, end) of each token.
+
+        Special-token text is text: an answer that explains `</s>` does not end at it.
+
+        Args:
+            texts: The responses.
+            frames: What stands around each; without them, what the template writes around most.
+
+        Raises:
+            DataError: The tokenizer joins a response with its end, so that no token ends where it does.
+        """
+        frames = [self._example] * len(texts) if frames is None else frames
+        cues = [self.encoder.cue(frame.before) for frame in frames]
+        lines = [self._line(cue, frame.gap + text) for cue, frame, text in zip(cues, frames, texts, strict=True)]
+        responses = []
+        for cue, frame, text, tokens in zip(cues, frames, texts, self.encoder.encode_lines(lines), strict=True):
+            found = self._cut_out(tokens, cue, frame.gap, text)
+            responses.append(self._encode_apart(frame.gap, text) if found is None else found)
+        return [ids for ids, _ in responses], [offsets for _, offsets in responses]
+
+    @cached_property
+    def begins_with_blank(self) -> bool:
+        """Whether the tokens of an answer begin with a blank that its text does not have."""
+        [[ids], _] = self.encode_responses(["a"])
+        return "a a" in self.tokenizer.backend_tokenizer.decode([*ids, *ids])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names tokenizer, template and special tokens; it changes when one of them does."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        return fingerprint("side", VERSION, backend.to_str(), self.template.source, self.bos_id, self.end_ids)
+
+    def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         asked, written = self.template.write(messages), self.template.write(messages, PROBE)
         before, found, after = written.rpartition(PROBE)
         if not found or not before.startswith(asked):
@@ -166,89 +288,171 @@ class ModelSide:
                 f"{before[-30:]!r}; use template: plain"
             )
         gap = before.removeprefix(asked)
-        return Frame(asked, gap, after) if gap == " " and self.begins_with_blank else Frame(before, "", after)
+        if gap.strip(" "):
+            return Frame(asked if thoughts else before, "", after)
+        return Frame(asked, gap, after)
 
-    def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
-        """The answer as the template writes it: many trim it."""
-        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
-        if not written.startswith(before) or not written.endswith(frame.after):
-            raise DataError(f"the chat template of {self.name} writes something of its own for this answer")
-        return written[len(before) : len(written) - len(frame.after)]
+    def _find_bos(self) -> int | None:
+        """Whether a prompt begins with the BOS is for the chat template to say, else for the tokenizer."""
+        if not self.uses_chat_template:
+            bare, whole = (self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+            return whole[0] if whole[0] != bare[0] else None
+        bos = self.tokenizer.bos_token
+        openings = [self._example.before, self.template.write([Message(role="system", content=PROBE), *HELLO])]
+        return self.tokenizer.bos_token_id if bos and any(text.startswith(bos) for text in openings) else None
 
-    def encode_prompts(self, frames: Sequence[Frame]) -> list[list[int]]:
-        """Token ids of prompts, beginning with the BOS if the model has one.
+    def _end_of(self, after: str) -> tuple[str, str]:
+        """The text that ends an answer, and the added token that it ends with, if there is one."""
+        found = self._added_tokens.search(after)
+        return (after[: found.end()], found[0]) if found else (after.rstrip(), "")
 
-        A prompt is tokenised whole, as in chat. Only special-token text of a message is tokenised apart, as text.
-        """
-        rows = self._encode([frame.before for frame in frames], parse_special=self.uses_chat_template)["input_ids"]
-        for i, frame in enumerate(frames):
-            if GUARD in frame.before:
-                pieces = frame.before.split(GUARD)
-                pieces[0::2] = self._encode(pieces[0::2], parse_special=True)["input_ids"]
-                pieces[1::2] = self._encode(pieces[1::2], parse_special=False)["input_ids"]
-                rows[i] = [token for piece in pieces for token in piece]
-        if self.bos_id is None:
-            return rows
-        return [row if row[:1] == [self.bos_id] else [self.bos_id, *row] for row in rows]
+    def _find_end_ids(self) -> list[int]:
+        """The tokens of the end, as they are behind an answer."""
+        if not self.end:
+            return [self.eos_id]
+        cue, gap = self.encoder.cue(self._example.before), self._example.gap
+        for text in (PROBE, "a", "0", "\u4e00"):
+            [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
+            start = len(cue.text + gap + text)
+            last = self._tokens_before(start, offsets)
+            if offsets[last - 1][1] <= start:
+                return ids[last : self._tokens_before(start + len(self.end), offsets)] if self.stop_text else ids[last:]
+        raise PrefkdError(f"{self.name}: {self._joined_with_its_end()}")
 
-    def encode_responses(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of responses without EOS, and the characters (start, end) of each token.
+    def _line(self, cue: Cue, text: str) -> Line:
+        """A text behind the end of a prompt, followed by what ends an answer."""
+        if self.stop_text:  # what follows may be joined with it
+            return Line(cue.special, cue.text + text + self._example.after, "")
+        return Line(cue.special, cue.text + text + self.end.removesuffix(self._end_special), self._end_special)
 
-        Special-token text is text: an answer that explains `</s>` does not end at it.
-        """
-        encoded = self._encode(texts, parse_special=False, offsets=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+    def _tail(self, cue: Cue, following: str = "") -> list[int] | None:
+        """The tokens of the end of a prompt where something follows, or None where they merge with it."""
+        key = (cue, following)
+        if key not in self._tails:
+            [(ids, offsets)] = self.encoder.encode_lines([Line(cue.special, cue.text + following, "")])
+            first = self._first_token(ids, offsets, cue) if following else len(ids)
+            self._tails[key] = None if first is None else ids[:first]
+        return self._tails[key]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names tokenizer, template and special tokens; it changes when one of them does."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        return fingerprint("side", VERSION, backend.to_str(), self.template.source, self.bos_id, self.eos_id)
+    def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
+        """The first token of what stands behind a cue, or None where the two merge."""
+        start = len(cue.text)
+        first = next((i for i, (begin, _) in enumerate(offsets) if begin >= start), len(ids))
+        reached = offsets[first - 1][1] if first else 0
+        # A special token that takes blanks on its right is the same token whatever it takes.
+        return None if reached > start and not (first == 1 and cue.special) else first
 
-    def _find_eos(self) -> int:
-        """The first special token that the template writes after an answer, else the tokenizer's EOS."""
-        try:
-            end = self.special_tokens.search(self.frame([Message(role="user", content="Hello")]).after)
-        except DataError as error:
-            raise PrefkdError(str(error)) from error
-        eos_id = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
-        if eos_id is None:
-            raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
-        return eos_id
+    def unreadable(self, ids: Iterable[int]) -> str | None:
+        """Why the model cannot read some token ids: the first that it has no embedding for. None if it can."""
+        beyond = next((i for i in ids if self.embeddings is not None and i >= self.embeddings), None)
+        if beyond is None:
+            return None
+        return (
+            f"the token {self.tokenizer.convert_ids_to_tokens(beyond)!r} of {self.name} has the id {beyond}, but the "
+            f"model has embeddings for {self.embeddings} tokens (vocab_size in its config.json); give it the tokenizer "
+            "that it was trained with, or resize its embeddings"
+        )
 
-    def _guarded(self, text: str) -> str:
-        """Mark special-token text. The plain template needs no marks: all special-token text in it is text."""
-        text = text.replace(GUARD, "\N{REPLACEMENT CHARACTER}")
-        return self.special_tokens.sub(rf"{GUARD}\g<0>{GUARD}", text) if self.uses_chat_template else text
+    def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
+        """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
+        ids, offsets = tokens
+        first = self._first_token(ids, offsets, cue)
+        if first is None:
+            return None
+        start = len(cue.text) + len(gap)
+        stop = start + len(text)
+        last = max(first, self._tokens_before(stop, offsets))
+        if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
+            raise DataError(self._joined_with_its_end())
+        return ids[first:last], [(max(begin - start, 0), max(end - start, 0)) for begin, end in offsets[first:last]]
 
-    def _encode(self, texts: Sequence[str], *, parse_special: bool, offsets: bool = False) -> Any:
-        if not texts:
-            return {"input_ids": [], "offset_mapping": []}
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=not parse_special,
-            return_offsets_mapping=offsets,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+    def _require_embeddings(self) -> None:
+        """Make sure that the model can read what its template writes around a question and an answer."""
+        prompts = [[Message(role="user", content="Hello")]]
+        prompts.append([Message(role="system", content="Help."), *prompts[0]])
+        frames = []
+        for prompt in prompts:
+            with suppress(DataError):  # a template may refuse a system message, as it will in the data
+                frames.append(self.frame(prompt))
+        ids = [token for row in self.encode_prompts(frames) for token in row]
+        problem = self.unreadable([*ids, *self.end_ids])
+        if problem:
+            raise PrefkdError(problem)
+
+    def _encode_apart(self, gap: str, text: str) -> Tokens:
+        """The tokens of a response that would merge with its prompt."""
+        for lead in APART:
+            cue = Cue("", lead)
+            [tokens] = self.encoder.encode_lines([self._line(cue, gap + text)])
+            found = self._cut_out(tokens, cue, gap, text)
+            if found is not None:
+                return found
+        raise DataError(f"the tokenizer of {self.name} joins the start of the answer with whatever stands before it")
+
+    def _tokens_before(self, place: int, offsets: list[tuple[int, int]]) -> int:
+        """How many tokens begin before a place, where the special token of the end always begins behind it."""
+        count = len(offsets) - bool(self._end_special)
+        while count and offsets[count - 1][0] >= place:
+            count -= 1
+        return count
+
+    def _joined_with_its_end(self) -> str:
+        return (
+            f"the tokenizer of {self.name} joins the last characters of an answer with {self.end!r}, the text that "
+            "ends it; add this text to the tokenizer as a special token or use template: plain"
         )
 
 
-def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the text of any special token, the longest that begins at a place."""
-    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    longest_first = sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _without_guards(messages: Sequence[Message]) -> list[Message]:
+    return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
+
+
+def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> None:
+    """Give a prompt the last tokens that it has where something follows, if its last ones are those without that."""
+    same = next((i for i, (one, other) in enumerate(zip(alone, followed, strict=False)) if one != other), None)
+    same = min(len(alone), len(followed)) if same is None else same
+    kept = len(row) - (len(alone) - same)
+    if row[kept:] == alone[same:] and same and row[kept - 1] == alone[same - 1]:
+        row[kept:] = followed[same:]
+
+
+def _rewrites(answer: str) -> str:
+    if "think>" in answer:
+        return (
+            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer or "
+            "use template: plain"
+        )
+    return "writes something of its own for this answer"
+
+
+def write_answers(
+    messages: Sequence[Message], answers: Sequence[str], sides: Mapping[str, ModelSide]
+) -> tuple[dict[str, Frame], list[str], bool]:
+    """What two models read around some answers to the same messages, and the answers as text that both write alike.
+
+    Returns:
+        The frames of each side; the texts; and `thoughts` of `ModelSide.frame`, which is set if an answer has a thought
+        that a template writes where other answers get an empty one.
+
+    Raises:
+        DataError: A template refuses the conversation or leaves out a part of an answer.
+    """
+    for thoughts in (False, True):
+        frames = {name: side.frame(messages, thoughts=thoughts) for name, side in sides.items()}
+        framed = [(side, frames[name]) for name, side in sides.items()]
+        try:
+            return frames, [shared_response(messages, answer, framed) for answer in answers], thoughts
+        except DataError:
+            if thoughts or not any("think>" in answer for answer in answers):
+                raise
+    raise AssertionError("the second time either returns or raises")
 
 
 def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
     """The text of an answer that all templates write alike: each in turn trims it until none changes it.
 
     Raises:
-        DataError: They never agree.
+        DataError: They never agree, or one leaves out a part of the answer.
     """
     text = answer
     for _ in range(4):
@@ -256,5 +460,13 @@ def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tu
         for side, frame in sides:
             text = side.response(messages, text, frame)
         if text == before:
-            return text
-    raise DataError("the chat templates of the two models write this answer in different ways")
+            break
+    else:
+        raise DataError("the chat templates of the two models write this answer in different ways")
+    if text != answer and not _without_blanks(text).endswith(_without_blanks(answer)):
+        raise DataError(f"the chat template of {' or '.join(side.name for side, _ in sides)} {_rewrites(answer)}")
+    return text
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())

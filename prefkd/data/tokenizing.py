@@ -5,10 +5,10 @@ An aligned data set has the columns
     file, row                                    where the pair comes from
     {side}_prompt                                token ids, for the sides student and teacher
     {side}_{answer}                              token ids of the answers chosen and rejected: complete parents only,
-                                                 with the EOS at the end if no side was truncated
+                                                 with the tokens of the end if no side was truncated
     {side}_{answer}_parents                      the parent of each of these tokens, 0 .. P-1
-    {answer}_parents                             P, the parents of the answer; the EOS is the last of them
-    {answer}_ends                                whether the answer has its EOS
+    {answer}_parents                             P, the parents of the answer; the end, mostly an EOS, is the last one
+    {answer}_ends                                whether the answer has its end
     positive_prompt, negative_prompt             with a contrast: the teacher's prompts under the two instructions
     {side}_prompt_cut, {side}_{answer}_cut       tokens that truncation took away
     {answer}_characters, {answer}_single         characters of the answer that are left, and those of them in parents of
@@ -19,16 +19,19 @@ A response is aligned whole and cut afterwards: two truncated tokenizations woul
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from prefkd.data.formats import Message, check_answers
 from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error, fingerprint
-from prefkd.data.templates import Frame, ModelSide, shared_response
+from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, available_cores, one_thread_in_workers
 from prefkd.errors import DataError, PrefkdError
@@ -37,7 +40,7 @@ from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
-VERSION = 1
+VERSION = 2
 
 SIDES = ("student", "teacher")
 ANSWERS = ("chosen", "rejected")
@@ -49,6 +52,7 @@ PAIRS_PER_WORKER = 2000
 # Why a pair is always left out, whatever `on_bad_row` says: nothing is wrong with the data.
 NO_PARENT = "no parent token of an answer is left after truncation"
 NO_TOKEN = "a tokenizer has no token for an answer"
+SAME_TOKENS = "both answers have the same tokens after truncation"
 
 
 def align_pairs(
@@ -59,6 +63,7 @@ def align_pairs(
     config: DataConfig,
     contrast: tuple[str, str] | None = None,
     description: str = "Aligning",
+    left_out: Counter[str] | None = None,
 ) -> Dataset:
     """Tokenise and align pairs in worker processes. The result is cached under a fingerprint of all it depends on.
 
@@ -68,13 +73,15 @@ def align_pairs(
         config: Lengths, truncation, workers, and what a bad row does.
         contrast: A positive and a negative instruction with `{prompt}` for the user's last message.
         description: Title of the progress bar.
+        left_out: Gets the number of pairs that are left out, by reason.
 
     Returns:
-        A data set with the columns of this module. A pair of which an answer has no parent left is not in it; how many
-        there were is logged, and in the alignment report.
+        A data set with the columns of this module. A pair is not in it if an answer has no parent left, or if the
+        answers have the same tokens on a side: nothing of it can be preferred. How many there are is logged.
 
     Raises:
-        DataError: A template refuses a pair and `on_bad_row` is `error`.
+        DataError: A template refuses a pair, or a model has no embedding for one of its tokens, and `on_bad_row` is
+            `error`.
     """
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
@@ -101,7 +108,7 @@ def align_pairs(
         ),
         desc=description,
     )
-    return _without_problems(rows, config)
+    return _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -131,8 +138,7 @@ class _WrittenPair:
     """A pair as text. `frames` has an entry for student and teacher, and for each instruction of a contrast."""
 
     frames: dict[str, Frame]
-    chosen: str
-    rejected: str
+    answers: tuple[str, str]
 
 
 def _align_batch(
@@ -153,11 +159,22 @@ def _align_batch(
         except DataError as error:
             aligned[i]["problem"] = str(error)
 
-    answers = [answer for pair in written.values() for answer in (pair.chosen, pair.rejected)]
-    responses = {side: model.encode_responses(answers) for side, model in sides.items()}
-    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], answers)
+    try:
+        responses = _encode_answers(written.values(), sides)
+    except DataError:
+        for i, pair in list(written.items()):
+            try:
+                _encode_answers([pair], sides)
+            except DataError as error:
+                aligned[i]["problem"] = str(error)
+                del written[i]
+        responses = _encode_answers(written.values(), sides)
+    answers = [pair.answers for pair in written.values()]
+    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], [*chain.from_iterable(answers)])
     prompts = {
-        name: sides.get(name, sides["teacher"]).encode_prompts([pair.frames[name] for pair in written.values()])
+        name: sides.get(name, sides["teacher"]).encode_prompts(
+            [pair.frames[name] for pair in written.values()], answers
+        )
         for name in (*SIDES, *(INSTRUCTIONS if contrast else ()))
     }
     for n, i in enumerate(written):
@@ -180,13 +197,20 @@ def _write_pair(
     sides: Mapping[str, ModelSide],
     contrast: tuple[str, str] | None,
 ) -> _WrittenPair:
-    frames = {side: model.frame(messages) for side, model in sides.items()}
-    readers = [(model, frames[side]) for side, model in sides.items()]
-    chosen, rejected = (shared_response(messages, answer, readers) for answer in (chosen, rejected))
+    frames, (chosen, rejected), thoughts = write_answers(messages, (chosen, rejected), sides)
     check_answers(chosen, rejected)
     for name, instruction in zip(INSTRUCTIONS, contrast, strict=True) if contrast else ():
-        frames[name] = sides["teacher"].frame(with_instruction(messages, instruction))
-    return _WrittenPair(frames, chosen, rejected)
+        frames[name] = sides["teacher"].frame(with_instruction(messages, instruction), thoughts=thoughts)
+    return _WrittenPair(frames, (chosen, rejected))
+
+
+def _encode_answers(pairs: Iterable[_WrittenPair], sides: Mapping[str, ModelSide]) -> dict[str, Any]:
+    """For each side the token ids and the offsets of all answers, chosen and rejected in turn."""
+    texts = [answer for pair in pairs for answer in pair.answers]
+    return {
+        name: side.encode_responses(texts, [pair.frames[name] for pair in pairs for _ in pair.answers])
+        for name, side in sides.items()
+    }
 
 
 def cut_pair(
@@ -196,11 +220,11 @@ def cut_pair(
     sides: Mapping[str, ModelSide],
     limits: Limits,
 ) -> dict[str, Any]:
-    """Cut an aligned pair to its limits and add the EOS where nothing of an answer is missing.
+    """Cut an aligned pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
         prompts: Token ids for student and teacher, and for positive and negative with a contrast.
-        answers: Side -> token ids of the chosen and the rejected answer, without EOS.
+        answers: Side -> token ids of the chosen and the rejected answer, without their end.
         parents: (P, 6) of the chosen and of the rejected answer, whole.
         sides: Student and teacher.
         limits: What they may have.
@@ -214,7 +238,9 @@ def cut_pair(
         # The teacher reads the answers behind up to three prompts; the longest decides, so that all of them fit.
         readings = ["student"] if side == "student" else [name for name in prompts if name != "student"]
         longest = max(len(prompts[name]) for name in readings)
-        kept_prompt, room[side] = kept_lengths(longest, [len(ids) + 1 for ids in answers[side]], limits)
+        kept_prompt, room[side] = kept_lengths(
+            longest, [len(ids) + len(sides[side].end_ids) for ids in answers[side]], limits
+        )
         for name in readings:
             row[f"{name}_prompt"] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
         row[f"{side}_prompt_cut"] = len(prompts[side]) - len(row[f"{side}_prompt"])
@@ -225,7 +251,7 @@ def cut_pair(
         kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
         if not len(kept):
             return {"problem": NO_PARENT}
-        ends = all(len(answers[side][i]) < room[side] for side in SIDES)
+        ends = all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
         lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
         single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
         row[f"{answer}_parents"] = len(kept) + ends
@@ -236,21 +262,43 @@ def cut_pair(
             ids = answers[side][i][: lengths[side].sum()]
             parent_ids = np.arange(len(kept)).repeat(lengths[side]).tolist()
             if ends:
-                ids, parent_ids = [*ids, sides[side].eos_id], [*parent_ids, len(kept)]
+                ids = [*ids, *sides[side].end_ids]
+                parent_ids += [len(kept)] * len(sides[side].end_ids)
             row[f"{side}_{answer}"] = ids
             row[f"{side}_{answer}_parents"] = parent_ids
-            row[f"{side}_{answer}_cut"] = len(answers[side][i]) + 1 - len(ids)
+            row[f"{side}_{answer}_cut"] = len(answers[side][i]) + len(sides[side].end_ids) - len(ids)
+    if any(row[f"{side}_chosen"] == row[f"{side}_rejected"] for side in SIDES):
+        return {"problem": SAME_TOKENS}
     return row
 
 
-def _without_problems(rows: Dataset, config: DataConfig) -> Dataset:
-    """The rows that could be aligned. The others are an error or left out, which is said."""
-    problems = rows["problem"][:]
+def _unreadable_rows(rows: Dataset, student: ModelSide, teacher: ModelSide) -> dict[int, str]:
+    """The rows with a token that a model has no embedding for, and what it is; not cached, since models may change."""
+    found: dict[int, str] = {}
+    for name in rows.column_names:
+        side = student if name.startswith("student_") else teacher
+        if side.embeddings is None or not pa.types.is_list(rows.data.schema.field(name).type) or "_parents" in name:
+            continue
+        largest = pc.max(pc.list_flatten(rows.data[name])).as_py()
+        if largest is not None and largest >= side.embeddings:
+            unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
+            found |= {i: problem for i, problem in unreadable if problem}
+    return found
+
+
+def _without_problems(
+    rows: Dataset, config: DataConfig, unreadable: Mapping[int, str], left_out: Counter[str] | None
+) -> Dataset:
+    """The rows that could be aligned. The others are an error or left out, which is said and counted."""
+    problems = [problem or unreadable.get(i) for i, problem in enumerate(rows["problem"][:])]
     bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
-    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN)]
+    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN, SAME_TOKENS)]
     if refused and config.on_bad_row == "error":
         raise bad_rows_error(refused)
-    for reason, count in Counter(row.reason for row in bad).items():
+    reasons = Counter(row.reason for row in bad)
+    if left_out is not None:
+        left_out.update(reasons)
+    for reason, count in reasons.items():
         first = next(row for row in bad if row.reason == reason)
         logger.warning("%d of %d pairs are left out; %s", count, len(rows), first)
     kept = [i for i, problem in enumerate(problems) if not problem]

@@ -4,13 +4,12 @@ The text of a token is what it stands for in an answer, so that tokens of differ
 is ▁, a part of a character is <0xE4> for each byte, everything else is itself.
 """
 
-import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,13 +18,18 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prefkd.data.pairs import fingerprint
+from prefkd.data.token_map import BLANK, cached_token_map, is_byte_level, token_bytes
 from prefkd.errors import PrefkdError
+from prefkd.files import whole
 from prefkd.method.baselines import minimal_edit_vocabulary_map
+from prefkd.method.shared_tokens import SharedTokens, TokenMap, find_shared_tokens
+
+logger = logging.getLogger(__name__)
 
 # Raise it when the same tokenizers come to give another map.
 VERSION = 1
 MAP = "teacher_to_student"
-BLANK = "▁"
+LITTLE = 0.1  # share of shared tokens below which a warning is due
 # Bytes that are no UTF-8 come as these characters from a decoder that is told to let them escape.
 _ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
 
@@ -33,10 +37,8 @@ _ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The text of each token, from id 0 on; an id without a token has none."""
     tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
-    backend: Any = tokenizer.backend_tokenizer
-    decoder = json.loads(backend.to_str())["decoder"]
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    read = _byte_level_reader(added) if "ByteLevel" in _types(decoder) else _sentencepiece_reader(set(tokens))
+    read = _byte_level_reader(added) if is_byte_level(tokenizer) else _sentencepiece_reader(set(tokens))
     return tuple(read(token or "").replace(" ", BLANK) for token in tokens)
 
 
@@ -59,24 +61,49 @@ def _sentencepiece_reader(tokens: set[str | None]) -> Callable[[str], str]:
     return read
 
 
-def _types(decoder: Any) -> Iterator[str]:
-    if decoder:
-        yield decoder["type"]
-        for inner in decoder.get("decoders", ()):
-            yield from _types(inner)
-
-
 @dataclass(frozen=True)
 class Vocabularies:
-    """The texts of the tokens of both models, from id 0 on."""
+    """The tokens of both models, from id 0 on.
+
+    Attributes:
+        student, teacher: Their texts.
+        tokenizers: The two tokenizers.
+        ends: The ids of the two tokens that end an answer; None where none is of interest.
+    """
 
     student: Sequence[str]
     teacher: Sequence[str]
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
+    ends: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> "Vocabularies":
+    def of(
+        cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ends: tuple[int, int] | None = None
+    ) -> "Vocabularies":
         """The vocabularies of two tokenizers."""
-        return cls(token_texts(student), token_texts(teacher))
+        return cls(token_texts(student), token_texts(teacher), (student, teacher), ends)
+
+    @cached_property
+    def shared(self) -> SharedTokens:
+        """Pairs of tokens with the same bytes, and the two that end an answer.
+
+        Raises:
+            PrefkdError: There are none.
+        """
+        assert self.tokenizers is not None
+        found = find_shared_tokens(*map(token_bytes, self.tokenizers), ends=self.ends)
+        sizes = len(found.student), len(self.student)
+        if sizes[0] <= (self.ends is not None):
+            raise PrefkdError("the two tokenizers share no token; compare sorted probabilities instead, with term uld")
+        if sizes[0] < LITTLE * sizes[1]:
+            _warn_of_little(*sizes)
+        return found
+
+    @cached_property
+    def token_map(self) -> TokenMap:
+        """The map of X-Token from the student's tokens to the teacher's."""
+        assert self.tokenizers is not None
+        return cached_token_map(*self.tokenizers, self.shared)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -85,24 +112,27 @@ class Vocabularies:
         return {side: f"{len(texts)} tokens {fingerprint('vocabulary', texts)}" for side, texts in sides.items()}
 
 
+@cache  # once for two tokenizers, though a run looks twice
+def _warn_of_little(shared: int, tokens: int) -> None:
+    logger.warning("the two tokenizers share only %d of the student's %d tokens", shared, tokens)
+
+
 def write_vocabulary_map(
-    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[str]], Iterable[str]] = iter
+    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> Tensor:
     """Find the student's token that is spelt most like each of the teacher's, and write the map whole or not at all.
 
     Args:
         path: The file, safetensors.
         vocabularies: Of both models.
-        track: Goes through the teacher's tokens, showing how far it is.
+        track: Iterates over batches of the teacher's tokens; it may show progress.
 
     Returns:
         (V_t,) the student's ids.
     """
     found = minimal_edit_vocabulary_map(vocabularies.student, vocabularies.teacher, track=track)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
     return found
 
 

@@ -33,11 +33,6 @@ def gathered_bytes(root: int, layer: int, ranks: int) -> int:
     return 0 if ranks == 1 else root + 2 * layer
 
 
-def optimizer_bytes(trained: int, bytes_per_parameter: float, ranks: int) -> float:
-    """The optimizer's state: two moments of 4 bytes for AdamW."""
-    return sharded_bytes(trained * bytes_per_parameter, ranks)
-
-
 def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> float:
     """A weight (rows, columns) of a linear layer as torchao stores it, scales included."""
     weights = rows * columns

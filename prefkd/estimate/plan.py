@@ -11,7 +11,7 @@ from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.estimate.flops import forward_flops, training_flops
-from prefkd.estimate.memory import GIB, Card, gathered_bytes, optimizer_bytes, score_cache_bytes, sharded_bytes
+from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes, sharded_bytes
 from prefkd.estimate.models import (
     count,
     group_bytes,
@@ -102,7 +102,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     memory: dict[str, Need] = {}
     if learner is not None:
         weights = sharded_bytes(stored_bytes(learner), ranks)
-        state = optimizer_bytes(count(learner, trained=True), state_bytes(config.optimizer), ranks)
+        state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
         if gathered:

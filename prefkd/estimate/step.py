@@ -1,13 +1,16 @@
 """One optimizer step of a recipe on tensors without content: what its tensors take at their fullest moment."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from prefkd.config import build
+from prefkd.config import Component, build
 from prefkd.data.batches import TokenBatch
 from prefkd.errors import PrefkdError
 from prefkd.estimate.models import unpacked_bytes
@@ -15,6 +18,7 @@ from prefkd.estimate.outlines import Outlines
 from prefkd.estimate.rows import without_content
 from prefkd.estimate.tracking import MemoryTracker, empty, fakes
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import tensor_bytes
 
 
 def microbatches(pairs: int, size: int, ranks: int) -> int:
@@ -76,12 +80,33 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
     return Step(tracker, passes)
 
 
-def state_bytes(component: dict[str, Any]) -> float:
-    """Bytes of the optimizer's state for a parameter, found by a step on a small matrix."""
-    side = 64
-    parameter = torch.nn.Parameter(torch.zeros(side, side))
-    optimizer = build(component, [parameter])
-    parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() * value.element_size() for value in tensors if value.numel() > 1) / side**2
+def state_bytes(component: Component, parameters: Iterable[nn.Parameter], ranks: int) -> int:
+    """Bytes of the optimizer's state on a rank, found by a step of the optimizer itself on tensors without content.
+
+    So every optimizer is counted as it is: moments of 32, 8 or 4 bits with their scales, tensors that stay exact because
+    they are small, factored moments, or none.
+
+    Raises:
+        PrefkdError: The optimizer refuses a parameter, its arguments, or tensors without content.
+    """
+    # The fused form keeps the same state, and refuses tensors without content.
+    component = {name: value for name, value in component.items() if name != "fused"}
+    learning = (parameter for parameter in parameters if parameter.requires_grad)
+    total = 0
+    for (shape, dtype), count in Counter((parameter.shape, parameter.dtype) for parameter in learning).items():
+        # FSDP2 splits the rows; the first rank has as many as any.
+        own = [-(-size // ranks) if axis == 0 else size for axis, size in enumerate(shape)]
+        parameter = nn.Parameter(torch.empty(own, dtype=dtype, device="meta"))
+        parameter.grad = torch.empty_like(parameter)
+        optimizer = build(component, [parameter])
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                optimizer.step()
+        except Exception as error:
+            # Most optimizers have made their state before they ask for a value, which such tensors cannot tell.
+            if not optimizer.state[parameter]:
+                name = component["_component_"]
+                raise PrefkdError(f"the state of {name} cannot be counted without weights: {error}") from error
+        state = optimizer.state[parameter].values()
+        total += count * sum(tensor_bytes(value) for value in state if isinstance(value, Tensor))
+    return total

@@ -16,7 +16,7 @@ from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.models.contrast import model_fingerprint
-from prefkd.models.load import TeacherConfig, load_causal_lm, load_tokenizer
+from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.quantize import quantize
 from prefkd.ranks import Ranks
 
@@ -58,7 +58,7 @@ class Checkpoint:
     def side(self) -> ModelSide:
         """How it reads: tokenizer and template."""
         self._require_files()
-        return ModelSide(load_tokenizer(self.config), self.config.template)
+        return read_side(self.config)
 
     @cached_property
     def lm(self) -> PreTrainedModel:

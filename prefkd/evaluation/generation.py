@@ -1,5 +1,6 @@
 """Answers of a model to prompts: in batches of like length, greedy or sampled, kept as JSON lines."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide, PlainTemplate
 from prefkd.data.truncation import Limits, cut_prompt
+from prefkd.errors import DataError
 from prefkd.evaluation.prompts import Prompt
 
 
@@ -35,11 +38,9 @@ class SamplingConfig:
     seed: int = 0
 
     def problems(self) -> Iterator[str]:
-        for name in ("max_new_tokens", "max_prompt_length", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
-        if self.temperature < 0:
-            yield f"temperature: {self.temperature} is negative; use 0 for the likeliest tokens, 1 to sample"
+        yield from size_problems(self, "max_new_tokens", "max_prompt_length", "batch_size")
+        if not 0 <= self.temperature < math.inf:
+            yield f"temperature: {self.temperature} is not a temperature; use 0 for the likeliest tokens, 1 to sample"
         if not 0 < self.top_p <= 1:
             yield f"top_p: {self.top_p} is no probability; use 1.0 for all tokens"
 
@@ -64,9 +65,17 @@ class PromptBatch:
 
 
 def plan_batches(prompts: Sequence[Prompt], side: ModelSide, config: SamplingConfig) -> list[PromptBatch]:
-    """All batches of a task, the longest prompts first. They depend on prompts, tokenizer and settings alone."""
+    """All batches of a task, the longest prompts first. They depend on prompts, tokenizer and settings alone.
+
+    Raises:
+        DataError: The model has no embedding for a token of a prompt.
+    """
     limits = Limits(config.max_prompt_length + config.max_new_tokens, config.max_prompt_length, "keep_end")
     encoded = side.encode_prompts([side.frame(prompt.messages) for prompt in prompts])
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        problem = side.unreadable(ids)
+        if problem:
+            raise DataError(f"{prompt.key}: {problem}")
     encoded = [cut_prompt(ids, config.max_prompt_length, limits, side.bos_id) for ids in encoded]
     longest_first = sorted(range(len(prompts)), key=lambda index: len(encoded[index]), reverse=True)
     parts = [longest_first[i : i + config.batch_size] for i in range(0, len(prompts), config.batch_size)]
@@ -102,6 +111,8 @@ def _text(ids: list[int], side: ModelSide, ends: set[int]) -> str:
     """The answer up to its end. Without a chat template a model may go on with the user's next turn."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
+    if side.stop_text:
+        text = text.partition(side.stop_text)[0]
     if not side.uses_chat_template:
         for heading in PlainTemplate.headings.values():
             text = text.partition(f"\n\n{heading}:\n")[0]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError
@@ -71,10 +72,8 @@ class HarnessConfig:
         for folder in self.task_folders:
             if not folder.is_dir():
                 yield f"task_folders: no folder {folder}"
-        for name in ("limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name}: {value} is too small; use 1 or more"
+        yield from size_problems(self, "limit", "batch_size")
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             yield f"num_fewshot: {self.num_fewshot} is negative; use 0 for none"
 

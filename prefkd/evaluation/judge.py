@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from dotenv import dotenv_values
 
+from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.formats import Message
 from prefkd.data.pairs import fingerprint
@@ -25,6 +26,8 @@ from prefkd.evaluation.records import Records
 
 # So many requests in a row without an answer, each after all its retries: the endpoint is not coming back.
 GIVE_UP = 10
+MOST_REQUESTS_AT_A_TIME = 1024  # each has a thread
+LONGEST_TIMEOUT = 86_400.0
 
 INSTRUCTION = """\
 Two assistants answered the same user. Decide which answer is better: more helpful, correct, honest and harmless. \
@@ -92,13 +95,11 @@ class JudgeConfig:
         for name in ("model", "messages"):
             if name in self.arguments:
                 yield f"arguments.{name}: is sent in any case; remove it"
-        for name in ("parallel", "max_requests"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
-        if self.timeout <= 0:
-            yield f"timeout: {self.timeout} leaves no time to answer; use seconds, 60 say"
-        if self.retries < 0:
-            yield f"retries: {self.retries} is negative; use 0 to try once"
+        yield from size_problems(self, "max_requests")
+        yield from size_problems(self, "parallel", most=MOST_REQUESTS_AT_A_TIME)
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, 60 say"
+        yield from size_problems(self, "retries", least=0)
 
     def fingerprint(self) -> Fingerprint:
         """What verdicts depend on."""

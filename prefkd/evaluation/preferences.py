@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from prefkd.config.hints import size_problems
 from prefkd.data.batches import Microbatch, collate_pairs, pair_lengths, split_step
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -74,9 +75,7 @@ class PreferencesConfig:
     def problems(self) -> Iterator[str]:
         if not self.data:
             yield "data: names no pairs; give them as name: {source: ...}"
-        for name in ("microbatch_size", "chunk_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+        yield from size_problems(self, "microbatch_size", "chunk_size")
 
 
 @dataclass(frozen=True)

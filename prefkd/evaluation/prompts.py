@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.data.formats import Message, check_prompt, detect_format, read_pair
+from prefkd.config.hints import LARGEST_SEED, size_problems
+from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
+from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.pairs import fingerprint
 from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError
+
+READ = frozenset({"prompt", "system", "reference", "references"})
 
 
 @dataclass
@@ -21,8 +25,8 @@ class PromptsConfig:
     """Which prompts are answered.
 
     Attributes:
-        source: A file (.jsonl, .json, .csv, each also with .gz; .parquet), a folder of such files, or the id of a data
-            set on the Hugging Face Hub.
+        source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
+            wrote, or the id of a data set on the Hugging Face Hub.
         subset: The configuration of a Hub data set, or the name of a folder in it (helpful-base, say).
         split: The split of a Hub data set, or of a folder.
         limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.
@@ -37,8 +41,8 @@ class PromptsConfig:
 
     def problems(self) -> Iterator[str]:
         yield from (f"source: {problem}" for problem in source_problems(self.source))
-        if self.limit is not None and self.limit < 1:
-            yield f"limit: {self.limit} is too small; use 1 or more"
+        yield from size_problems(self, "limit")
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def read_prompts(config: PromptsConfig) -> list[Prompt]:
             try:
                 prompts.append(_read_row(f"{file}:{number}", row))
             except DataError as error:
-                raise DataError(f"row {number} of {file}: {error}; mend the data") from error
+                raise DataError(f"row {number} of {file}: {error}; fix the data") from error
     if not prompts:
         raise DataError(f"{config.source}: there are no rows in it")
     if config.limit is not None and config.limit < len(prompts):
@@ -90,20 +94,17 @@ def _read_row(key: str, row: Any) -> Prompt:
     if row.get("chosen") is not None and row.get("rejected") is not None:
         pair = read_pair(row, detect_format(row))
         return Prompt(key, pair.prompt, [pair.chosen])
-    prompt = row.get("prompt")
+    prompt = decode_messages(row.get("prompt"), "prompt")
     if isinstance(prompt, str):
         messages = [Message(role="user", content=prompt)]
-    elif isinstance(prompt, list) and prompt and all(_is_message(turn) for turn in prompt):
-        messages = [Message(role=turn["role"], content=turn["content"]) for turn in prompt]
+    elif isinstance(prompt, list):
+        messages = read_messages(prompt, "prompt")
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
+    messages = with_system(messages, row.get("system"))
+    check_context(row, READ, messages)
     check_prompt(messages)
     return Prompt(key, messages, _references(row))
-
-
-def _is_message(turn: Any) -> bool:
-    roles = ("system", "user", "assistant")
-    return isinstance(turn, dict) and turn.get("role") in roles and isinstance(turn.get("content"), str)
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

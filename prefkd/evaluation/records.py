@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.fingerprints import Fingerprint
+from prefkd.files import whole
 from prefkd.ranks import Ranks
 
 
@@ -63,9 +64,8 @@ class Records:
     def _write_settings(self) -> None:
         if self.writes:
             text = json.dumps({"finished": self.finished, **self.fingerprint}, indent=2, ensure_ascii=False)
-            unfinished = self._settings.with_name(f".{self._settings.name}")
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.replace(self._settings)
+            with whole(self._settings) as unfinished:
+                unfinished.write_text(text + "\n", encoding="utf-8")
 
     def _read(self) -> tuple[dict[str, dict[str, Any]], bool, bool]:
         """The rows on disk, whether they are all, and whether there are none that can be used."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from prefkd.config.hints import size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError
@@ -39,9 +40,8 @@ class RewardModelConfig:
             yield f"path: {self.path} holds no config.json; name the folder of a sequence-classification model"
         elif not Path(self.path).exists() and self.path.count("/") != 1:
             yield f"path: no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
-        for name in ("max_length", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}: {getattr(self, name)} is too small; use 1 or more"
+        yield from size_problems(self, "max_length", "batch_size")
+        yield from size_problems(self, "label", least=0)
 
 
 class RewardModel:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prefkd.data.formats import Message
-from prefkd.data.templates import ModelSide, shared_response
+from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.method.parent_tokens import find_parents_batch
 from prefkd.visible import visible_line
@@ -113,11 +113,14 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     places = {place: i for i, place in enumerate(zip(pairs["file"], pairs["row"], strict=True))}
     kept: list[dict[str, Any]] = aligned.to_list()
     rows = pairs.select([places[row["file"], row["row"]] for row in kept]).to_list()
-    texts = []
+    texts: list[str] = []
+    frames: dict[str, list[Frame]] = {name: [] for name in sides}
     for row in rows:
-        readers = [(side, side.frame(row["prompt"])) for side in sides.values()]
-        texts += [shared_response(row["prompt"], row[answer], readers) for answer in ANSWERS]
-    encoded = {name: side.encode_responses(texts) for name, side in sides.items()}
+        around, answers, _ = write_answers(row["prompt"], [row[answer] for answer in ANSWERS], sides)
+        texts += answers
+        for name, frame in around.items():
+            frames[name] += [frame] * len(answers)
+    encoded = {name: side.encode_responses(texts, frames[name]) for name, side in sides.items()}
     parents = find_parents_batch(encoded["student"][1], encoded["teacher"][1], texts)
 
     def answer(n: int, name: str, row: Mapping[str, Any], tokens: Mapping[str, Any]) -> Answer:

@@ -1,5 +1,6 @@
 """Inspect pairs with two tokenizers: numbers, verdict, page."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,8 @@ class Inspection:
 
     Attributes:
         numbers: Ready for JSON: version; student and teacher (name, template); data; limits; pairs_in_data
-            (with scores those that were scored); skipped_rows; verdict (grade, summary, advice); those of
-            `prefkd.inspection.numbers`; and with scores pairs_not_scored and weights
+            (with scores those that were scored); formats, unread_fields, skipped_rows; verdict (grade, summary,
+            advice); those of `prefkd.inspection.numbers`; and with scores pairs_not_scored and weights
             (`prefkd.inspection.weights.Weights.numbers`).
         verdict: What they mean.
         page: A page that shows them, and some pairs.
@@ -67,7 +68,8 @@ def inspect_pairs(
     if len(looked_at) > most:
         looked_at = looked_at.select(np.sort(np.random.default_rng(SEED).permutation(len(looked_at))[:most]))
     instructions = None if scores is None else scores.instructions
-    aligned = align_pairs(looked_at, student, teacher, config=config, contrast=instructions)
+    left_out: Counter[str] = Counter()
+    aligned = align_pairs(looked_at, student, teacher, config=config, contrast=instructions, left_out=left_out)
     if not len(aligned):
         raise PrefkdError(f"{config.source}: no pair is left after aligning; raise max_length")
     if scores is not None:
@@ -88,8 +90,8 @@ def inspect_pairs(
         },
         "pairs_in_data": available,
         **({} if weights is None else {"pairs_not_scored": len(read.train) - available, "weights": weights.numbers}),
-        "skipped_rows": [str(row) for row in read.skipped],
-        **inspection_numbers(pairs, alignment_report(aligned, looked_at), sides),
+        **read.report,
+        **inspection_numbers(pairs, alignment_report(aligned, looked_at, left_out), sides),
     }
     verdict = judge(numbers, config)
     numbers["verdict"] = {"grade": verdict.grade, "summary": verdict.summary, "advice": verdict.advice}

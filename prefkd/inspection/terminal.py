@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prefkd.data.pairs import in_rows
 from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.inspection.verdict import Verdict
 from prefkd.visible import visible_line
@@ -48,6 +49,7 @@ def _overview(numbers: Mapping[str, Any]) -> Table:
 
     drawn = numbers["pairs_in_data"] > numbers["pairs"] + numbers["dropped_pairs"]
     table.add_row("pairs", f"{numbers['pairs']:,}{' of ' + format(numbers['pairs_in_data'], ',') if drawn else ''}")
+    table.add_row("format", in_rows(numbers["formats"]))
     table.add_row("tokenizer", *(numbers[side]["name"] for side in SIDES))
     table.add_row("template", *(numbers[side]["template"] for side in SIDES))
     table.add_row(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefkd.data.pairs import DataConfig
+from prefkd.data.pairs import DataConfig, in_rows
 from prefkd.data.tokenizing import SIDES
 
 Grade = Literal["good", "fair", "poor"]
@@ -39,7 +39,7 @@ def judge(numbers: Mapping[str, Any], config: DataConfig) -> Verdict:
     """Judge the numbers of an inspection.
 
     Args:
-        numbers: `prefkd.inspection.numbers.inspection_numbers`, and `skipped_rows`.
+        numbers: `prefkd.inspection.numbers.inspection_numbers`, and what reading counted (`PairSplits.report`).
         config: What was inspected.
     """
     share = numbers["share_of_text_aligned_one_to_one"]
@@ -80,13 +80,17 @@ def _advice(numbers: Mapping[str, Any], config: DataConfig, grade: Grade) -> Ite
             f"max_length {needed_length(numbers):,} would leave 95 % of the pairs whole."
         )
     if numbers["dropped_pairs"]:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in numbers["dropped_for"].items())
         yield (
-            f"{numbers['dropped_pairs']:,} pairs are left out: after truncation an answer has no complete parent, or a "
-            "tokenizer has no token for it. Raise max_length, or lower max_prompt_length."
+            f"{numbers['dropped_pairs']:,} pairs are left out: {reasons}. Raise max_length, or lower max_prompt_length."
         )
     skipped = numbers["skipped_rows"]
     if skipped:
         yield f"Rows that cannot be used: {len(skipped):,}; the first is {skipped[0]}."
+    if numbers["rows_without_preference"]:
+        yield f"Rows without a preference, which are left out: {numbers['rows_without_preference']:,}."
+    if numbers["unread_fields"]:
+        yield f"Fields that hold something and are not read: {in_rows(numbers['unread_fields'])}."
     for side in SIDES:
         lost = numbers["answers_changed_by_decoding"][side]
         if lost["answers"]:

@@ -78,6 +78,34 @@ def divergence(
     return DIVERGENCES[name](_Pair(p, q, log_p, log_q, student_has & teacher_has), skew, adaptive_alpha)
 
 
+def generalised_jsd(student_logprobs: Tensor, teacher_logprobs: Tensor, *, beta: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649), also of parts of distributions.
+
+    ``sum of beta q log(q / m) + (1 - beta) p log(p / m)`` with ``m = beta q + (1 - beta) p``; at its ends, where that
+    is 0, it is the forward KL (beta 0) and the reverse KL (beta 1), to which it tends when divided by beta (1 - beta).
+
+    Args:
+        student_logprobs: (..., V) log-probs that need not sum to 1, entries may be -inf.
+        teacher_logprobs: (..., V) of the same entries.
+        beta: In [0, 1].
+
+    Returns:
+        (...) in nats.
+
+    Raises:
+        ValueError: `beta` is outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}, but must lie in 0..1")
+    shared = ~(student_logprobs.isneginf() | teacher_logprobs.isneginf())
+    log_p, log_q = student_logprobs.where(shared, 0), teacher_logprobs.where(shared, 0)
+    pair = _Pair(log_p.exp(), log_q.exp(), log_p, log_q, shared)
+    if beta in (0, 1):
+        return _forward_kl(pair, 0, 0) if beta == 0 else _reverse_kl(pair, 0, 0)
+    log_m = _log_mixture(log_q, log_p, beta)
+    return _sum(pair, beta * pair.q * (log_q - log_m) + (1 - beta) * pair.p * (log_p - log_m))
+
+
 def _forward_kl(pair: _Pair, skew: float, alpha: float) -> Tensor:
     return _sum(pair, pair.q * (pair.log_q - pair.log_p))  # sum of q (log q - log p)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefkd.method.divergences import divergence as divergence_of
-from prefkd.method.logprobs import NO_TARGET
+from prefkd.method.logprobs import NO_TARGET, bounded_logits
 
 StdOver = Literal["valid", "example", "all"]
 
@@ -48,6 +48,7 @@ class DualSpaceSide:
     head: (V, H) weight of the output layer.
     logits: (B, S, V) where they exist anyway. Left out, they are ``hidden @ head.T``, made for targets only and in
         chunks. They cost their own memory, and their gradient is as large again.
+    scale, cap: What happens to the head's output (`bounded_logits`).
     """
 
     input_ids: Tensor
@@ -56,6 +57,8 @@ class DualSpaceSide:
     embedding: Tensor
     head: Tensor
     logits: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def _teacher_to_student(
     """t2s_ce, t2s_kd (0 without `compare`) and the hits of the (N, H_s) projected teacher states."""
 
     def terms(states: Tensor, targets: Tensor, examples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = _head(states, student.head.detach())  # z^{t2s}
+        logits = _head(states, student, student.head.detach())  # z^{t2s}
         ce = F.cross_entropy(logits, targets, reduction="sum")
         hit = logits.argmax(-1) == targets
         if compare is None:
@@ -224,7 +227,7 @@ def _student_to_teacher(
     compare = _comparison("forward_kl", temperature)
 
     def terms(states: Tensor, targets: Tensor, examples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _head(states, teacher.head.detach())  # z^{s2t}
+        logits = _head(states, teacher, teacher.head.detach())  # z^{s2t}
         with torch.no_grad():
             teacher_logits = _own_logits(teacher, examples, positions)
         return compare(logits, teacher_logits).sum(), (logits.argmax(-1) == targets).sum()  # FKL(z^{s2t}; z^t)
@@ -248,13 +251,13 @@ def _sums(
 def _own_logits(side: DualSpaceSide, examples: Tensor, positions: Tensor) -> Tensor:
     """(n, V) logits of the model itself at n targets, in float32 or wider."""
     if side.logits is None:
-        return _head(side.hidden[examples, positions], side.head)
+        return _head(side.hidden[examples, positions], side, side.head)
     return _wide(side.logits[examples, positions])
 
 
-def _head(states: Tensor, weight: Tensor) -> Tensor:
-    """(n, V) logits in float32 or wider; the product runs in the precision of the head."""
-    return _wide(F.linear(states.to(weight.dtype), weight))
+def _head(states: Tensor, side: DualSpaceSide, weight: Tensor) -> Tensor:
+    """(n, V) logits of a side's head in float32 or wider; the product runs in the precision of the head."""
+    return bounded_logits(F.linear(states.to(weight.dtype), weight), scale=side.scale, cap=side.cap)
 
 
 def _comparison(name: str, temperature: float, teacher_temperature: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:

@@ -50,18 +50,45 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return found.new_zeros(labels.shape).masked_scatter(mask, found)
 
 
-def linear_token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, chunk_size: int) -> Tensor:
+def bounded_logits(logits: Tensor, *, scale: float = 1.0, cap: float | None = None) -> Tensor:
+    """``c tanh(s x / c)``, the logits of a model that scales its head's output x and caps it softly (Gemma 2).
+
+    Args:
+        logits: (..., V) what the head gives.
+        scale: s.
+        cap: c; None is no cap, ``s x``.
+
+    Returns:
+        (..., V) in float32 or wider, since near the cap narrower types hold no slope.
+    """
+    logits = logits.to(_wide(logits))
+    logits = logits * scale if scale != 1 else logits
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def linear_token_logprobs(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_size: int,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
     """Log-probabilities of targets straight from hidden states, without all logits at once.
 
-    ``log softmax(hidden[n] @ head_weight.T)[targets[n]]``. No more logits exist at one time than `chunk_size` tokens
-    have. Backward computes those anew that had to go, and none if the head is frozen. Sums run in float32 or wider
-    whatever the inputs' precision, and autocast is honoured where it makes the products faster (on CUDA).
+    ``log softmax(bounded_logits(hidden[n] @ head_weight.T))[targets[n]]``. No more logits exist at one time than
+    `chunk_size` tokens have. Backward computes those anew that had to go, and none if the head is frozen. Sums run in
+    float32 or wider whatever the inputs' precision, and autocast is honoured where it makes the products faster (on
+    CUDA).
 
     Args:
         hidden: (N, H) states at the positions that predict the targets, after the final norm.
         head_weight: (V, H) weight of the output layer.
         targets: (N,) token ids, each in 0..V-1.
-        chunk_size: Room for logits, in forward and backward: chunk_size x V of them.
+        chunk_size: Room for logits, in forward and backward: chunk_size x V of them, and as much again with a cap.
+        scale: Factor of the logits.
+        cap: Bound of the logits, None for none.
 
     Returns:
         (N,) in nats, float32 or wider.
@@ -78,7 +105,9 @@ def linear_token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, 
     if device != "cuda" or wide == torch.float64:
         factors = wide  # elsewhere torch has no product of halves that is summed and returned in float32
     wants_hidden_grad = torch.is_grad_enabled() and hidden.requires_grad
-    result: Any = _LinearTokenLogprobs.apply(hidden, head_weight, targets, chunk_size, factors, wants_hidden_grad)
+    result: Any = _LinearTokenLogprobs.apply(
+        hidden, head_weight, targets, chunk_size, factors, wants_hidden_grad, scale, cap
+    )
     return result
 
 
@@ -108,6 +137,9 @@ class _LinearTokenLogprobs(torch.autograd.Function):
     last stripe waits in memory, the others are computed again. The one that waits costs nothing at the peak, because
     backward begins here and needs as much room.
 
+    With a scale s and a cap c, z = c tanh(s W h / c), and the gradient of each logit has the factor s (1 - (z / c)²),
+    its slope. Slopes of the last stripe would have to wait too, so with a cap this stripe is computed again as well.
+
     e is summed without the target, as `others`, so that 1 - p[y] = others / total is exact for confident tokens too.
     """
 
@@ -120,6 +152,8 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         chunk_size: int,
         factors: torch.dtype,
         wants_hidden_grad: bool,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         stripes = _stripes(len(head_weight), len(hidden), chunk_size, copied=head_weight.dtype != factors)
         target_logits, others = hidden.new_zeros(2, len(hidden), dtype=_wide(hidden))
@@ -129,19 +163,23 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         for stripe in stripes:
             rows, columns = head_weight[stripe], targets - stripe.start
             logits = _stripe_logits(room, hidden, rows, factors)
+            slopes = _bound(logits, scale, cap)
             target_logits += _at_targets(logits, columns)
             old_peaks, peaks = peaks, torch.maximum(peaks, logits.amax(-1))
             exponentials = _set_targets(_exponentials(logits, peaks), columns, torch.zeros_like(others))
             rescale = (old_peaks - peaks).exp()
             others.mul_(rescale).add_(exponentials.sum(-1))
             if sums is not None:
-                _add_product(sums.mul_(rescale.unsqueeze(-1)), exponentials, rows, factors)
+                sloped = exponentials if slopes is None else exponentials.mul_(slopes)
+                _add_product(sums.mul_(rescale.unsqueeze(-1)), sloped, rows, factors)
         totals = others + (target_logits - peaks).exp()
-        if sums is not None:  # (y - p) W
-            sums.div_(-totals.unsqueeze(-1)).addcmul_((others / totals).unsqueeze(-1), head_weight[targets])
+        if sums is not None:  # s (y - p) W, with slopes
+            target_slopes = 1 if cap is None else 1 - (target_logits / cap).square()
+            sums.div_(-totals.unsqueeze(-1))
+            sums.addcmul_((target_slopes * others / totals).unsqueeze(-1), head_weight[targets]).mul_(scale)
         ctx.save_for_backward(hidden, head_weight, targets, peaks, others, totals, sums)
-        ctx.waiting = room if ctx.needs_input_grad[1] else None
-        ctx.stripes, ctx.factors = stripes, factors
+        ctx.waiting = room if ctx.needs_input_grad[1] and cap is None else None
+        ctx.stripes, ctx.factors, ctx.scale, ctx.cap = stripes, factors, scale, cap
         return target_logits - peaks - totals.log()
 
     @staticmethod
@@ -151,23 +189,26 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         head_grad = _head_grad(ctx, grad).to(head_weight.dtype) if ctx.needs_input_grad[1] else None
         if hidden_grad is not None:
             hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
-        return hidden_grad, head_grad, None, None, None, None
+        return hidden_grad, head_grad, *(None for _ in range(6))
 
 
 def _head_grad(ctx: Any, grad: Tensor) -> Tensor:
-    """``sum over tokens of g (y - p) h'``, (V, H), for `_LinearTokenLogprobs`."""
+    """``sum over tokens of g s (y - p) h'`` with slopes, (V, H), for `_LinearTokenLogprobs`."""
     hidden, head_weight, targets, peaks, others, totals, _ = ctx.saved_tensors
     head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
-    weighted_hidden = (-grad / totals).unsqueeze(-1) * hidden
+    weighted_hidden = (-ctx.scale * grad / totals).unsqueeze(-1) * hidden
     waiting, ctx.waiting = ctx.waiting, None  # a second backward pass finds nothing waiting
     room = _room(hidden, ctx.stripes) if waiting is None else waiting
     for stripe in reversed(ctx.stripes):
-        rows, columns = head_weight[stripe], targets - stripe.start
+        rows, columns, slopes = head_weight[stripe], targets - stripe.start, None
         if waiting is not None and stripe == ctx.stripes[-1]:
             exponentials = _shape(room, hidden, rows)
         else:
-            exponentials = _exponentials(_stripe_logits(room, hidden, rows, ctx.factors), peaks)
+            logits = _stripe_logits(room, hidden, rows, ctx.factors)
+            slopes = _bound(logits, ctx.scale, ctx.cap)
+            exponentials = _exponentials(logits, peaks)
         difference = _set_targets(exponentials, columns, -others)  # (e - total y), where e[y] - total = -others
+        difference = difference if slopes is None else difference.mul_(slopes)
         _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
     return head_grad
 
@@ -199,6 +240,18 @@ def _stripe_logits(room: Tensor, hidden: Tensor, rows: Tensor, factors: torch.dt
     logits = _shape(room, hidden, rows)
     _add_product(logits, hidden, rows.T, factors, keep=False)
     return logits
+
+
+def _bound(logits: Tensor, scale: float, cap: float | None) -> Tensor | None:
+    """``c tanh(s x / c)`` in place, and the slopes ``1 - tanh²``, which are all 1 without a cap."""
+    if scale != 1:
+        logits.mul_(scale)
+    if cap is None:
+        return None
+    logits.div_(cap).tanh_()
+    slopes = logits.square().neg_().add_(1)
+    logits.mul_(cap)
+    return slopes
 
 
 def _exponentials(logits: Tensor, peaks: Tensor) -> Tensor:

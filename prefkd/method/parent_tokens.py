@@ -38,7 +38,8 @@ def find_parents(
     Returns:
         int64 (P, 6) with the columns of `COLUMNS`, ends exclusive. Spans tile the text, token ranges tile the tokens
         of each side, none is empty. Tokens of width zero go with the next solid token, at the end with the last one.
-        There is no parent (P = 0) if the text is empty or one side has no token for it.
+        There is no parent (P = 0) if a side has no solid token, as for an empty text: nothing on that side stands for
+        the text.
 
     Raises:
         ValueError: An offset reaches beyond the text, or `length` is not the text's.
@@ -46,17 +47,13 @@ def find_parents(
     if text is not None and len(text) != length:
         raise ValueError(f"length is {length}, but the text has {len(text)} characters")
     students, teachers = len(student_offsets), len(teacher_offsets)
-    if not (length and students and teachers):
-        return np.empty((0, len(COLUMNS)), dtype=np.int64)
     # The steps of a batch, with plain numbers where a batch needs arrays: a single short text is mostly overhead.
     line = _in_a_row([student_offsets, teacher_offsets])
     line[2 * students :] += length + 1
     owner, bounds = np.array([0, 1]).repeat([students, teachers]), np.array([0, length + 1, 2 * length + 2])
-    cuts = _clean_cuts(line, owner, bounds, None if text is None else [text])
-    cuts[0, length], cuts[1, length] = students, students + teachers
-    parents = _between_common_cuts(cuts)
+    parents = _between_common_cuts(_clean_cuts(line, owner, bounds, None if text is None else [text]))
     parents[:, 5] -= students
-    return _with_starts(parents, 0)
+    return _with_starts(parents, slice(1))
 
 
 def find_parents_batch(
@@ -85,11 +82,7 @@ def find_parents_batch(
     token_bounds = np.concatenate(([0], tokens.cumsum()))
     line = _in_a_row([*student_offsets, *teacher_offsets])
     line += bounds[:-1].repeat(2 * tokens)
-    cuts = _clean_cuts(line, np.arange(len(tokens)).repeat(tokens), bounds, texts)
-    closed = (lengths * tokens).nonzero()[0]  # the end of a text is always a cut
-    cuts.reshape(-1)[bounds[1:][closed] - 1] = token_bounds[1:][closed]
-
-    parents = _between_common_cuts(cuts)
+    parents = _between_common_cuts(_clean_cuts(line, np.arange(len(tokens)).repeat(tokens), bounds, texts))
     firsts = parents[:, 1].searchsorted(bounds[: len(texts) + 1])  # the first parent of each text
     counts = firsts[1:] - firsts[:-1]
     parents[:, 1] -= bounds[: len(texts)].repeat(counts)
@@ -124,25 +117,26 @@ def _in_a_row(tokenizations: list[Offsets]) -> np.ndarray:
 
 
 def _clean_cuts(line: np.ndarray, owner: np.ndarray, bounds: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
-    """The clean cuts inside texts that lie one behind the other: each student text, then each teacher text.
+    """The clean cuts of texts that lie one behind the other: each student text, then each teacher text.
 
     A text of n characters owns n + 1 places on this line, one per position in it, so no token touches another text.
 
     Args:
         line: Offsets in places of the line: start, end, start, end, ...
-        owner: Which of these texts each token belongs to.
+        owner: Which of these texts each token belongs to, ascending.
         bounds: (2 x texts + 1) first place of each text, and the end of the line.
         texts: What stands there, or None.
 
     Returns:
-        (2, places of one side): at a clean cut the number of tokens before it, elsewhere 0. The ends of texts are left
-        to the caller.
+        (2, places of one side): at a clean cut the number of tokens before it, elsewhere 0. The end of a text is a cut
+        if one of its tokens is solid; otherwise the text has none.
 
     Raises:
         ValueError: A token reaches beyond its text.
     """
     starts, ends = line[0::2], line[1::2]
     solid = (ends > starts).nonzero()[0]
+    last_tokens = owner.searchsorted(np.arange(len(bounds) - 1), side="right")
     starts, ends, owner = starts[solid], ends[solid], owner[solid]
     if (ends >= bounds[owner + 1]).any():
         raise ValueError("the offsets of a token reach beyond the end of its text")
@@ -158,6 +152,8 @@ def _clean_cuts(line: np.ndarray, owner: np.ndarray, bounds: np.ndarray, texts: 
             first = int(bounds[owner[i]])
             start += len(texts[int(owner[i]) % len(texts)][start - first : end - first].rstrip())
         places[start] = solid[i] + 1
+    written = np.bincount(owner).nonzero()[0]  # the texts that a solid token stands for
+    places[bounds[written + 1] - 1] = last_tokens[written]
     return cuts
 
 
@@ -171,7 +167,7 @@ def _between_common_cuts(cuts: np.ndarray) -> np.ndarray:
     return parents
 
 
-def _with_starts(parents: np.ndarray, firsts: np.ndarray | int) -> np.ndarray:
+def _with_starts(parents: np.ndarray, firsts: np.ndarray | slice) -> np.ndarray:
     """Each parent starts where the previous one ends; `firsts` are the rows that begin a text."""
     parents[1:, 0::2] = parents[:-1, 1::2]
     parents[firsts, 0::2] = 0

@@ -1,15 +1,81 @@
-"""Preference losses: DPO, conservative DPO, IPO, TIS-DPO, and TIS-DPO on parent tokens.
+"""Preference losses: DPO, conservative DPO, IPO, TIS-DPO, TIS-DPO on parent tokens, and all others by name.
 
 All losses come per example, (B,); averaging them is the caller's, who knows how many examples the whole step has.
 Log-probabilities are sums over the tokens of a response, end of sequence included, in nats. Rewards carry no gradient.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from prefkd.method.answer_losses import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    dpop_loss,
+    f_divergence_loss,
+    nca_loss,
+    sppo_loss,
+)
 from prefkd.method.logprobs import predicting_logits
+from prefkd.method.loss_needs import log_ratio, logistic_loss, preference_loss, require_positive
+from prefkd.method.loss_settings import (
+    centred,
+    dynamic_beta,
+    gap_weights,
+    long_answer_weights,
+    offset_per_parent,
+    refresh_reference,
+    running_mean,
+    update_gap,
+    wpo_weights,
+)
+from prefkd.method.ratio_losses import (
+    aot_loss,
+    aot_unpaired_loss,
+    discopop_loss,
+    exo_loss,
+    hinge_loss,
+    robust_loss,
+    sigmoid_norm_loss,
+)
+from prefkd.method.reference_free_losses import cpo_loss, orpo_loss, simpo_loss
+
+__all__ = [
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bco_loss",
+    "centred",
+    "cpo_loss",
+    "discopop_loss",
+    "dpo_loss",
+    "dpop_loss",
+    "dynamic_beta",
+    "exo_loss",
+    "f_divergence_loss",
+    "gap_weights",
+    "hinge_loss",
+    "ipo_loss",
+    "long_answer_weights",
+    "nca_loss",
+    "offset_per_parent",
+    "orpo_loss",
+    "parent_margin",
+    "position_kl",
+    "preference_loss",
+    "refresh_reference",
+    "robust_loss",
+    "running_mean",
+    "sigmoid_norm_loss",
+    "simpo_loss",
+    "sppo_loss",
+    "tis_dpo_loss",
+    "update_gap",
+    "wpo_weights",
+]
 
 
+@preference_loss(needs=["reference"])
 def dpo_loss(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -37,14 +103,15 @@ def dpo_loss(
     Raises:
         ValueError: `beta` is not positive, or `label_smoothing` is outside [0, 0.5).
     """
-    log_ratio = _log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
+    h = log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
     return (
-        _logistic_loss(log_ratio, beta, label_smoothing),
+        logistic_loss(h, beta, label_smoothing),
         beta * (policy_chosen - reference_chosen).detach(),
         beta * (policy_rejected - reference_rejected).detach(),
     )
 
 
+@preference_loss(needs=["reference", "means"])
 def ipo_loss(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -71,15 +138,16 @@ def ipo_loss(
     Raises:
         ValueError: `beta` is not positive.
     """
-    _require_positive(beta)
-    log_ratio = _log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
+    require_positive(beta)
+    h = log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
     return (
-        (log_ratio - 1 / (2 * beta)) ** 2,  # (h - 1 / (2 beta))^2
+        (h - 1 / (2 * beta)) ** 2,  # (h - 1 / (2 beta))^2
         beta * (policy_chosen - reference_chosen).detach(),
         beta * (policy_rejected - reference_rejected).detach(),
     )
 
 
+@preference_loss(needs=["margins"])
 def tis_dpo_loss(
     chosen_margin: Tensor,
     rejected_margin: Tensor,
@@ -107,15 +175,15 @@ def tis_dpo_loss(
     Raises:
         ValueError: Only one KL term is given, `beta` is not positive, or `label_smoothing` is outside [0, 0.5).
     """
-    log_ratio = chosen_margin - rejected_margin
+    h = chosen_margin - rejected_margin
     if chosen_kl is None and rejected_kl is None:
         chosen_rewards, rejected_rewards = beta * chosen_margin, beta * rejected_margin
     elif chosen_kl is None or rejected_kl is None:
         raise ValueError("chosen_kl and rejected_kl belong together: give both or neither")
     else:
-        log_ratio = log_ratio - alpha * (chosen_kl - rejected_kl)  # (M_w - M_l) - alpha (K_w - K_l)
+        h = h - alpha * (chosen_kl - rejected_kl)  # (M_w - M_l) - alpha (K_w - K_l)
         chosen_rewards, rejected_rewards = beta * (chosen_margin - chosen_kl), beta * (rejected_margin - rejected_kl)
-    return _logistic_loss(log_ratio, beta, label_smoothing), chosen_rewards.detach(), rejected_rewards.detach()
+    return logistic_loss(h, beta, label_smoothing), chosen_rewards.detach(), rejected_rewards.detach()
 
 
 def parent_margin(
@@ -161,29 +229,3 @@ def position_kl(
     if weights is not None:
         divergence = weights[mask] * divergence
     return divergence.new_zeros(labels.shape).masked_scatter(mask, divergence).sum(-1)
-
-
-def _log_ratio(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    reference_free: bool,
-) -> Tensor:
-    """``h = (log pi(y_w) - log pi(y_l)) - (log ref(y_w) - log ref(y_l))``, the second bracket 0 if reference-free."""
-    policy = policy_chosen - policy_rejected
-    return policy if reference_free else policy - (reference_chosen - reference_rejected)
-
-
-def _logistic_loss(log_ratio: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``."""
-    _require_positive(beta)
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 0.5")
-    losses = -(1 - label_smoothing) * F.logsigmoid(beta * log_ratio)
-    return losses - label_smoothing * F.logsigmoid(-beta * log_ratio) if label_smoothing else losses
-
-
-def _require_positive(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}, but must be above 0, below which a loss teaches the opposite")

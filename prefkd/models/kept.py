@@ -45,7 +45,7 @@ class KeptLogprobs:
 
     def find(self, batch: PairBatch) -> dict[str, Tensor] | None:
         """The log-probs of a microbatch by name, (2, B, P) each; None unless all pairs of its step are kept."""
-        if not all((batch.data, row) in self._pairs for row in batch.step_rows):
+        if not all((batch.data, row) in self._pairs for row in batch.rows_of_step):
             return None
         pairs = [self._pairs[batch.data, row] for row in batch.rows]
         found = {}

@@ -1,6 +1,7 @@
 """Load causal language models and tokenizers from a folder or the Hugging Face Hub."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from prefkd.errors import PrefkdError
+from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +49,11 @@ class ModelConfig:
             elif lost := _lost_files(folder):
                 more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
                 yield f"path: {self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
+            else:
+                try:
+                    read_side(self)
+                except PrefkdError as error:
+                    yield f"path: {error}"
         elif folder.exists():
             yield f"path: {self.path} is a file; name the folder that holds it"
         elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
@@ -110,33 +119,69 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
-        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {_first_line(error)}") from error
+        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")
     return tokenizer
 
 
+def embedding_count(config: ModelConfig) -> int:
+    """How many tokens a checkpoint has an embedding for, from its config.json.
+
+    Raises:
+        PrefkdError: That cannot be read, or tells no number.
+    """
+    try:
+        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # transformers raises a dozen unrelated types for a broken file
+        raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
+    count = getattr(outline.get_text_config(), "vocab_size", None)
+    if not isinstance(count, int) or count < 1:
+        raise PrefkdError(f"the config.json of {config.path} has the vocab_size {count}; download the model again")
+    return count
+
+
+def read_side(config: ModelConfig) -> ModelSide:
+    """How a model reads: its tokenizer and template, and how many tokens it has an embedding for.
+
+    Raises:
+        PrefkdError: One of them cannot be used, or they do not belong together.
+    """
+    return ModelSide(load_tokenizer(config), config.template, embeddings=embedding_count(config))
+
+
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a checkpoint, dropout off, weights of type `dtype`, on `device`.
 
-    Weights come from safetensors only. A teacher's adapter is put on top. On the device `meta` no weights are read: it
-    is the model's outline, which `prefkd.models.shard` fills.
+    Weights come from safetensors only, and go straight to a GPU: several processes would not have room for them in main
+    memory at one time. A teacher's adapter is put on top. On the device `meta` no weights are read: it is the model's
+    outline, which `prefkd.models.shard` fills.
 
     Raises:
         PrefkdError: If the checkpoint is missing, damaged, of an unknown architecture, or not the adapter's base.
     """
-    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": config.trust_remote_code}
+    # Attention is left to transformers: sdpa, or eager for models that cap attention logits, which sdpa cannot.
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     try:
         if device.type == "meta":
             outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
             with device:
                 model: Any = AutoModelForCausalLM.from_config(outline, **how).eval()
         else:
-            model = AutoModelForCausalLM.from_pretrained(config.path, use_safetensors=True, **how)
+            model = AutoModelForCausalLM.from_pretrained(
+                config.path, use_safetensors=True, device_map={"": device}, **how
+            )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
-        raise PrefkdError(f"cannot load the model of {config.path}: {_first_line(error)}") from error
-    if isinstance(config, TeacherConfig) and config.adapter is not None:
-        load_adapter(model, config.adapter)
+        raise PrefkdError(f"cannot load the model of {config.path}: {first_line(error)}") from error
+    if isinstance(config, TeacherConfig):
+        if dtype == torch.bfloat16 and stored_dtype(config) == torch.float32:
+            logger.warning(
+                "%s is stored in float32; read in bfloat16 it loses what steps smaller than a unit of bfloat16 have "
+                "taught it; use dtype: float32, or train it with training.export=bfloat16",
+                config.path,
+            )
+        if config.adapter is not None:
+            load_adapter(model, config.adapter)
     _switch_dropout_off(model)
     return model.to(device)
 
@@ -145,6 +190,14 @@ def stored_dtype(config: ModelConfig) -> torch.dtype:
     """The type in which a checkpoint stores its weights; float32 where it does not say."""
     stored = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code).dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def base_dtype(config: ModelConfig, compute: torch.dtype) -> torch.dtype:
+    """The smallest type that holds a checkpoint's weights exactly and that can be computed with.
+
+    Adapters are trained on the base as it is stored, since that is what their user puts them on.
+    """
+    return torch.promote_types(stored_dtype(config), compute)
 
 
 def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
@@ -167,7 +220,3 @@ def _switch_dropout_off(model: nn.Module) -> None:
         for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
             if hasattr(module, name):
                 setattr(module, name, 0.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

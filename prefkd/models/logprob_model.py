@@ -1,7 +1,7 @@
 """A causal language model as the losses see it: token sequences in, log-probs of the response tokens out."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Self
@@ -15,8 +15,16 @@ from transformers import PreTrainedModel
 from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.method.logprobs import NO_TARGET, linear_token_logprobs, token_logprobs
+from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
+from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
+from prefkd.models.quantize import in_float32
+
+# What `LogprobModel.check` looks at: this quantile of the differences on a pair, in nats.
+QUANTILE = 0.99
+# Beyond so much a model that computes in 16 bits is compared once more in float32, where rounding cannot be the reason.
+ROUNDED = 0.25
+EXACT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -26,29 +34,35 @@ class TokenStates:
     Attributes:
         inputs: (N,) the token at the position that predicts the target.
         targets: (N,) token ids to be predicted.
+        parents: (N,) the parent that each target belongs to, in a numbering that student and teacher have in common.
         hidden: (N, H) states at the predicting positions, after the final norm.
         embedding: (V, H) table of the input embeddings, a constant.
         head: (V, H) weight of the output layer.
         lengths: Number of targets of each answer, in whose order they stand.
         chunk_size: Target tokens whose logits may exist at one time.
+        scale, cap: What happens to the head's output (`prefkd.method.logprobs.bounded_logits`).
     """
 
     inputs: Tensor
     targets: Tensor
+    parents: Tensor
     hidden: Tensor
     embedding: Tensor
     head: Tensor
     lengths: tuple[int, ...]
     chunk_size: int
+    scale: float = 1.0
+    cap: float | None = None
 
     def logprobs(self) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,) float32."""
-        return linear_token_logprobs(self.hidden, self.head, self.targets, chunk_size=self.chunk_size)
+        return linear_token_logprobs(
+            self.hidden, self.head, self.targets, chunk_size=self.chunk_size, scale=self.scale, cap=self.cap
+        )
 
     def logits(self) -> Tensor:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
-        logits = F.linear(self.hidden, self.head)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return bounded_logits(F.linear(self.hidden, self.head), scale=self.scale, cap=self.cap)
 
     def answers(self) -> list["TokenStates"]:
         """The same, answer by answer."""
@@ -58,7 +72,11 @@ class TokenStates:
 
     def part(self, start: int, end: int) -> "TokenStates":
         """Some of the targets, as if they were one answer."""
-        of_targets = {name: getattr(self, name)[start:end] for name in ("inputs", "targets", "hidden")}
+        return self.at(slice(start, end))
+
+    def at(self, which: slice | Tensor) -> "TokenStates":
+        """The targets of a slice or at some indices, as if they were one answer."""
+        of_targets = {name: getattr(self, name)[which] for name in ("inputs", "targets", "parents", "hidden")}
         return replace(self, **of_targets, lengths=(len(of_targets["targets"]),))
 
 
@@ -87,6 +105,7 @@ class LogprobModel(nn.Module):
         self.chunk_size = chunk_size
         self.precision = precision
         self.window = sliding_window(lm)
+        self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
 
     def forward(self, tokens: TokenBatch, read: Callable[[TokenStates], Any] = TokenStates.logprobs) -> Any:
@@ -97,8 +116,7 @@ class LogprobModel(nn.Module):
             read: Called while all weights are there, those of head and embedding too. Of what it returns, FSDP2 finds
                 the tensors in tuples, lists and dictionaries.
         """
-        mixed = self.precision != torch.float32
-        with torch.autocast(tokens.input_ids.device.type, self.precision) if mixed else contextlib.nullcontext():
+        with self._autocast(tokens.input_ids.device):
             hidden = self.lm.base_model(
                 input_ids=tokens.input_ids,
                 position_ids=tokens.position_ids,
@@ -107,18 +125,21 @@ class LogprobModel(nn.Module):
             ).last_hidden_state
         predicting = hidden.flatten(0, 1)[tokens.predictors]
         head: Tensor = self.lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
-        if mixed:
+        if self.precision != torch.float32:
             predicting, head = predicting.to(self.precision), head.to(self.precision)
         embedding: Tensor = self.lm.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
         return read(
             TokenStates(
                 inputs=tokens.input_ids.flatten()[tokens.predictors],
                 targets=tokens.targets,
+                parents=tokens.parents,
                 hidden=predicting,
                 embedding=embedding.detach(),
                 head=head,
                 lengths=tokens.lengths,
                 chunk_size=self.chunk_size,
+                scale=self.scale,
+                cap=self.cap,
             )
         )
 
@@ -126,15 +147,27 @@ class LogprobModel(nn.Module):
         """Make it a constant: no gradients, evaluation mode."""
         return self.requires_grad_(False).eval()
 
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.precision)
+
     def _attention_mask(self, tokens: TokenBatch) -> Tensor | dict[str, Tensor]:
         if not tokens.shares_prompt:
             return (tokens.segments != Segment.PADDING).long()
         if "sliding_attention" in (getattr(self.lm.config, "layer_types", None) or ()):
             return {
-                "full_attention": shared_prompt_mask(tokens),
-                "sliding_attention": shared_prompt_mask(tokens, self.window),
+                "full_attention": self._written(shared_prompt_mask(tokens)),
+                "sliding_attention": self._written(shared_prompt_mask(tokens, self.window)),
             }
-        return shared_prompt_mask(tokens, self.window)
+        return self._written(shared_prompt_mask(tokens, self.window))
+
+    def _written(self, mask: Tensor) -> Tensor:
+        """A mask as the attention takes it: eager attention adds it to the scores, others read true and false."""
+        if self.lm.config._attn_implementation != "eager":
+            return mask
+        least = torch.finfo(self.precision).min
+        return torch.zeros_like(mask, dtype=self.precision).masked_fill(~mask, least)
 
     def _own_logprobs(self, tokens: TokenBatch) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,), from the logits of one answer at a time."""
@@ -147,7 +180,8 @@ class LogprobModel(nn.Module):
                     ids = torch.cat([row_ids[row_segments == Segment.PROMPT], row_ids[answer]])[None]
                     labels = ids.clone()
                     labels[:, :-count] = NO_TARGET
-                    logits = self.lm(input_ids=ids, use_cache=False).logits
+                    with self._autocast(ids.device):
+                        logits = self.lm(input_ids=ids, use_cache=False).logits
                     parts.append(token_logprobs(logits, labels)[0, -count:])
         return torch.cat(parts)
 
@@ -155,17 +189,19 @@ class LogprobModel(nn.Module):
     def check(self, tokens: TokenBatch, name: str) -> None:
         """Compare with the model's own logits on one pair, so that no architecture is trained wrongly in silence.
 
-        All ranks of a sharded model call it together.
+        Both are computed in the type that the model trains or answers in, where rounding is part of every difference.
+        What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call it
+        together.
 
         Raises:
             PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.
         """
-        # Inside the forward, since only there a sharded model's embedding and head are whole.
-        difference = self(tokens, lambda states: (states.logprobs() - self._own_logprobs(tokens)).abs().max()).item()
-        if isinstance(self, FSDPModule):
-            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
-        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype == torch.float32
-        if difference > (1e-3 if exact else 0.5):
+        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype.itemsize >= 4
+        if self._difference(tokens) <= (EXACT if exact else ROUNDED):
+            return
+        with self._in_float32():
+            difference = self._difference(tokens)
+        if not difference <= EXACT:  # nor if it is not a number
             remedy = (
                 "set share_prompt: false for this model"
                 if tokens.shares_prompt
@@ -174,3 +210,30 @@ class LogprobModel(nn.Module):
             raise PrefkdError(
                 f"{name}: log-probs differ from the model's own logits by {difference:.3g} nats; {remedy}"
             )
+
+    def _difference(self, tokens: TokenBatch) -> float:
+        """The quantile of the differences to the model's own log-probs, in nats a target."""
+
+        def read(states: TokenStates) -> Tensor:
+            states = replace(states, head=states.head.to(states.hidden.dtype))
+            logprobs, own = states.logprobs(), self._own_logprobs(tokens)
+            return (logprobs - own).abs().where(logprobs != own, 0).quantile(QUANTILE)
+
+        # Inside the forward, since only there a sharded model's embedding and head are whole.
+        difference = self(tokens, read).item()
+        if isinstance(self, FSDPModule):
+            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
+        return difference
+
+    @contextlib.contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Inside, the model computes in float32, and float32 products are exact."""
+        precision, products = self.precision, torch.get_float32_matmul_precision()
+        self.precision = torch.float32
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with in_float32(self.lm):
+                yield
+        finally:
+            self.precision = precision
+            torch.set_float32_matmul_precision(products)

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from prefkd.config.hints import size_problems
 from prefkd.errors import PrefkdError, nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,8 +50,7 @@ class LoraConfig:
     target_modules: list[str] | None = None
 
     def problems(self) -> Iterator[str]:
-        if self.rank < 1:
-            yield f"rank: {self.rank} is too small; use 1 or more"
+        yield from size_problems(self, "rank")
         if self.alpha <= 0:
             yield f"alpha: {self.alpha} would switch the adapters off; use a positive number, twice the rank say"
         if not 0 <= self.dropout < 1:
@@ -66,7 +66,8 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
         seed: A is drawn with it, the same on each rank.
 
     Raises:
-        PrefkdError: A name in `target_modules` is that of no linear layer, or of the output layer.
+        PrefkdError: A name in `target_modules` is that of no linear layer, or of the output layer; or the rank is
+            larger than any layer's.
     """
     head = lm.get_output_embeddings()
     layers = {name.rpartition(".")[2]: module for name, module in lm.named_modules() if _is_linear(module)}
@@ -76,6 +77,13 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
             where = f"no linear layer of {lm.name_or_path} is named {name}{nearest(name, names)}"
             refusal = f"{name} is the output layer of {lm.name_or_path}, which takes no adapter; leave it out"
             raise PrefkdError(f"lora.target_modules: {refusal if name in layers else where}")
+    targets = config.target_modules or names
+    widest = max((min(layer.weight.shape) for name, layer in layers.items() if name in targets), default=0)
+    if widest and config.rank > widest:
+        raise PrefkdError(
+            f"lora.rank: {config.rank} is more than the layers of {lm.name_or_path} have, {widest} at most; lower it, "
+            "or train all weights with lora: null"
+        )
     lm.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.manual_seed(seed)

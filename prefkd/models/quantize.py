@@ -3,9 +3,12 @@
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Literal
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import to_nf4
@@ -67,17 +70,49 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:
             layer.weight = nn.Parameter(quantized, requires_grad=False)
         return
     with warnings.catch_warnings(action="ignore"):  # of int8's first version, which is the more exact one
+        # By default each of them would set the precision of all float32 products of the process to that of TF32.
         configs = {
-            "int8": Int8WeightOnlyConfig,
-            "float8": Float8WeightOnlyConfig,
-            "int4": lambda: Int4WeightOnlyConfig(_INT4_GROUP, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D),
+            "int8": partial(Int8WeightOnlyConfig, set_inductor_config=False),
+            "float8": partial(Float8WeightOnlyConfig, set_inductor_config=False),
+            "int4": partial(
+                Int4WeightOnlyConfig,
+                group_size=_INT4_GROUP,
+                int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D,
+                set_inductor_config=False,
+            ),
         }
         quantize_(lm, configs[kind](), filter_fn=lambda _, name: name in layers)
 
 
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Inside, each layer computes in float32, whatever its weights are stored as: they are widened while it runs.
+
+    So the model as a whole, for which there may be no room, is never there in float32.
+    """
+    layers = [layer for layer in module.modules() if any(map(_is_narrow, layer.parameters(recurse=False)))]
+    for layer in layers:
+        layer.forward = partial(_wide_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all weights and buffers as they lie in the memory of this process, tied ones once."""
-    return sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
+    return sum(map(tensor_bytes, (*module.parameters(), *module.buffers())))
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of this rank's part of it, with the scales of a quantised one."""
+    if isinstance(tensor, DTensor):
+        return tensor_bytes(tensor.to_local())
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
+        names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 def linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -86,6 +121,30 @@ def linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in lm.named_modules():
         if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:
             yield name, module
+
+
+def _wide_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    stored: dict[str, Any] = dict(layer._parameters)
+    layer._parameters |= {
+        name: nn.Parameter(_widened(value), requires_grad=False)
+        for name, value in stored.items()
+        if value is not None and _is_narrow(value)
+    }
+    try:
+        return type(layer).forward(layer, *args, **kwargs)
+    finally:
+        layer._parameters |= stored
+
+
+def _is_narrow(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.dtype.itemsize < 4
+
+
+def _widened(weight: Tensor) -> Tensor:
+    if hasattr(weight, "__tensor_flatten__"):  # quantised: what its layer multiplies with, whatever the format
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        weight = F.linear(identity, weight).T
+    return weight.float()
 
 
 def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
@@ -98,12 +157,3 @@ def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
     if kind == "int4" and inputs % _INT4_GROUP:
         return f"its inputs are no multiple of {_INT4_GROUP}; use int8"
     return ""
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    if isinstance(tensor, DTensor):
-        return _tensor_bytes(tensor.to_local())
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one consists of several
-        names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
-        return sum(_tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()

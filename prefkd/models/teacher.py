@@ -21,7 +21,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
-from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
 from prefkd.training.display import parameter_count
@@ -168,10 +168,11 @@ class Teacher:
     def side(self) -> ModelSide:
         """How it reads: its own tokenizer, or the one that lies with the scores."""
         if self.stored is None:
-            return ModelSide(load_tokenizer(self.config), self.config.template)
+            return read_side(self.config)
         template = self.stored.template if self.config.template == "auto" else self.config.template
-        tokenizer = self.config if self.config.path is not None else ModelConfig(str(self.stored.tokenizer))
-        return ModelSide(load_tokenizer(tokenizer), template)
+        if self.config.path is None:
+            return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
+        return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
 
     @property
     def instructions(self) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from textwrap import shorten
 from typing import Any, Literal, get_origin, get_type_hints
 
 from prefkd.config.hints import members
+from prefkd.files import sha256, whole
 
 FILE_NAME = "stage.json"
 
@@ -131,8 +132,7 @@ class Contents:
         status, name = path.stat(), str(path.resolve())
         size, time, digest = self._known.get(name, (None, None, ""))
         if (size, time) != (status.st_size, status.st_mtime_ns):
-            with path.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            digest = sha256(path)
             self._known[name] = [status.st_size, status.st_mtime_ns, digest]
         return digest
 
@@ -160,6 +160,5 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

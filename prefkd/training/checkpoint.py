@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -65,7 +66,7 @@ FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
-    *("training.async_checkpoints", "teacher.placement", "teacher.cpu_offload"),
+    *("training.async_checkpoints", "training.export", "teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -106,6 +107,7 @@ class Checkpoints:
         config: The recipe's config, with `output_dir` and `training`.
         model: All that learns, sharded or not; of what does not learn nothing is stored.
         pairs: The aligned pairs of each split; a checkpoint goes on with the same ones only.
+        loss: What remembers earlier steps, if the recipe's loss may.
 
     Raises:
         PrefkdError: The run in the folder was started on other pairs, or with a model of another shape.
@@ -121,8 +123,9 @@ class Checkpoints:
         pairs: Mapping[str, Dataset],
         ranks: Ranks,
         display: Display,
+        loss: Stateful | None = None,
     ):
-        self._config, self._ranks, self._display = config, ranks, display
+        self._config, self._ranks, self._display, self._loss = config, ranks, display, loss
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
@@ -232,6 +235,7 @@ class Checkpoints:
             progress=replace(progress),
             tensors=self._state(),
             lr_schedule=deepcopy(self._lr_schedule.state_dict()),
+            loss=self._loss.state_dict() if self._loss is not None else {},
             random_state=get_random_state(),
             run=self._run,
         )
@@ -286,6 +290,8 @@ class Checkpoints:
             )
             rest = torch.load(checkpoint / STATE, weights_only=True)
             self._lr_schedule.load_state_dict(rest["lr_schedule"])
+            if self._loss is not None:
+                self._loss.load_state_dict(rest["loss"])
             # More ranks than before share what there is; one process sees the very numbers that it would have seen.
             set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
             return Progress(record["step"], record["before"], record["latest"])

@@ -1,7 +1,9 @@
 """Terms put together to an objective, as the config says, and what can be wrong with that."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +15,7 @@ from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.signals import Need, Signals, Unit
+from prefkd.training.signals import Losses, Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
 TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Literal["chosen", "rejected", "both"]}
@@ -33,31 +35,32 @@ class Term:
     """
 
     name: str
-    function: Callable[[Signals], Tensor | tuple[Tensor, dict[str, Tensor]]]
+    function: Callable[[Signals], Losses]
     weight: float
     sides: tuple[int, ...]
     needs: frozenset[Need]
     unit: Unit
 
-    def values(self, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
-        """What it has for each pair, (B,), and what is logged beside.
+    def values(self, signals: Signals) -> tuple[Tensor, dict[str, tuple[Tensor, Unit]]]:
+        """What it has for each pair, (B,), and what is logged beside, each with the unit that it is a sum over.
 
         Raises:
             ValueError: It returns something else.
         """
         found = self.function(replace(signals, sides=self.sides))
         values, details = found if isinstance(found, tuple) else (found, {})
-        for value in (values, *details.values()):
+        details = {name: of if isinstance(of, tuple) else (of, self.unit) for name, of in details.items()}
+        for value in (values, *(value for value, _ in details.values())):
             if not isinstance(value, Tensor) or value.shape != (signals.policy.shape[1],):
                 what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
                 raise ValueError(f"{self.name} returns {what}, but must return a value for each pair, (B,)")
         return values, details
 
-    def count(self, step: StepCounts) -> int:
-        """How much of what the term is a sum over there is in a step."""
-        if self.unit == "pair":
+    def count(self, step: StepCounts, unit: Unit) -> int:
+        """How much of a unit there is in a step."""
+        if unit == "pair":
             return step.pairs
-        counts = step.tokens if self.unit == "token" else step.parents
+        counts = step.tokens if unit == "token" else step.parents
         return sum(counts[side] for side in self.sides)
 
 
@@ -86,12 +89,13 @@ class Objective:
         losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}
         for term in self.terms:
             values, details = term.values(signals)
-            share = step.pairs / term.count(step)
+            share = step.pairs / term.count(step, term.unit)
             if not signals.only_projectors or "projectors" in term.needs:
                 losses = losses + term.weight * share * values
             metrics[term.name] = share * values.detach()
-            for name, value in details.items():
-                metrics[f"{term.name} {name}" if name in metrics else name] = share * value
+            for name, (value, unit) in details.items():
+                name = f"{term.name} {name}" if name in metrics else name
+                metrics[name] = step.pairs / term.count(step, unit) * value
         return losses, metrics
 
     def __str__(self) -> str:
@@ -107,6 +111,7 @@ def objective_problems(
         components: Those of the config. One that `component_problems` finds fault with is left alone.
         vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
     """
+    vocabularies = cache(vocabularies)
     sound = [is_sound(component) for component in components]
     if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
         yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
@@ -117,6 +122,8 @@ def objective_problems(
 
 def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies | None]) -> Iterator[str]:
     term = _term(component, component["_component_"])
+    if term.weight == math.inf:
+        yield ".weight: inf leaves nothing to the other terms; use a number"
     if term.weight < 0:
         yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
     if term.unit == "pair" and "answers" in component:
@@ -144,7 +151,7 @@ def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None)
 
     def states(tokens: int) -> TokenStates:
         ids, table = torch.zeros(2, dtype=torch.long), torch.zeros(tokens, 1)
-        return TokenStates(ids, ids, torch.zeros(2, 1), table, table, (1, 1), chunk_size=1)
+        return TokenStates(ids, ids, torch.arange(2), torch.zeros(2, 1), table, table, (1, 1), chunk_size=1)
 
     parents = -torch.ones(2, 1, 1)
     sizes = (2, 2) if vocabularies is None else (len(vocabularies.student), len(vocabularies.teacher))

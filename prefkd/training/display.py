@@ -1,7 +1,13 @@
-"""What a run shows on the terminal: its plan, a progress bar, its result. Rank 0 only; other ranks stay silent."""
+"""What a run shows: its plan, its progress, its result. Rank 0 only; other ranks stay silent.
 
-from collections.abc import Iterator, Mapping
+On a terminal progress is a bar. In a log (nohup, Slurm, CI) it is a line every so often.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,10 +22,24 @@ from rich.table import Table
 from torch import nn
 
 from prefkd.ranks import Ranks
+from prefkd.training.metrics import Outcome
+
+# Seconds between two lines of progress in a log.
+LOG_INTERVAL = 10.0
+# Columns of a log: nobody looks at it in a window, and a program that reads it wants lines whole.
+LOG_WIDTH = 1000
+
+
+class Bar(Protocol):
+    """Progress that is being shown."""
+
+    def advance(self, metrics: str = "", steps: int = 1) -> None:
+        """Go some steps on and show the given metrics."""
+        ...
 
 
 class Display:
-    """The terminal of a run.
+    """The terminal of a run, or its log.
 
     Args:
         ranks: Only the main rank prints.
@@ -27,6 +47,8 @@ class Display:
 
     def __init__(self, ranks: Ranks):
         self.console = Console(quiet=not ranks.is_main, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = LOG_WIDTH
 
     def say(self, text: str) -> None:
         """Print a line, however long."""
@@ -41,23 +63,36 @@ class Display:
             table.add_row(name, str(value))
         self.console.print(table)
 
-    def result(
-        self, before: Mapping[str, float], after: Mapping[str, float], files: Mapping[str, object], next_step: str
-    ) -> None:
-        """Print the held-out metrics before and after, what was written, and what to do next."""
+    def result(self, outcome: Outcome, files: Mapping[str, object], next_step: str) -> None:
+        """Print the held-out metrics before training and of what was written, the files, and what to do next."""
         shown = ("held_out/loss", "held_out/accuracy", "held_out/logprob_accuracy", "held_out/margin")
-        rows = {name: f"{before[name]:.4f} -> {after[name]:.4f}" for name in shown if name in before}
+        before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
+        rows = {
+            name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
+            for name in shown
+            if name in before
+        }
+        kept = [(name, outcome.kept(name)) for name in ("held_out/loss", "held_out/margin") if name in before]
+        if shares := [f"{share:.1%} of the change of {name}" for name, share in kept if share is not None]:
+            rows["kept in the folder"] = ", ".join(shares)
         self.table("result", rows | dict(files))
         self.say(next_step)
 
     @contextmanager
-    def progress(self, total: int, done: int = 0) -> Iterator["Bar"]:
-        """A progress bar with the latest metrics and the time left; all of it fits in 80 columns.
+    def progress(self, total: int, done: int = 0) -> Iterator[Bar]:
+        """Progress with the latest metrics and the time left; as a bar, all of it fits in 80 columns.
 
         Args:
             total: Steps of the whole.
             done: Steps that are done already.
         """
+        if not self.console.is_terminal:
+            lines = LogLines(self.say, total, done)
+            try:
+                yield lines
+            finally:
+                lines.close()
+            return
         columns = (
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
@@ -66,7 +101,7 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield Bar(progress, progress.add_task("", total=total, completed=done, metrics=""))
+            yield TerminalBar(progress, progress.add_task("", total=total, completed=done, metrics=""))
 
 
 def parameter_count(module: nn.Module | None) -> str:
@@ -75,13 +110,51 @@ def parameter_count(module: nn.Module | None) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
 
 
-class Bar:
-    """A running progress bar."""
+class TerminalBar:
+    """A progress bar of rich."""
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress = progress
         self._task = task
 
     def advance(self, metrics: str = "", steps: int = 1) -> None:
-        """Go some steps on and show the given metrics."""
         self._progress.update(self._task, advance=steps, metrics=metrics)
+
+
+class LogLines:
+    """Progress in a log: a line at most every `LOG_INTERVAL` seconds, and one for the last step.
+
+    Args:
+        say: Prints a line.
+        total: Steps of the whole.
+        done: Steps that were done before, which say nothing about how fast these are.
+        clock: Seconds that have passed since some moment.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], total: int, done: int = 0, *, clock: Callable[[], float] = time.monotonic
+    ):
+        self._say, self._total, self._clock = say, total, clock
+        self._first = self._done = self._said = done
+        self._began = self._last = clock()
+        self._metrics = ""
+
+    def advance(self, metrics: str = "", steps: int = 1) -> None:
+        self._done += steps
+        self._metrics = metrics
+        if self._clock() - self._last >= LOG_INTERVAL:
+            self._write()
+
+    def close(self) -> None:
+        """Say how far it has come, if that has not been said."""
+        if self._done > self._said:
+            self._write()
+
+    def _write(self) -> None:
+        self._last, self._said = self._clock(), self._done
+        passed, left = self._last - self._began, self._total - self._done
+        ahead = (
+            timedelta(seconds=round(passed * left / (self._done - self._first))) if self._done > self._first else "?"
+        )
+        when = f"{ahead} left" if left > 0 else f"took {timedelta(seconds=round(passed))}"
+        self._say(f"{self._done}/{self._total}  {self._metrics}{', ' if self._metrics else ''}{when}")

@@ -1,71 +1,125 @@
 """Write a trained model as an ordinary Hugging Face folder, or an adapter as one of peft, whole or not at all."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefkd.data.templates import ModelSide, PlainTemplate
+from prefkd.files import whole
+from prefkd.method.rounding import round_stochastically
+from prefkd.models.load import ModelConfig, stored_dtype
 from prefkd.models.lora import PREFIX, WEIGHTS
 from prefkd.ranks import Ranks
+from prefkd.training.settings import Export, TrainingConfig
 
 
 def save_pretrained(
-    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, ranks: Ranks
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    start: ModelConfig,
+    training: TrainingConfig,
+    ranks: Ranks,
 ) -> None:
     """Save model, tokenizer, chat template and generation config to `folder`; all ranks call it, the main one writes.
 
     Args:
-        dtype: Type of the saved weights.
+        start: The checkpoint that training began with.
+        training: Says in which type the weights are saved (`export`), and seeds their rounding.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(lm, options=options)
     if ranks.is_main:
-        if lm.config.get_text_config().tie_word_embeddings:
-            state.pop("lm_head.weight", None)
-        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-        with _whole(folder) as unfinished:
+        side = ModelSide(tokenizer, start.template)
+        for name in lm.all_tied_weights_keys:  # each stands under the name of the weight that it is tied to, too
+            state.pop(name, None)
+        export, stored = training.export, stored_dtype(start)
+        for name, value in state.items():  # one by one, so that two copies of all weights never exist
+            state[name] = exported(name, value, export=export, stored=stored, seed=training.seed)
+        with whole(folder) as unfinished:
+            _stop_at(side.eos_id, lm)
             lm.save_pretrained(unfinished, state_dict=state)
-            lm.config.dtype = dtype  # transformers has written the type of the weights in memory
+            lm.config.dtype = export_dtype(export, stored)  # transformers has written the type of the weights in memory
             lm.config.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+            _save_tokenizer(side, unfinished)
     ranks.wait()
 
 
-def save_adapter(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, ranks: Ranks) -> None:
-    """Save the adapter that was trained on a model, and the tokenizer, to `folder` in peft's format.
+def save_adapter(
+    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, start: ModelConfig, ranks: Ranks
+) -> None:
+    """Save the adapter that was trained on a model, its tokenizer and generation config, to `folder` in peft's format.
 
     All ranks call it, the main one writes. The weights stay float32; those of the base are not gathered.
+
+    Args:
+        start: The base.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: dict[str, Any] = get_model_state_dict(lm, options=options)
     if ranks.is_main:
         # Left to itself, peft asks the Hub for the base's vocabulary.
         state = get_peft_model_state_dict(lm, state_dict=state, save_embedding_layers=False)  # pyright: ignore
-        with _whole(folder) as unfinished:
+        side = ModelSide(tokenizer, start.template)
+        with whole(folder) as unfinished:
             (config,) = lm.peft_config.values()  # pyright: ignore
             config.save_pretrained(str(unfinished))
+            _stop_at(side.eos_id, lm)
+            lm.generation_config.save_pretrained(unfinished)  # pyright: ignore
             weights = {f"{PREFIX}{name}": value.contiguous() for name, value in state.items()}
             save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-            tokenizer.save_pretrained(unfinished)
+            _save_tokenizer(side, unfinished)
     ranks.wait()
 
 
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when all is written, in place of one that has it.
+def export_dtype(export: Export, stored: torch.dtype) -> torch.dtype:
+    """The type of saved weights, given the type of the checkpoint that training began with.
 
-    So a full disk or a kill leaves no half checkpoint behind that looks like a whole one.
+    By default a half-precision checkpoint becomes bfloat16, float16 ones too: rounded to nearest, their three further
+    bits would still lose small steps, and as float32 their reader would round them so.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    yield unfinished
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended between its export and its end
-    unfinished.rename(folder)
+    if export == "auto":
+        return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
+    return stored if export == "checkpoint" else getattr(torch, export)
+
+
+def exported(name: str, value: Tensor, *, export: Export, stored: torch.dtype, seed: int) -> Tensor:
+    """A weight as it is saved: what a run writes depends on its seed and the weight's name, on nothing else.
+
+    Args:
+        stored: Type of the checkpoint that training began with.
+    """
+    dtype = export_dtype(export, stored)
+    if not value.is_floating_point():
+        return value
+    if dtype != torch.bfloat16 or export == "checkpoint":
+        return value.to(dtype)
+    own_seed = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return round_stochastically(value, seed=int.from_bytes(own_seed[:7], "big"))
+
+
+def _stop_at(trained: int, lm: PreTrainedModel) -> None:
+    """Let generation stop at the end that was trained, and at the ends that the checkpoint knew."""
+    configs: list[Any] = [lm.generation_config, lm.config]
+    for config in configs:
+        own = config.eos_token_id
+        known = [own] if isinstance(own, int) else list(own or ())
+        ends = known if trained in known else [*known, trained]
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends
+
+
+def _save_tokenizer(side: ModelSide, folder: Path) -> None:
+    """Save the tokenizer with the template that was trained on."""
+    tokenizer = copy.deepcopy(side.tokenizer)
+    if not side.uses_chat_template:
+        tokenizer.chat_template = PlainTemplate.jinja
+    tokenizer.save_pretrained(folder)

@@ -1,15 +1,48 @@
 """Metrics: summed over microbatches and ranks, written to metrics.jsonl and to the configured logger."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prefkd.config import Component, build
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
+from prefkd.files import whole
 from prefkd.ranks import Ranks
+
+
+class HeldOut(dict[str, float]):
+    """Held-out metrics by name, `held_out/loss` and so on; empty if there are no held-out pairs.
+
+    Attributes:
+        losses: The loss of each pair that this rank has read, in the order of reading. A resumed run does not have it.
+    """
+
+    losses: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The held-out metrics of a run by name, `held_out/loss` and so on; all are empty if there are no held-out pairs.
+
+    Attributes:
+        before: Before training.
+        in_memory: After training, with the weights in memory.
+        written: After training, with the saved folder.
+    """
+
+    before: Mapping[str, float]
+    in_memory: Mapping[str, float]
+    written: Mapping[str, float]
+
+    def kept(self, name: str) -> float | None:
+        """The share of a metric's change in training that the folder has; None if it has not changed."""
+        change = self.in_memory[name] - self.before[name]
+        return (self.written[name] - self.before[name]) / change if change else None
 
 
 class PairSums:
@@ -18,12 +51,13 @@ class PairSums:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self._losses: list[Tensor] = []
 
     def add(self, metrics: Mapping[str, Tensor], counted: Tensor) -> None:
         """Add the metrics of a microbatch.
 
         Args:
-            metrics: (B,) values for each name; the same names in each call.
+            metrics: (B,) values for each name; the same names in each call, the loss of a pair first.
             counted: (B,) 1.0 for a pair, 0.0 for a filler.
         """
         self._names = list(metrics)
@@ -32,6 +66,7 @@ class PairSums:
             [(value * counted).sum().double() for value in (*metrics.values(), torch.ones_like(counted))]
         )
         self._sums = sums if self._sums is None else self._sums + sums
+        self._losses.append(torch.stack([next(iter(metrics.values())).detach(), counted]))
 
     def means(self, ranks: Ranks) -> dict[str, float]:
         """The mean of each metric over the pairs of all ranks; empty if nothing was added."""
@@ -39,6 +74,19 @@ class PairSums:
             return {}
         *totals, pairs = ranks.sum(self._sums).tolist()
         return {name: total / pairs for name, total in zip(self._names, totals, strict=True)}
+
+    def held_out(self, ranks: Ranks, per: Callable[[dict[str, float]], dict[str, float]] = dict) -> HeldOut:
+        """The means, under the names of held-out metrics.
+
+        Args:
+            per: Makes the metrics that are shown from the means.
+        """
+        means = self.means(ranks)
+        found = HeldOut({f"held_out/{name}": value for name, value in per(means).items()} if means else {})
+        if self._losses:
+            losses, counted = torch.cat(self._losses, dim=1)
+            found.losses = losses[counted > 0].double()
+        return found
 
 
 def require_finite(losses: Tensor, step: int, names: Sequence[str]) -> None:
@@ -88,9 +136,15 @@ def cut_back(path: Path, step: int | None) -> None:
         if step is None or not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text("".join(kept), encoding="utf-8")
+
+
+def extend_last(path: Path, metrics: Mapping[str, float]) -> None:
+    """Add metrics to the last line of a file of metrics."""
+    *lines, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    with whole(path) as unfinished:
+        unfinished.write_text("".join([*lines, json.dumps(json.loads(last) | metrics) + "\n"]), encoding="utf-8")
 
 
 class MetricsWriter:
@@ -103,8 +157,10 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, logger: Component | None, ranks: Ranks):
+        self._component = logger
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if ranks.is_main else None
-        self._logger = build(logger) if logger and ranks.is_main else None
+        with _named(logger):
+            self._logger = build(logger) if logger and ranks.is_main else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step at once, so that a killed run keeps them."""
@@ -112,11 +168,27 @@ class MetricsWriter:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
         if self._logger is not None:
-            self._logger.log_dict(dict(metrics), step=step)
+            with _named(self._component):
+                self._logger.log_dict(dict(metrics), step=step)
 
     def close(self) -> None:
         """Flush the file and the logger."""
         if self._file is not None:
             self._file.close()
         if self._logger is not None:
-            self._logger.close()
+            with _named(self._component):
+                self._logger.close()
+
+
+@contextmanager
+def _named(logger: Component | None) -> Iterator[None]:
+    """What a logger raises inside, which may be anything of its package and its network, in a line that names it."""
+    try:
+        yield
+    except (PrefkdError, OSError):
+        raise
+    except Exception as error:
+        assert logger is not None, "without a logger nothing is called"
+        raise PrefkdError(
+            f"metric_logger: {logger['_component_']} fails: {first_line(error)}; use other settings, or ~metric_logger"
+        ) from error

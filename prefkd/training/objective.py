@@ -11,7 +11,7 @@ A term is one function. It is called with the `Signals` of a microbatch and its 
 value for each pair, (B,): a loss, or a sum over the pair's tokens or parents. The decorator says which of these, and
 what the term needs; a teacher is loaded only if some term needs one. Dividing is not a term's business: the objective
 divides by all pairs, tokens or parents of the optimizer step, so that no way of batching changes what is learned. What
-a term returns beside, in a dictionary of (B,) values, is logged.
+a term returns beside, in a dictionary of (B,) values, is logged; a sum over another unit stands there as (value, unit).
 
 A term of your own lies in a file of your own, mine.py say, and `_component_: mine.entropy` names it:
 
@@ -27,21 +27,21 @@ A term of your own lies in a file of your own, mine.py say, and `_component_: mi
         return signals.pair_sums(values)
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from prefkd.data.vocabulary import read_vocabulary_map
 from prefkd.errors import PrefkdError
 from prefkd.method import baselines, divergences, preference
 from prefkd.method.dual_space import DualSpaceSide, DualSpaceTerms, dual_space_loss, same_vocabulary_loss
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.signals import Signals, term
-
-Losses = Tensor | tuple[Tensor, dict[str, Tensor]]
+from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.shared_token_terms import gold as gold
+from prefkd.training.shared_token_terms import shared_tokens as shared_tokens
+from prefkd.training.shared_token_terms import x_token as x_token
+from prefkd.training.signals import Losses, Signals, term
 
 
 @term(needs=["reference"])
@@ -157,7 +157,7 @@ def same_vocabulary(
             adaptive_alpha=adaptive_alpha,
         ).sum()
 
-    return signals.pair_sums([_in_chunks(loss, *answer) for answer in _same_targets(signals)])
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
 
 
 @term(needs=["teacher_states"], unit="token")
@@ -168,7 +168,7 @@ def uld(signals: Signals) -> Losses:
         labels = student.targets[None], teacher.targets[None]
         return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
 
-    return signals.pair_sums([_in_chunks(loss, *answer) for answer in signals.answers()])
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in signals.answers()])
 
 
 @term(needs=["vocabularies"], unit="token")
@@ -197,7 +197,7 @@ def min_ed(signals: Signals, vocabulary_map: Path, temperature: float = 2.0) -> 
             temperature=temperature,
         )
 
-    return signals.pair_sums([_made_anew(loss, *answer) for answer in signals.answers()])
+    return signals.pair_sums([made_anew(loss, *answer) for answer in signals.answers()])
 
 
 @term(needs=["teacher_logprobs"], unit="parent")
@@ -240,7 +240,13 @@ def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:
 
 def _side(states: TokenStates) -> DualSpaceSide:
     return DualSpaceSide(
-        states.inputs[None], states.targets[None], states.hidden[None], embedding=states.embedding, head=states.head
+        states.inputs[None],
+        states.targets[None],
+        states.hidden[None],
+        embedding=states.embedding,
+        head=states.head,
+        scale=states.scale,
+        cap=states.cap,
     )
 
 
@@ -253,26 +259,3 @@ def _same_targets(signals: Signals) -> list[tuple[TokenStates, TokenStates]]:
                 "give both the same template"
             )
     return answers
-
-
-def _in_chunks(
-    loss: Callable[[TokenStates, TokenStates], Tensor], student: TokenStates, teacher: TokenStates
-) -> Tensor:
-    """A loss that compares target i with target i, of an answer: the sum over chunks of them."""
-    length = min(len(student.targets), len(teacher.targets))
-    ends = [min(start + student.chunk_size, length) for start in range(0, length, student.chunk_size)]
-    starts = [0, *ends[:-1]]
-    chunks = [
-        _made_anew(loss, student.part(start, end), teacher.part(start, end))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    return torch.stack(chunks).sum()
-
-
-def _made_anew(
-    loss: Callable[[TokenStates, TokenStates], Tensor], student: TokenStates, teacher: TokenStates
-) -> Tensor:
-    """A loss whose logits are not kept for backward, which makes them once more."""
-    value = checkpoint(loss, student, teacher, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(value, Tensor)
-    return value

@@ -1,6 +1,5 @@
 """Optimizer, learning-rate schedule and gradient clipping."""
 
-import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import Component, build, import_dotpath
+from prefkd.config.components import parameters_of
+from prefkd.errors import PrefkdError
 
 
 def build_optimizer(component: Component, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
@@ -24,9 +25,16 @@ def build_optimizer(component: Component, parameters: Iterable[nn.Parameter] | I
 
 def build_schedule(component: Component, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
     """The configured schedule. A constant one does not ask for the number of steps, the others get it."""
-    accepted = inspect.signature(import_dotpath(component["_component_"])).parameters
+    accepted = parameters_of(import_dotpath(component["_component_"]))
     length = {"num_training_steps": num_training_steps} if "num_training_steps" in accepted else {}
-    return build(component, optimizer, **length)
+    schedule = build(component, optimizer, **length)
+    own_length = getattr(schedule, "total_steps", None)  # of OneCycleLR, which refuses to step any further
+    if isinstance(own_length, int) and own_length < num_training_steps:
+        raise PrefkdError(
+            f"lr_schedule: {component['_component_']} ends after {own_length} steps, and the run has "
+            f"{num_training_steps}; set its total_steps, or training.max_steps"
+        )
+    return schedule
 
 
 def clip_gradients(optimizer: Optimizer, max_norm: float) -> float:

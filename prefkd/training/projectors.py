@@ -1,5 +1,6 @@
 """Projectors: what dual-space distillation trains beside the student, with a learning rate of its own."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import AutoConfig
 
 from prefkd.errors import PrefkdError
+from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
@@ -33,7 +35,7 @@ class ProjectorConfig:
     path: Path | None = None
 
     def problems(self) -> Iterator[str]:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
         if self.warmup_steps < 0:
             yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"
@@ -81,9 +83,8 @@ def save_projectors(model: LogprobModel, folder: Path, *, ranks: Ranks) -> dict[
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(model.projectors, options=options)
     if ranks.is_main:
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
     ranks.wait()
     return {"projectors": path}
 

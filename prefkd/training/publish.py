@@ -1,5 +1,9 @@
 """What goes with a trained model: a model card, and, where it is asked for, a place on the Hugging Face Hub."""
 
+import hashlib
+import json
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +14,17 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from omegaconf import OmegaConf
 
 import prefkd
+from prefkd.catalog import CONFIGS
 from prefkd.config import read_yaml
 from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError
+from prefkd.files import sha256
 from prefkd.hub import hub_token
 from prefkd.models.load import ModelConfig, TeacherConfig
+from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
+from prefkd.training.metrics import Outcome
 
 # Settings about this machine and its user, which say nothing of the model.
 _LOCAL = ("output_dir", "metric_logger", "push_to_hub")
@@ -46,31 +54,22 @@ class HubConfig:
             yield "repo_id: there is no token to write with; put one into HF_TOKEN or .env"
 
 
-def write_card(
-    recipe: str, config: Any, folder: Path, before: Mapping[str, float], after: Mapping[str, float], *, ranks: Ranks
-) -> None:
+def write_card(recipe: str, config: Any, folder: Path, outcome: Outcome, *, ranks: Ranks) -> None:
     """Write README.md into the folder of a trained model: what it was made from, how, what came of it, how to use it.
 
     Args:
         config: The recipe's config, with a model that learns and perhaps a teacher.
-        before, after: Held-out metrics before and after training.
+        outcome: Held-out metrics.
     """
     if ranks.is_main:
         settings = read_yaml(config.output_dir / "config.yaml")
-        text = card(recipe, config, settings, folder.name, before, after)
+        text = card(recipe, config, settings, folder.name, outcome)
         (folder / "README.md").write_text(text, encoding="utf-8")
     ranks.wait()
 
 
-def card(
-    recipe: str,
-    config: Any,
-    settings: Mapping[Any, Any],
-    kind: str,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-) -> str:
-    """The text of a model card.
+def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outcome: Outcome) -> str:
+    """The text of a model card. It names files of this machine without their folders (`public_name`).
 
     Args:
         settings: The config as it was written down.
@@ -78,7 +77,7 @@ def card(
     """
     base = setting(config, ModelConfig, but=TeacherConfig)
     assert base is not None, "a recipe trains a model"
-    on_hub = not Path(base.path).is_dir()
+    on_hub, name = not Path(base.path).is_dir(), public_name(base.path)
     header = ModelCardData(
         base_model=base.path if on_hub else None,
         library_name="peft" if kind == "adapter" else "transformers",
@@ -86,26 +85,58 @@ def card(
         tags=["prefkd", recipe],
     )
     data = config.data
-    held_out = data.held_out_source or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
+    held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
+    held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
     made_from = {
-        "Start": f"`{base.path}`",
+        "Start": f"`{name}`",
         **_teacher(config),
-        "Pairs": f"`{data.source}`" + (", chosen and rejected swapped" if data.reverse else ""),
+        "Pairs": f"`{public_name(data.source, read_folder=True)}`"
+        + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",
     }
-    shown = {name: value for name, value in settings.items() if name not in _LOCAL}
-    metrics = [f"| {name.removeprefix('held_out/')} | {before[name]:.4f} | {after[name]:.4f} |" for name in before]
-    results = ["| | before | after |", "|---|---|---|", *metrics] if metrics else ["There were no held-out pairs."]
+    shown = {name: _without_folders(value) for name, value in settings.items() if name not in _LOCAL}
     return "\n".join(
         [
-            *("---", header.to_yaml(), "---", "", f"# {base.path.rstrip('/').rpartition('/')[2]}, {recipe}", ""),
+            *("---", header.to_yaml(), "---", "", f"# {name.rpartition('/')[2]}, {recipe}", ""),
             f"Trained with recipe `{recipe}` of prefkd {prefkd.__version__}.",
             *("", *(f"- **{name}**: {value}" for name, value in made_from.items()), ""),
-            *("## Held-out pairs", "", *results, ""),
-            *("## Use", "", "```python", *_use(kind, base.path), "```", ""),
+            *("## Held-out pairs", "", *_results(outcome), ""),
+            *("## Use", "", "```python", *_use(kind, base.path if on_hub else f"path of {name}"), "```", ""),
             *("## Settings", "", "```yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), "```", ""),
         ]
     )
+
+
+def public_name(path: str, *, read_folder: bool = False) -> str:
+    """What others may call a file or a folder of this machine: its base name, and of a file a part of its SHA-256.
+
+    Shipped files have the name that a config gives them. What is not here, the id of a repository say, stays as it is.
+
+    Args:
+        read_folder: Whether a folder, of data say, is told by the content of its files too.
+    """
+    place = Path(os.path.expanduser(path))
+    if not os.path.exists(place):  # unlike Path.exists, for a long text too
+        return place.name if place.is_absolute() else path
+    if place.resolve().is_relative_to(CONFIGS):
+        return place.resolve().relative_to(CONFIGS).as_posix()
+    name = place.resolve().name
+    if place.is_file():
+        return f"{name} (sha256 {sha256(place)[:12]})"
+    if not read_folder:
+        return name
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    digests = "".join(f"{file.relative_to(place).as_posix()} {sha256(file)}\n" for file in files)
+    return f"{name} (sha256 {hashlib.sha256(digests.encode()).hexdigest()[:12]})"
+
+
+def try_it(folder: Path) -> str:
+    """A command that lets a saved model answer."""
+    code = (
+        "import sys, transformers; chat = transformers.pipeline('text-generation', sys.argv[1]); "
+        "print(chat([{'role': 'user', 'content': sys.argv[2]}])[0]['generated_text'][-1]['content'])"
+    )
+    return f'talk to it: python -c "{code}" {shlex.quote(str(folder))} "Hello!"'
 
 
 def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display) -> None:
@@ -119,7 +150,12 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
     api = HfApi(token=hub_token())
     try:
         api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
-        api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Upload a model trained with prefkd")
+        adapter = _adapter_config(folder)
+        left_out = [CONFIG] if adapter else None
+        commit = "Upload a model trained with prefkd"
+        api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message=commit, ignore_patterns=left_out)
+        if adapter:
+            api.upload_file(repo_id=hub.repo_id, path_or_fileobj=adapter, path_in_repo=CONFIG, commit_message=commit)
     except Exception as error:  # of huggingface_hub and of the network, a dozen unrelated types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         again = f"hf upload {hub.repo_id} {folder}"
@@ -127,15 +163,52 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
     display.say(f"pushed to https://huggingface.co/{hub.repo_id}")
 
 
+def _results(outcome: Outcome) -> list[str]:
+    if not outcome.written:
+        return ["There were no held-out pairs."]
+    columns = (outcome.before, outcome.written, outcome.in_memory)
+    rows = [
+        f"| {name.removeprefix('held_out/')} | {' | '.join(f'{column[name]:.4f}' for column in columns)} |"
+        for name in outcome.before
+    ]
+    return [
+        "Before training, after it with the weights of this folder, and after it before they were saved.",
+        *("", "| | before | after | after, in memory |", "|---|---|---|---|", *rows),
+    ]
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting in which no path names the folders of this machine."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return public_name(value) if isinstance(value, str) and "/" in value else value
+
+
+def _adapter_config(folder: Path) -> bytes:
+    """An adapter's config for others, empty if there is none or nothing in it is of this machine.
+
+    In the folder here it keeps the path of its base, from which peft loads it.
+    """
+    if not (folder / CONFIG).is_file():
+        return b""
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    base = written["base_model_name_or_path"]
+    if not Path(base).is_dir():
+        return b""
+    return json.dumps(written | {"base_model_name_or_path": public_name(base)}, indent=2).encode()
+
+
 def _teacher(config: Any) -> dict[str, str]:
     teacher: Any = setting(config, TeacherConfig)
     if teacher is None:
         return {}
     if teacher.path is None:
-        return {"Teacher": f"scores in `{teacher.scores}`"}
-    adapter = f" with the adapter `{teacher.adapter}`" if teacher.adapter else ""
+        return {"Teacher": f"scores in `{public_name(str(teacher.scores), read_folder=True)}`"}
+    adapter = f" with the adapter `{public_name(teacher.adapter)}`" if teacher.adapter else ""
     quantized = f", {teacher.quantization}" if teacher.quantization != "none" else ""
-    return {"Teacher": f"`{teacher.path}`{adapter}, {teacher.dtype}{quantized}"}
+    return {"Teacher": f"`{public_name(teacher.path)}`{adapter}, {teacher.dtype}{quantized}"}
 
 
 def _use(kind: str, base: str) -> list[str]:
@@ -144,10 +217,11 @@ def _use(kind: str, base: str) -> list[str]:
             "from peft import PeftModel",
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(base, "this folder")',
+            'model.generation_config = GenerationConfig.from_pretrained("this folder")  # its ends',
         ]
     }.get(kind, ['model = AutoModelForCausalLM.from_pretrained("this folder")'])
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', GenerationConfig' * (kind == 'adapter')}",
         *load,
         'tokenizer = AutoTokenizer.from_pretrained("this folder")',
     ]

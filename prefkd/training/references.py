@@ -7,6 +7,7 @@ nothing. It takes 4 bytes a parent, and is removed as the rest of that cache is:
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.config import HF_DATASETS_CACHE
+from filelock import FileLock
 
 from prefkd.data.batches import Microbatch, PairBatch, ParentScores, pair_lengths, split_step
 from prefkd.data.fingerprints import STUDENT_COLUMNS, Fingerprint, pairs_fingerprint
@@ -63,25 +65,19 @@ def add_own_start(
         "pairs_per_shard": PAIRS_PER_SHARD,
     }
     start = Scores(Path(HF_DATASETS_CACHE) / "prefkd_own_start" / fingerprint("own start", parts), parts)
-    if ranks.is_main:
-        begin_scores(start.folder, parts)
-    # The main rank alone looks, reads and writes there: the nodes of a cluster need not share the cache.
-    left = [shard for shard in plan_shards(parts) if ranks.is_main and not is_finished(start.folder, shard)]
-    left = ranks.gather(left)[0]
-    if left:
-        was_training = model.training
-        model.eval()
-        _read_shards(
-            start.folder,
-            left,
-            splits,
-            model,
-            collate=collate,
-            size=training.microbatch_size,
-            ranks=ranks,
-            display=display,
-        )
-        model.train(was_training)
+    start.folder.mkdir(parents=True, exist_ok=True)
+    # The main rank alone looks and writes there: the nodes of a cluster need not share the cache. Runs that start
+    # together wait for the first of them.
+    with FileLock(start.folder / ".lock") if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            begin_scores(start.folder, parts)
+        left = [shard for shard in plan_shards(parts) if ranks.is_main and not is_finished(start.folder, shard)]
+        left = ranks.gather(left)[0]
+        if left:
+            was_training, size = model.training, training.microbatch_size
+            model.eval()
+            _read_shards(start.folder, left, splits, model, collate=collate, size=size, ranks=ranks, display=display)
+            model.train(was_training)
     stored = {name: start.read(name) if ranks.is_main else None for name in splits}
     read = ranks.gather({name: rows and rows.select_columns(list(COLUMNS)).to_dict() for name, rows in stored.items()})
     run.train_pairs, run.held_out_pairs = (split.with_columns(read[0][name]) for name, split in splits.items())

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import save_config
 from prefkd.data.aligned import AlignedPairs
-from prefkd.data.batches import pair_lengths, plan_steps
+from prefkd.data.batches import pair_lengths, plan_epochs
 from prefkd.data.templates import ModelSide
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
@@ -75,10 +75,8 @@ def epochs_of_steps(lengths: Sequence[int], training: TrainingConfig) -> list[li
     Args:
         lengths: Tokens of each row; rows of like length make a step.
     """
-    epochs = (
-        plan_steps(lengths, training.batch_size, seed=training.seed, epoch=epoch) for epoch in range(training.epochs)
-    )
-    return [rows for steps in epochs for rows in steps][: training.max_steps]
+    epochs, max_steps = training.epochs, training.max_steps
+    return plan_epochs(lengths, training.batch_size, seed=training.seed, epochs=epochs, max_steps=max_steps)
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

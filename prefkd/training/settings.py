@@ -8,6 +8,13 @@ from typing import Literal
 
 import torch
 
+from prefkd.config.hints import LARGEST_SEED, size_problems
+
+# More passes over the data than this are planned ahead for minutes, and never end.
+MOST_EPOCHS = 10_000
+
+Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
+
 
 @dataclass
 class TrainingConfig:
@@ -20,6 +27,10 @@ class TrainingConfig:
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
         precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
+        export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
+            unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
+            number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
+            precision and float32 for others. Adapters are float32 always.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
@@ -42,6 +53,7 @@ class TrainingConfig:
     microbatch_size: int = 4
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    export: Export = "auto"
     activation_checkpointing: bool = False
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
@@ -60,11 +72,10 @@ class TrainingConfig:
         return getattr(torch, self.precision)
 
     def problems(self) -> Iterator[str]:
-        sizes = ("epochs", "max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
-        for name in (*sizes, "checkpoint_every", "keep_checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name}: {value} is too small; use 1 or more"
+        sizes = ("max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
+        yield from size_problems(self, *sizes, "checkpoint_every", "keep_checkpoints")
+        yield from size_problems(self, "epochs", most=MOST_EPOCHS)
+        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -75,7 +86,13 @@ def output_problems(output_dir: Path) -> Iterator[str]:
     """What stands in the way of writing a new run to a folder."""
     if (output_dir / "metrics.jsonl").exists():
         yield f"output_dir: {output_dir} holds an earlier run; name another folder or remove that one"
-    elif output_dir.exists() and not output_dir.is_dir():
+    else:
+        yield from folder_problems(output_dir)
+
+
+def folder_problems(output_dir: Path) -> Iterator[str]:
+    """What stands in the way of writing to a folder, which need not be there."""
+    if output_dir.exists() and not output_dir.is_dir():
         yield f"output_dir: {output_dir} is a file; name a folder"
     else:
         there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())

@@ -1,6 +1,6 @@
 """What the terms of an objective are computed from, and how a term says which of it it needs."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +22,8 @@ IMPLIED: dict[Need, tuple[Need, ...]] = {
     "vocabularies": ("teacher_states",),
     "one_vocabulary": ("teacher_states",),
 }
+# What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
+Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -42,7 +44,7 @@ class Signals:
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
         projectors: Those between the hidden states of both models.
-        vocabularies: The text of each token of both models.
+        vocabularies: The tokens of both models.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
         only_projectors: Whether this step trains the projectors alone.
     """

@@ -1,6 +1,5 @@
 """How a checkpoint gets to the disk: under a temporary name, flushed, renamed; so it is there whole or not at all."""
 
-import hashlib
 import json
 import os
 import random
@@ -17,8 +16,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from prefkd.errors import PrefkdError
+from prefkd.files import sha256, whole
 from prefkd.ranks import Ranks
 
 RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
@@ -45,6 +46,7 @@ class Snapshot:
 
     Attributes:
         tensors: What learns, and the optimizer's state; parts of sharded ones.
+        loss: What the loss remembers of earlier steps.
         random_state: That of this process.
         run: What the run was started with.
     """
@@ -52,6 +54,7 @@ class Snapshot:
     progress: Progress
     tensors: dict[str, Any]
     lr_schedule: dict[str, Any]
+    loss: dict[str, Any]
     random_state: dict[str, Any]
     run: dict[str, Any]
 
@@ -87,7 +90,8 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
 
     def write_rest() -> None:
         if ranks.is_main:
-            torch.save({"lr_schedule": snapshot.lr_schedule, "random": random_states}, unfinished / STATE)
+            state = {"lr_schedule": snapshot.lr_schedule, "loss": snapshot.loss, "random": random_states}
+            torch.save(state, unfinished / STATE)
             write_json(unfinished / RUN, snapshot.run)
 
     def digest() -> dict[str, str]:
@@ -171,22 +175,21 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def digests(folder: Path, names: list[str]) -> dict[str, str]:
     """SHA-256 of files by name."""
-    found = {}
-    for name in names:
-        with (folder / name).open("rb") as content:
-            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    return {name: sha256(folder / name) for name in names}
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _copied(value: Any) -> Any:
     """Nested dictionaries and lists with copies of the tensors in them, in main memory."""
+    if is_traceable_wrapper_subclass(value):  # 8-bit moments among them, whose own `to` copies nothing on a CPU
+        names, context = value.__tensor_flatten__()
+        parts = {name: _copied(getattr(value, name)) for name in names}
+        return type(value).__tensor_unflatten__(parts, context, value.shape, value.stride())
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -41,11 +41,10 @@ class PieceReader:
         Args:
             pieces: Of each, whether it begins an answer, and its token ids.
         """
-        # At the start of an answer such a tokenizer has put a blank that is not in the text, and decoding strips it.
-        stripped = [begins and self.begins_with_blank for begins, _ in pieces]
-        letters = [[] if strip else self._letter for strip in stripped]
-        decoded = self._decode([[*letter, *ids] for letter, (_, ids) in zip(letters, pieces, strict=True)])
-        return [text if strip else text[self._letter_length :] for strip, text in zip(stripped, decoded, strict=True)]
+        decoded = self._decode([[*self._letter, *ids] for _, ids in pieces])
+        # At the start of an answer there may be a blank that is not in its text.
+        starts = [self._letter_length + (begins and self.begins_with_blank) for begins, _ in pieces]
+        return [text[start:] for text, start in zip(decoded, starts, strict=True)]
 
     def _token(self, token_id: int) -> str:
         """One token for a reader: its text; of a part of a character the bytes."""

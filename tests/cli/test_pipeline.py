@@ -10,11 +10,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Ended
 
 from prefkd import catalog
+from prefkd.cli.main import main
 from prefkd.pipeline.stages import mentions, read_pipeline
 
 CHAIN = """
@@ -39,9 +41,33 @@ stages:
 """
 
 
+class ForkedStage:
+    """What `subprocess.Popen` gives for a stage, as a fork of this process, which has imported everything already.
+
+    The tests that start the command itself run their stages as users do.
+    """
+
+    def __init__(self, command: list[str], pass_fds: tuple[int, ...] = ()):
+        assert command[:3] == [sys.executable, "-m", "prefkd"]
+        self.pid = os.fork()
+        if not self.pid:
+            code = 1
+            try:
+                code = main(command[3:])
+            finally:
+                os._exit(code)
+
+    def wait(self, timeout: float | None = None) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+
 @pytest.fixture
 def chain(folder, monkeypatch) -> Path:
     """The folder of the outputs of chain.yaml: left and right, from which last joins its text."""
+    monkeypatch.setattr("prefkd.cli.pipeline.subprocess", SimpleNamespace(Popen=ForkedStage))
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shutil.copy(Path(__file__).with_name("stage_recipe.py"), "join.py")

@@ -1,11 +1,12 @@
 """The report counts what is in the data set and what is not."""
 
 import json
+from collections import Counter
 
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.pairs import DataConfig
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokenizing import NO_PARENT, SAME_TOKENS, align_pairs
 from tests.data.test_tokenizing import TEXT_PAIRS, make_pairs
 from tests.tiny import make_tokenizer
 
@@ -14,8 +15,9 @@ STUDENT, TEACHER = ModelSide(make_tokenizer("byte_level")), ModelSide(make_token
 
 def report(answers, config, student=STUDENT, contrast=None):
     pairs = make_pairs(answers)
-    aligned = align_pairs(pairs, student, TEACHER, config=config, contrast=contrast)
-    return alignment_report(aligned, pairs), aligned[:]
+    left_out = Counter()
+    aligned = align_pairs(pairs, student, TEACHER, config=config, contrast=contrast, left_out=left_out)
+    return alignment_report(aligned, pairs, left_out), aligned[:]
 
 
 def test_counts_of_whole_pairs():
@@ -57,4 +59,12 @@ def test_counts_of_what_was_cut():
 def test_nothing_left_is_still_a_report():
     config = DataConfig("pairs.jsonl", max_length=7, max_prompt_length=5)
     found, _ = report([("👍🏽", "🙃")], config)
-    assert found == {"pairs": 0, "dropped_pairs": 1}
+    assert found == {"pairs": 0, "dropped_pairs": 1, "dropped_for": {NO_PARENT: 1}}
+
+
+def test_pairs_are_left_out_for_reasons_of_their_own():
+    same = "Boil the eggs for eight minutes, then cool them "
+    answers = [*TEXT_PAIRS, ("👍🏽", "🙃"), (f"{same} well.", f"{same} not.")]
+    found, _ = report(answers, DataConfig("pairs.jsonl", max_length=7, max_prompt_length=5))
+    assert found["dropped_for"] == {NO_PARENT: 1, SAME_TOKENS: 1}
+    assert found["dropped_pairs"] == 2

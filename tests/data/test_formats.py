@@ -1,8 +1,13 @@
 """Every form in which pairs come is read into the same pair, and every bad row is told by its field."""
 
-import pytest
+import json
 
-from prefkd.data.formats import detect_format, read_pair
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefkd.data.fields import METADATA, has_content, is_metadata
+from prefkd.data.formats import detect_format, read_pair, unread
 from prefkd.errors import DataError
 
 
@@ -154,7 +159,7 @@ BAD = {
     "content in parts": (
         "conversational",
         GOOD_TALK | {"prompt": [user([{"type": "text"}])]},
-        "'content' in message 1 of field 'prompt' is a list: expected text",
+        "'content' in message 1 of field 'prompt' has a part without 'text': expected text only",
     ),
     "answer of the user": (
         "conversational",
@@ -200,7 +205,7 @@ BAD = {
     "no transcript": (
         "hh",
         GOOD,
-        "field 'prompt' is no transcript: expected it to begin with 'Human:'",
+        "field 'prompt' is not a transcript: expected it to begin with 'Human:'",
     ),
     "different transcripts": (
         "hh",
@@ -236,3 +241,230 @@ def test_text_becomes_nfc():
     pair = read_pair(decomposed, "standard")
     assert [turn["content"] for turn in pair.prompt] == ["\u00e9", "\u00f6?"]
     assert pair.chosen == "\u1ea1\u0308"
+
+
+# ------------------------------------------------------------------------- what a message holds beside its text
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+PARTS = {
+    "tool_calls": [CALL],
+    "function_call": {"name": "get_weather", "arguments": "{}"},
+    "reasoning_content": "It rains.",
+    "thinking": "It rains.",
+    "name": "Ann",
+    "images": ["a.png"],
+    "audio": {"id": "a1"},
+    "refusal": "I cannot.",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("place", ["prompt", "chosen", "rejected"])
+def test_a_part_that_a_model_would_read_is_never_dropped(part, place):
+    row = {name: [dict(message) for message in value] for name, value in GOOD_TALK.items()}
+    number = 2 if place == "prompt" else 1
+    row[place][number - 1][part] = PARTS[part]
+    with pytest.raises(DataError) as error:
+        read_pair(row, detect_format(row))
+    assert str(error.value) == f"'{part}' in message {number} of field '{place}' cannot be read"
+
+
+def test_a_call_without_text_is_told_by_the_call():
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    with pytest.raises(DataError, match="'tool_calls' in message 2 of field 'prompt' cannot be read"):
+        read_pair(GOOD_TALK | {"prompt": [user("Hi"), call, user("Why?")]}, "conversational")
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}, [None], {"name": None}, False, " ", float("nan")])
+def test_parts_without_content_are_what_arrow_fills_in(nothing):
+    filled = [turn | dict.fromkeys(PARTS, nothing) for turn in TALK]
+    assert read_pair(GOOD_TALK | {"prompt": filled}, "conversational").prompt == TALK
+
+
+def test_parts_of_text_are_joined():
+    parts = [{"type": "text", "text": "Wh", "image": None}, {"type": "text", "text": "y?"}]
+    pair = read_pair(
+        {"prompt": [user(parts)], "chosen": [assistant([{"text": "Yes."}])], "rejected": "No."}, "conversational"
+    )
+    assert pair == ([user("Why?")], "Yes.", "No.")
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({"type": "image"}, "has a part of type 'image': expected text only"),
+        ({"type": "image_url", "image_url": {"url": "a"}}, "has a part of type 'image_url': expected text only"),
+        ({"type": "text", "text": "a", "image": "b"}, "has a part with 'image': expected text only"),
+        (7, "is a list with a number in it: expected text, or parts of type text"),
+    ],
+)
+def test_other_parts_are_refused(part, problem):
+    with pytest.raises(DataError) as error:
+        read_pair(GOOD_TALK | {"prompt": [user([{"type": "text", "text": "Hi"}, part])]}, "conversational")
+    assert str(error.value) == f"'content' in message 1 of field 'prompt' {problem}"
+
+
+# --------------------------------------------------------------------------------- messages written as text
+
+SPELLINGS = {
+    "JSON": lambda value: json.dumps(value, indent=1),
+    "Python": str,
+    "NumPy": lambda value: "[" + "\n ".join(map(str, value)) + "]",
+    "pandas": lambda value: f"array([{', '.join(map(str, value))}], dtype=object)",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("sharegpt", [False, True])
+def test_messages_written_as_text_are_read(spelling, sharegpt):
+    def conversation(answer):
+        turns = [user('It\'s "why"?\n{ok}'), assistant(answer)]
+        return [{"from": turn["role"], "value": turn["content"]} for turn in turns] if sharegpt else turns
+
+    row = {name: SPELLINGS[spelling](conversation(text)) for name, text in (("chosen", "Good."), ("rejected", "Bad."))}
+    for prompt in (None, "", 'It\'s "why"?\n{ok}'):
+        whole = row | {"prompt": prompt}
+        pair = read_pair(whole, detect_format(whole))
+        assert pair == ([user('It\'s "why"?\n{ok}')], "Good.", "Bad.")
+
+
+def test_one_message_and_a_prompt_written_as_text_are_read():
+    row = {"prompt": json.dumps(TALK), "chosen": str(assistant("Because.")), "rejected": "No."}
+    assert read_pair(row, detect_format(row)) == (TALK, "Because.", "No.")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"name": "Ann", "age": 4}]',
+        "[1, 2, 3]",
+        "[]",
+        "{}",
+        '{"role": "admin", "content": "x"}',
+        '[{"role": "admin"}, {"role": "guest"}]',
+        "[Verse 1]\nHello",
+        "{ broken",
+        "[" * 5000,
+        "['a', 'b']",
+    ],
+)
+def test_an_answer_that_is_no_conversation_stays_text(answer):
+    row = GOOD | {"chosen": answer}
+    assert read_pair(row, detect_format(row)).chosen == answer
+
+
+def test_messages_that_are_broken_off_are_never_learnt_as_text():
+    row = GOOD | {"chosen": '[{"role": "user", "content": "Hi"}, {"role": "assis'}
+    with pytest.raises(DataError, match="field 'chosen' looks like messages written as text, and is neither JSON nor"):
+        detect_format(row)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), values, max_size=3)))
+def test_a_list_of_messages_is_never_text(value):
+    """Whatever stands in their keys: either they are read, or the row is bad."""
+    row = GOOD | {"chosen": json.dumps(value)}
+    whole = value and all({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn) for turn in value)
+    try:
+        pair = read_pair(row, detect_format(row))
+    except DataError:
+        return
+    assert not whole or pair.chosen != row["chosen"]
+
+
+# ------------------------------------------------------------------------------------ fields beside the format's
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ({"history": [["Hi", "Hello"]]}, "history"),
+        ({"input": "2 + 2"}, "input"),
+        ({"context": [user("Hi"), assistant("Hello")]}, "context"),
+        ({"tools": [CALL]}, "tools"),
+        ({"images": [{"bytes": b"x", "path": None}]}, "images"),
+        ({"initial_reason_steps": "First,"}, "initial_reason_steps"),
+        ({"system_prompt": "Be brief."}, "system_prompt"),
+        ({"messages": [user("Who?"), assistant("Because.")]}, "messages"),
+    ],
+)
+def test_a_field_that_belongs_to_the_prompt_is_never_dropped(extra, name):
+    with pytest.raises(DataError) as error:
+        read_pair(GOOD | extra, "standard")
+    assert str(error.value) == (
+        f"field '{name}' cannot be read, and the prompt is another without it: put it into the prompt, or remove it"
+    )
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"history": [], "input": "", "tools": None, "images": [None], "context": float("nan")},
+        {"messages": [user("Why?"), assistant("Something else.")]},
+        {"messages": json.dumps([user("Why?"), assistant("Because.")])},
+        {"conversation": [{"input": "Why?", "output": "Something else."}]},
+        {"question": " Why?", "instruction": "Why?"},
+    ],
+)
+def test_a_field_that_only_repeats_the_prompt_changes_nothing(extra):
+    assert read_pair(GOOD | extra, "standard") == read_pair(GOOD, "standard")
+    assert unread(GOOD | extra, "standard") == []
+
+
+def test_two_system_messages_that_differ_are_a_bad_row():
+    row = GOOD_TALK | {"prompt": [SYSTEM, *TALK]}
+    assert read_pair(row | {"system": "Be brief. "}, "conversational").prompt == [SYSTEM, *TALK]
+    with pytest.raises(DataError, match="field 'system' is not the system message of the prompt"):
+        read_pair(row | {"system": "Be long."}, "conversational")
+    with pytest.raises(DataError, match="field 'system' is a list: expected text"):
+        read_pair(GOOD | {"system": ["Be long."]}, "standard")
+
+
+def test_unknown_fields_and_keys_are_told_and_metadata_is_not():
+    turn = assistant("Because.") | {"mood": "good", "timestamp": "2024", "id": 3}
+    row = {"prompt": TALK, "chosen": [turn], "rejected": [assistant("No.")], "critique": "Short.", "margin": 1.5}
+    row |= {"score_chosen": 9.0, "chosen-model": "m", "prompt_id": "a", "Unnamed: 0": "7", "notes": ""}
+    assert unread(row, "conversational") == ["critique", "chosen[].mood"]
+
+
+def test_no_field_of_a_format_is_called_metadata():
+    names = "prompt chosen rejected system conversations messages history input tools images content answer completions"
+    assert not [name for name in names.split() if is_metadata(name)]
+    assert len(set(METADATA)) == len(METADATA)
+    assert has_content(0) and not has_content({"a": [None, ""]})
+
+
+# ------------------------------------------------------------------------------------------ prompts that are hints
+
+
+def test_an_empty_prompt_counts_as_none():
+    for nothing in ("", " ", [], None):
+        row = {"prompt": nothing, "chosen": [*TALK, assistant("Because.")], "rejected": [*TALK, assistant("No.")]}
+        assert read_pair(row, detect_format(row)).prompt == TALK
+        row = {"prompt": nothing, "chosen": f"{HH} Because.", "rejected": f"{HH} No."}
+        assert read_pair(row, detect_format(row)).prompt == TALK
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "Why?", " Hi\n", [user("Why?")]])
+def test_a_prompt_may_be_any_message_of_the_user_in_the_conversation(prompt):
+    row = {
+        "prompt": prompt,
+        "chosen": [SYSTEM, *TALK, assistant("Because.")],
+        "rejected": [SYSTEM, *TALK, assistant("No.")],
+    }
+    assert read_pair(row, detect_format(row)).prompt == [SYSTEM, *TALK]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["Human: rewrite line 3", "\n\nHuman: Hi", "Assistant: a\n\nAssistant: b", "Why? \n\nHuman: x\n\nAssistant: y"],
+)
+def test_one_speaker_makes_no_transcript(prompt):
+    row = GOOD | {"prompt": prompt}
+    assert detect_format(row) == "standard"
+    assert read_pair(row, "standard").prompt == [user(prompt)]

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from prefkd.data import sources
+from prefkd.data.containers import KINDS
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.errors import DataError
 
@@ -117,8 +118,8 @@ BAD_LINES = {
         "field 'chosen' is an object: expected text",
     ),
     "not an object": (json.dumps(["Q?", "yes", "no"]), "it is of type list: expected an object with named fields"),
-    "not JSON": ('{"prompt": "Q?", "chosen"', "no valid JSON (Expecting ':' delimiter at column 26)"),
-    "not UTF-8": (b'{"prompt": "\xff"}', "no valid UTF-8 (invalid start byte at byte 12)"),
+    "not JSON": ('{"prompt": "Q?", "chosen"', "not valid JSON (Expecting ':' delimiter at column 26)"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "not valid UTF-8 (invalid start byte at byte 12)"),
 }
 
 
@@ -131,17 +132,17 @@ def test_a_bad_row_is_an_error_that_names_file_row_and_field(tmp_path, line, pro
     with pytest.raises(DataError) as error:
         load_pairs(DataConfig(str(path)))
     assert str(error.value).startswith(f"row 3 of p.jsonl: {problem}")
-    assert str(error.value).endswith("; mend the data, or leave such rows out with on_bad_row: skip")
+    assert str(error.value).endswith("; fix the data, or leave such rows out with on_bad_row: skip")
 
     splits = load_pairs(DataConfig(str(path), on_bad_row="skip", **ALL))
     assert plain(splits.train) == ROWS[:2] + ROWS[3:]
-    assert [str(row) for row in splits.skipped] == [str(error.value).partition("; mend")[0]]
+    assert [str(row) for row in splits.skipped] == [str(error.value).partition("; fix")[0]]
 
 
 def test_all_bad_rows_are_counted(tmp_path):
     rows = [row | {"chosen": "" if i % 5 == 1 else row["chosen"]} for i, row in enumerate(ROWS)]
     path = str(write(tmp_path / "p.jsonl", rows))
-    with pytest.raises(DataError, match=r"row 2 of p.jsonl: field 'chosen' is empty.*; 3 more rows are bad; mend"):
+    with pytest.raises(DataError, match=r"row 2 of p.jsonl: field 'chosen' is empty.*; 3 more rows are bad; fix"):
         load_pairs(DataConfig(path))
     for _ in range(2):  # the second time out of the cache
         splits = load_pairs(DataConfig(path, on_bad_row="skip", **ALL))
@@ -159,8 +160,10 @@ def test_a_first_row_without_a_form_does_not_decide_for_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("p.parquet", b"PAR0", "p.parquet: cannot be read as .parquet"),
-        ("p.jsonl.gz", b"{}", "p.jsonl.gz: cannot be read as .jsonl.gz"),
+        ("p.parquet", b"PAR0", "p.parquet is not Parquet; name it after what it is"),
+        ("p.parquet", b"PAR1 and no more", "p.parquet: cannot be read as .parquet ("),
+        ("p.jsonl.gz", b"{}", "p.jsonl.gz is not gzip; name it after what it is"),
+        ("p.jsonl.gz", b"\x1f\x8b and no more", "p.jsonl.gz: cannot be read as .jsonl.gz ("),
         ("p.json", b'[{"prompt": ', "p.json: cannot be read as .json"),
         ("p.csv", b'prompt,chosen,rejected\n"a,b\n', "p.csv: cannot be read as .csv"),
         ("p.jsonl", b"", "p.jsonl: there are no rows in it"),
@@ -233,11 +236,19 @@ PROBLEMS = {
     "no id": ({"source": "pairs"}, "source: pairs does not exist"),
     "unknown suffix": (
         {"source": "data/pairs.txt"},
-        "source: data/pairs.txt cannot be read; use .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet",
+        f"source: data/pairs.txt is plain text, whose lines have no fields; use {KINDS}",
     ),
     "empty folder": (
         {"source": "empty"},
-        "source: empty holds no data files; expected .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet",
+        f"source: empty holds no data files; use {KINDS}",
+    ),
+    "no such split": (
+        {"source": "data", "split": "dev"},
+        "split: data: no file is named after the split dev; there are pairs.jsonl",
+    ),
+    "no such held-out split": (
+        {"source": "data", "held_out_split": "test"},
+        "held_out_split: data: no file is named after the split test; there are pairs.jsonl",
     ),
     "same source": (
         {"held_out_source": "data/pairs.jsonl"},
@@ -295,3 +306,59 @@ def test_hh_transcripts_become_turns(pairs, name):
         turns = row["prompt"]
         assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
         assert all(turn["content"] == turn["content"].strip() for turn in turns)
+
+
+# -------------------------------------------------------------------------------------------- forms of a whole file
+
+TURNS = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {}?\n\nAssistant:"
+
+
+def test_a_prompt_that_begins_like_a_transcript_changes_no_other_row(tmp_path):
+    rows = [row | {"prompt": "Human: rewrite line 3"} if i == 0 else row for i, row in enumerate(ROWS)]
+    for order in (rows, rows[::-1]):
+        splits = load_pairs(DataConfig(str(write(tmp_path / "p.jsonl", order)), **ALL))
+        assert plain(splits.train) == order
+        assert splits.formats == {"standard": 20}
+
+
+def test_a_file_of_transcripts_and_other_text_is_named_in_any_order(tmp_path):
+    rows = [row | {"prompt": TURNS.format(i)} if i % 7 == 3 else row for i, row in enumerate(ROWS)]
+    for order in (rows, rows[::-1]):
+        with pytest.raises(DataError) as error:
+            load_pairs(DataConfig(str(write(tmp_path / "p.jsonl", order)), on_bad_row="skip"))
+        counts = "3 of hh, 17 of standard"
+        problem = f"p.jsonl mixes rows of several formats ({counts}); set data.format, or split the file"
+        assert str(error.value) == problem
+    assert len(load_pairs(DataConfig(str(tmp_path / "p.jsonl"), format="standard", **ALL)).train) == 20
+
+
+def test_forms_that_differ_in_type_are_read_row_by_row(tmp_path):
+    whole = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "yes"}]
+    other = {"chosen": whole, "rejected": [whole[0], {"role": "assistant", "content": "no"}]}
+    path = str(write(tmp_path / "p.jsonl", [*ROWS[:3], other, other | {"prompt": "Q?"}]))
+    splits = load_pairs(DataConfig(path, **ALL))
+    assert len(splits.train) == 5
+    assert splits.formats == {"standard": 3, "conversational": 1, "ultrafeedback": 1}
+
+
+def test_fields_that_are_not_read_are_counted_and_said_once(tmp_path, caplog):
+    rows = [row | {"critique": "Short." if i < 7 else "", "score": i} for i, row in enumerate(ROWS)]
+    path = str(write(tmp_path / "p.jsonl", rows))
+    for _ in range(2):  # the second time out of the cache
+        caplog.clear()
+        splits = load_pairs(DataConfig(path, **ALL))
+        assert splits.unread == splits.report["unread_fields"] == {"critique": 7}
+        assert splits.omissions == "0 bad rows skipped, not read: critique (7 rows)"
+        [said] = [record.getMessage() for record in caplog.records]
+        assert said == f"{path}: fields that hold something and are not read: critique (7 rows)"
+    caplog.clear()
+    assert load_pairs(DataConfig(str(write(tmp_path / "q.jsonl")), **ALL)).unread == {}
+    assert not caplog.records
+
+
+def test_messages_in_csv_are_not_learnt_as_text(tmp_path):
+    whole = "[{{'content': 'Hi', 'role': 'user'}}, {{'content': '{}', 'role': 'assistant'}}]"
+    rows = [{"prompt": "Hi", "chosen": whole.format(f"Good {i}"), "rejected": whole.format("Bad")} for i in range(3)]
+    pairs = load_pairs(DataConfig(str(write(tmp_path / "p.csv", rows)), **ALL)).train
+    assert pairs["chosen"][:] == ["Good 0", "Good 1", "Good 2"]
+    assert pairs[0]["prompt"] == [{"role": "user", "content": "Hi"}]

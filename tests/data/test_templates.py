@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from prefkd.data.templates import GUARD, ModelSide, merge_system, shared_response
+from prefkd.data.templates import GUARD, ModelSide, merge_system, shared_response, write_answers
 from prefkd.errors import DataError, PrefkdError
+from tests.data.chat_templates import CHAT_TEMPLATES
 from tests.tiny import make_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -291,3 +293,147 @@ def test_a_fingerprint_names_what_the_tokens_depend_on():
     other_vocabulary.tokenizer.add_tokens(["new"])
     others = [side(STRICT), side(None), ModelSide(make_tokenizer("byte_level", 450)), other_vocabulary]
     assert len({same[0], *(other.fingerprint for other in others)}) == 5
+
+
+# ---------------------------------------------------------------------------------------------- what the field found
+
+HEADED = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}" + (
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+CONTROL = ["<|im_start|>", "<|im_end|>", "<|assistant|>", "<|user|>"]
+
+
+def mistral(real_models, template, special=()):
+    tokenizer = AutoTokenizer.from_pretrained(real_models / "tokenizer-mistral-v3")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = template
+    return ModelSide(tokenizer, name="mistral")
+
+
+def tokens(model, messages, answer):
+    """The tokens of a prompt and of an answer behind it."""
+    frames = [model.frame(messages)]
+    [prompt], [response] = model.encode_prompts(frames), model.encode_responses([answer], frames)[0]
+    return [model.tokenizer.convert_ids_to_tokens(ids) for ids in (prompt, response)]
+
+
+STRIPPING = [AddedToken(token, rstrip=True, special=True, normalized=False) for token in CONTROL]
+
+
+@pytest.mark.parametrize(
+    ("template", "special"),
+    [(CHATML, CONTROL), (CHATML, STRIPPING), (HEADED, []), (HEADED, CONTROL), (HEADED, STRIPPING), (None, [])],
+    ids=["chatml", "stripping chatml", "text", "headed", "stripping headed", "plain template"],
+)
+def test_an_answer_gets_no_blank_that_it_does_not_have(real_models, template, special):
+    model = mistral(real_models, template, special)
+    messages = [{"role": "user", "content": "Hello there"}]
+    prompt, answer = tokens(model, messages, "Hi! How are you?")
+    assert answer == ["Hi", "!", "▁How", "▁are", "▁you", "?"]
+    assert prompt[-1] in ("<0x0A>", "<|assistant|>", "▁assistant", "istant")
+    assert not model.begins_with_blank
+    assert model.encode_responses(["Hi! How are you?"])[1][0][0] == (0, 2)
+
+
+def test_a_leading_blank_of_an_answer_stays(real_models):
+    model = mistral(real_models, MISTRAL)
+    assert model.begins_with_blank
+    assert [tokens(model, HELLO, text)[1] for text in ("x", " x")] == [["▁x"], ["▁▁", "x"]]
+    assert tokens(model, HELLO, "  indented")[1] == ["▁▁", "▁ind", "ented"]
+    assert model.encode_responses(["x", " x"])[1] == [[(0, 1)], [(0, 1), (1, 2)]]
+    assert tokens(model, HELLO, "你")[1] == ["▁", "你"]
+    assert model.encode_responses(["你"])[1] == [[(0, 0), (0, 1)]]
+
+
+def test_a_blank_before_answers_is_theirs_in_byte_level_vocabularies_too():
+    model = side(
+        "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    prompt, answer = tokens(model, HELLO, "Boil the eggs")
+    assert (prompt[-1], answer[0][0]) == ("<|assistant|>", "Ġ")
+    assert model.begins_with_blank
+
+
+def test_special_token_text_gets_no_blanks(real_models):
+    model = mistral(real_models, MISTRAL)
+    for text, right in (
+        ("foo</s>bar", ["▁foo", "</", "s", ">", "bar"]),
+        ("print('</s>')", ["▁print", "('", "</", "s", ">", "')"]),
+        ("a </s> b", ["▁a", "▁</", "s", ">", "▁b"]),
+    ):
+        prompt, answer = tokens(model, [{"role": "user", "content": text}], text)
+        assert prompt == ["<s>", "[INST]", *right, "[/INST]"]
+        assert answer == right
+
+
+def test_a_bos_begins_a_prompt_where_the_chat_or_the_tokenizer_has_it(real_models):
+    tokenizer = make_tokenizer("metaspace")
+    tokenizer.chat_template = TRIMMING
+    model = ModelSide(tokenizer)
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    assert model.bos_id is None
+    assert tokenizer.bos_token_id not in model.encode_prompts([model.frame(HELLO)])[0]
+    plain = ModelSide(AutoTokenizer.from_pretrained(real_models / "smollm2-135m-instruct"), "plain")
+    assert plain.bos_id is None
+    with_system = "{% if messages[0].role == 'system' %}{{ bos_token }}{% endif %}" + TRIMMING
+    tokenizer.chat_template = with_system
+    model = ModelSide(tokenizer)
+    found = model.encode_prompts([model.frame(turns) for turns in (HELLO, [SYSTEM, *HELLO])])
+    assert [ids.count(model.bos_id) for ids in found] == [0, 1]
+
+
+QWEN_3 = CHAT_TEMPLATES["qwen3"]
+
+
+def test_a_thought_is_part_of_the_answer():
+    model = side(QWEN_3)
+    thought, mention = "<think>\nI reason.\n</think>\n\nBecause.", "It ends\n</think>\n\nhere."
+    frames, texts, thoughts = write_answers(HELLO, [thought, "So."], {"side": model})
+    assert thoughts
+    assert frames["side"].before.endswith("<|im_start|>assistant\n")
+    assert texts == [thought, "<think>\n\n</think>\n\nSo."]
+    assert write_answers(HELLO, [mention], {"side": model})[1] == [f"<think>\n{mention}"]
+    frames, texts, thoughts = write_answers(HELLO, ["So.", "No."], {"side": model})
+    assert not thoughts
+    assert frames["side"].before.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert texts == ["So.", "No."]
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"), [("qwen3", "a</think>b</think>c"), ("deepseek", "<think>\nI reason.\n</think>\n\nBecause.")]
+)
+def test_a_thought_that_a_template_takes_out_is_an_error(template, answer):
+    with pytest.raises(DataError, match=r"of tiny takes the thought out of this answer .* remove <think> .* plain"):
+        write_answers(HELLO, [answer], {"side": side(CHAT_TEMPLATES[template])})
+
+
+def test_an_end_may_be_several_tokens_or_text(caplog):
+    model = side(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n\n<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    assert model.tokenizer.decode(model.end_ids) == "\n\n<|end|>"
+    assert (model.end_ids[-1], model.stop_text) == (model.eos_id, None)
+    with pytest.raises(DataError, match=r"joins the last characters of an answer with '\\n\\n<\|end\|>'"):
+        model.encode_responses(["Yes.\n"])
+    assert not caplog.messages
+    text = side(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}###\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    assert (text.tokenizer.decode(text.end_ids).strip(), text.stop_text) == ("###", "###")
+    assert text.eos_id == text.tokenizer.eos_token_id
+    assert caplog.messages == ["tiny: its chat template ends answers with the text '###'; stop generation there"]
+    caplog.clear()
+    model = side(WITHOUT_END)
+    assert model.end_ids == [model.tokenizer.eos_token_id]
+    assert caplog.messages == ["tiny: its chat template ends answers with nothing; they get its EOS"]
+
+
+def test_a_template_that_reads_special_token_text_is_refused():
+    model = side(
+        TRIMMING.replace("{{ m.content | trim }}", "{{ m.content.split('<|end|>')[0] | length }}{{ m.content }}")
+    )
+    with pytest.raises(DataError, match="reads special tokens in a message as its own"):
+        model.frame([{"role": "user", "content": "Hello <|end|>"}])

@@ -3,6 +3,7 @@
 import json
 import logging
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prefkd.data import tokenizing
 from prefkd.data.pairs import COLUMNS, DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs, cut_pair, with_instruction
+from prefkd.data.tokenizing import SAME_TOKENS, align_pairs, cut_pair, with_instruction
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.errors import DataError, PrefkdError
 from prefkd.method.parent_tokens import find_parents
@@ -121,8 +122,8 @@ def test_a_cut_prompt_keeps_its_bos(ids, length, limits, has_bos):
 words = st.lists(st.integers(1, 4), min_size=1, max_size=25)
 
 
-@given(words, words, st.integers(1, 30), limits_of)
-def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths, prompt, limits):
+@given(words, words, st.integers(1, 30), limits_of, st.sampled_from([[-1], [-2, -1]]))
+def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths, prompt, limits, end):
     """Tokens of one to four characters, cut anywhere: what is left covers the same characters on both sides."""
     length = min(sum(student_widths), sum(teacher_widths))
 
@@ -133,11 +134,11 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
 
     both = {"student": offsets(student_widths), "teacher": offsets(teacher_widths)}
     parents = find_parents(both["student"], both["teacher"], length)
-    sides = {side: _Ids(bos_id=None, eos_id=-1) for side in SIDES}
+    sides = {side: _Ids(bos_id=None, end_ids=end) for side in SIDES}
     ids = {side: list(range(len(both[side]))) for side in SIDES}
     row = cut_pair(
         {side: list(range(prompt)) for side in SIDES},
-        {side: [ids[side], ids[side]] for side in SIDES},
+        {side: [ids[side], [token + 1000 for token in ids[side]]] for side in SIDES},
         [parents, parents],
         sides,  # pyright: ignore[reportArgumentType]
         limits,
@@ -152,9 +153,10 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
         assert len(answer) == len(owners)
         assert owners == sorted(owners)
         assert set(owners) == set(range(row["chosen_parents"]))
-        assert (answer[-1] == -1) == row["chosen_ends"]
-        assert row[f"{side}_chosen_cut"] == len(ids[side]) + 1 - len(answer)
-        text = [token for token in answer if token != -1]
+        assert row["chosen_ends"] == (answer[-len(end) :] == end) == (answer[-1] < 0)
+        assert not row["chosen_ends"] or owners.count(owners[-1]) == len(end)
+        assert row[f"{side}_chosen_cut"] == len(ids[side]) + len(end) - len(answer)
+        text = [token for token in answer if token >= 0]
         assert text == ids[side][: len(text)]
         reached.add(both[side][len(text) - 1][1])
     assert reached == {row["chosen_characters"]}
@@ -162,8 +164,8 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
 
 
 class _Ids:
-    def __init__(self, bos_id, eos_id):
-        self.bos_id, self.eos_id = bos_id, eos_id
+    def __init__(self, bos_id, end_ids):
+        self.bos_id, self.end_ids = bos_id, end_ids
 
 
 # ---------------------------------------------------------------------------------------------- alignment
@@ -239,7 +241,7 @@ def test_a_pair_that_a_template_refuses_is_an_error_or_skipped(teacher, caplog):
         align_pairs(pairs, strict, teacher, config=ROOMY)
     assert str(error.value) == (
         "row 2 of pairs.jsonl: the chat template of strict refuses the conversation: not this; 1 more rows are bad; "
-        "mend the data, or leave such rows out with on_bad_row: skip"
+        "fix the data, or leave such rows out with on_bad_row: skip"
     )
     with caplog.at_level(logging.WARNING):
         config = DataConfig("pairs.jsonl", on_bad_row="skip")
@@ -392,3 +394,17 @@ def test_real_pairs_through_real_tokenizers(real_sides, pairs, name):
             assert text_of(teacher, row, "teacher", answer) == kept
             for side in SIDES:
                 assert 0 < len(row[f"{side}_{answer}"]) <= 256 - len(row[f"{side}_prompt"])
+
+
+def test_answers_that_are_equal_once_cut_are_left_out_and_counted(student, teacher, caplog):
+    same = "Boil the eggs for eight minutes, then cool them in cold water. " * 12
+    answers = [(f"{same}It is done", f"{same}Look yourself"), ("Yes.", "No."), (same.strip(), f"{same}Look yourself")]
+    config = DataConfig("pairs.jsonl", max_length=96, max_prompt_length=40)
+    left_out = Counter()
+    aligned = align_pairs(make_pairs(answers), student, teacher, config=config, left_out=left_out)
+    assert aligned["row"][:] == [2]
+    assert left_out == {SAME_TOKENS: 2}
+    assert f"2 of 3 pairs are left out; row 1 of pairs.jsonl: {SAME_TOKENS}" in caplog.text
+    # With room for all of it there is a preference; an end that only one of them has is one, too.
+    assert len(align_pairs(make_pairs(answers), student, teacher, config=ROOMY)) == 3
+    assert len(align_pairs(make_pairs([("a b", "a b c d e f g")]), student, student, config=ROOMY)) == 1

@@ -34,9 +34,9 @@ def test_a_map_is_written_and_read(tmp_path):
     vocabularies = Vocabularies(("a", "▁the", "<0xE4>", "house"), ("▁houses", "Ġthe", "a"))
     seen = []
     found = write_vocabulary_map(
-        tmp_path / "new" / "map", vocabularies, lambda tokens: map(lambda t: seen.append(t) or t, tokens)
+        tmp_path / "new" / "map", vocabularies, lambda batches: map(lambda b: seen.append(b) or b, batches)
     )
-    assert found.tolist() == [3, 1, 0] and seen == list(vocabularies.teacher)
+    assert found.tolist() == [3, 1, 0] and len(seen) == 1
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["map"]
     assert read_vocabulary_map(tmp_path / "new" / "map", vocabularies).tolist() == [3, 1, 0]
     other = Vocabularies(vocabularies.student, ("▁houses", "Ġthe", "b"))

@@ -8,13 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from prefkd.config import build
 from prefkd.errors import PrefkdError
 from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
 from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
 from prefkd.estimate.models import group_bytes, reading, teacher_bytes
+from prefkd.estimate.step import state_bytes
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.quantize import quantize, stored_bytes
+from prefkd.models.quantize import quantize, stored_bytes, tensor_bytes
 from tests.tiny import make_model
 
 
@@ -85,3 +87,54 @@ def test_cards():
 
 def test_a_score_cache_is_as_large_as_the_recipe_measured():
     assert score_cache_bytes(1000, 3) == pytest.approx(17_700)
+
+
+OPTIMIZERS = {
+    "torch.optim.AdamW": {"fused": True},
+    "torch.optim.Adam": {"amsgrad": True},
+    "torch.optim.SGD": {"lr": 0.1},
+    "torch.optim.RMSprop": {"momentum": 0.9},
+    "torch.optim.Adafactor": {},
+    "torch.optim.ASGD": {},
+    "torchao.optim.AdamW8bit": {},
+    "torchao.optim.AdamW4bit": {},
+    "torchao.optim.AdamWFp8": {},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_an_optimizer_is_what_it_keeps(name):
+    """Matrices with whole blocks, one with a part of a block, and what is too small for blocks."""
+    component = {"_component_": name, **OPTIMIZERS[name]}
+    shapes = [(64, 96), (64, 96), (65, 64), (16, 250), (300,), (7,)]
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = build(component, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    with torch.compiler.set_stance("force_eager"):  # as exact, and without minutes of compiling
+        optimizer.step()
+    state = [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, torch.Tensor)]
+    frozen = torch.nn.Parameter(torch.zeros(512, 512), requires_grad=False)
+    assert state_bytes(component, [*parameters, frozen], ranks=1) == sum(map(tensor_bytes, state))
+
+
+def test_the_state_of_eight_and_four_bits_is_small_but_for_small_tensors():
+    weights, ranks = [torch.nn.Parameter(torch.empty(4096, 2048, device="meta"))], 4
+    count = weights[0].numel()
+
+    def per_weight(name: str) -> float:
+        return state_bytes({"_component_": f"torchao.optim.{name}"}, weights, ranks) / (count / ranks)
+
+    assert per_weight("AdamW8bit") == pytest.approx(2 * (1 + 4 / 256), rel=0.01)
+    assert per_weight("AdamW4bit") == pytest.approx(2 * (1 / 2 + 4 / 128), rel=0.01)
+    assert per_weight("AdamWFp8") == pytest.approx(2 * (1 + 4 / 256), rel=0.01)
+    norms = [torch.nn.Parameter(torch.empty(2048, device="meta"))]
+    assert state_bytes({"_component_": "torchao.optim.AdamW8bit"}, norms, 1) == 2 * 4 * 2048 + 4
+    # Half of the tensor is too small for blocks.
+    half = [torch.nn.Parameter(torch.empty(4096, device="meta"))]
+    assert state_bytes({"_component_": "torchao.optim.AdamW8bit"}, half, 2) == 2 * 4 * 2048 + 4
+
+
+def test_an_optimizer_that_cannot_be_counted_is_named():
+    with pytest.raises(PrefkdError, match=r"torch.optim.Muon refuses its arguments"):
+        state_bytes({"_component_": "torch.optim.Muon"}, [torch.nn.Parameter(torch.empty(8, device="meta"))], 1)

@@ -118,7 +118,7 @@ def test_a_smaller_limit_takes_a_part_of_a_larger_one(tmp_path):
     [
         ({"question": "Hi"}, "row 2 of prompts.jsonl: field 'prompt' is missing"),
         ({"prompt": " "}, "the prompt is empty"),
-        ({"prompt": [{"role": "user"}]}, "neither text nor messages"),
+        ({"prompt": [{"role": "user"}]}, "message 1 of field 'prompt' has no 'content'"),
         ({"prompt": "Hi", "references": 4}, "field 'references' is neither"),
         ([1], "it is of type list"),
     ],

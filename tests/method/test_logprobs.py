@@ -1,5 +1,6 @@
 """Log-probabilities: the published numbers, the naive formula, gradients, masks and precision."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefkd.method.logprobs import linear_token_logprobs, parent_logprobs, token_logprobs
+from prefkd.method.divergences import generalised_jsd
+from prefkd.method.logprobs import bounded_logits, linear_token_logprobs, parent_logprobs, token_logprobs
 
 
 def naive(hidden, head_weight, targets):
@@ -274,3 +276,126 @@ def test_parents_of_everything_sum_to_the_sequence():
     ids = torch.tensor([[-1, -1, 0, 0, 1, 2], [-1, 0, 0, 1, -1, -1]])
     tokens = token_logprobs(logits, labels)
     torch.testing.assert_close(parent_logprobs(tokens, ids, 3).sum(-1), tokens.sum(-1))
+
+
+# A scale and a soft cap
+
+BOUNDS = [(0.125, None), (1.0, 2.0), (0.5, 3.0), (3.0, 1.5)]
+FAMILIES = {
+    "gemma2": (1.0, 30.0),
+    "gemma2_cap2": (1.0, 2.0),
+    "granite": (1 / 8, None),
+    "cohere": (0.0625, None),
+    "minicpm3": (1.0, None),  # its head's input is scaled before
+}
+
+
+def test_published_logits_of_models_that_scale_or_cap(golden: Path):
+    stored = np.load(golden / "softcap.npz")
+    cases = sorted({key.split("/")[0] for key in stored})
+    assert cases
+    for case, (family, (scale, cap)) in itertools.product(cases, FAMILIES.items()):
+        prefix = f"{case}/{family}/"
+        value = {key.removeprefix(prefix): torch.from_numpy(stored[key]) for key in stored if key.startswith(prefix)}
+        hidden, head = value["head_input"].requires_grad_(), value["head"].requires_grad_()
+        torch.testing.assert_close(
+            bounded_logits(hidden @ head.T, scale=scale, cap=cap), value["logits"], rtol=0, atol=1e-10
+        )
+        found = linear_token_logprobs(hidden[:-1], head, value["ids"][1:], chunk_size=2, scale=scale, cap=cap)
+        torch.testing.assert_close(found, value["target_logps"], rtol=0, atol=1e-10)
+        found.sum().backward()
+        torch.testing.assert_close(hidden.grad, value["grad_head_input"], rtol=0, atol=1e-10)
+        if family in (
+            "granite",
+            "minicpm3",
+        ):  # elsewhere the head is the embedding, whose own gradient is in the number
+            torch.testing.assert_close(head.grad, value["grad_head"], rtol=0, atol=1e-10)
+
+
+def test_published_divergences_of_two_bounded_heads(golden: Path):
+    stored = np.load(golden / "softcap.npz")
+    tested = 0
+    for key in [key for key in stored if "/chunked/beta" in key and key.endswith("/loss_mean")]:
+        case, _, name, _ = key.split("/")
+        value = {part: torch.from_numpy(stored[f"{case}/chunked/in/{part}"]) for part in
+                 ("student_hidden", "teacher_hidden", "student_head", "teacher_head", "mask")}  # fmt: skip
+        beta, *bounds, temperature = (
+            None if part == "None" else float(part)
+            for part in name.replace("beta", "").replace("scale", "").replace("cap", "").replace("T", "").split("_")
+        )
+        hidden, head = value["student_hidden"].requires_grad_(), value["student_head"].requires_grad_()
+        states = {"student": hidden @ head.T, "teacher": value["teacher_hidden"] @ value["teacher_head"].T}
+        logprobs = [
+            (bounded_logits(states[side], scale=scale, cap=cap) / temperature).log_softmax(-1)
+            for side, scale, cap in zip(states, bounds[:2], bounds[2:], strict=True)
+        ]
+        mask = value["mask"].bool()
+        found = generalised_jsd(*logprobs, beta=beta)[mask].mean()
+        torch.testing.assert_close(found.item(), stored[key].item(), rtol=1e-5, atol=1e-6)
+        found.backward()
+        for which, gradient in (("grad_hidden", hidden.grad), ("grad_head", head.grad)):
+            expected = torch.from_numpy(stored[key.replace("loss_mean", which)])
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+        tested += 1
+    assert tested
+
+
+@pytest.mark.parametrize(("scale", "cap"), BOUNDS)
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+def test_bounded_gradients_agree_with_finite_differences(scale, cap, chunk_size):
+    hidden, head_weight, targets = case()
+    how = {"chunk_size": chunk_size, "scale": scale, "cap": cap}
+    assert torch.autograd.gradcheck(
+        lambda *inputs: linear_token_logprobs(*inputs, targets, **how), (hidden, head_weight)
+    )
+
+
+@pytest.mark.parametrize(("scale", "cap"), BOUNDS)
+@pytest.mark.parametrize("frozen", ["nothing", "head", "hidden"])
+def test_bounded_values_and_gradients_are_the_naive_ones(scale, cap, frozen):
+    hidden, head_weight, targets = case(tokens=50, vocabulary=9000)  # more than one stripe
+    hidden.requires_grad_(frozen != "hidden")
+    head_weight.requires_grad_(frozen != "head")
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=7, scale=scale, cap=cap)
+    logits = bounded_logits(hidden @ head_weight.T, scale=scale, cap=cap)
+    expected = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    learning = [tensor for tensor in (hidden, head_weight) if tensor.requires_grad]
+    grad = torch.randn(50, dtype=torch.float64)
+    grads = torch.autograd.grad(found, learning, grad, retain_graph=True)
+    for one, other in zip(grads, torch.autograd.grad(expected, learning, grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    again = torch.autograd.grad(found, learning, grad)
+    assert all(torch.equal(one, other) for one, other in zip(grads, again, strict=True))
+
+
+def test_a_cap_that_is_far_away_is_none():
+    hidden, head_weight, targets = case()
+    plain = linear_token_logprobs(hidden, head_weight, targets, chunk_size=5)
+    far = linear_token_logprobs(hidden, head_weight, targets, chunk_size=5, cap=1e9)
+    torch.testing.assert_close(far, plain, rtol=0, atol=1e-12)
+
+
+def test_log_probs_have_a_bound_under_a_cap():
+    """``-(2c + log V)``, whatever the states are."""
+    hidden, head_weight, targets = case()
+    found = linear_token_logprobs(1e4 * hidden, head_weight, targets, chunk_size=5, cap=2.0)
+    assert (found >= -(4 + math.log(17))).all() and found.min() < -3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bounded_gradients_in_lower_precision(dtype):
+    """Near the cap: in bfloat16 its slope would be 0 or 1 %."""
+    hidden, head_weight, targets = case(dtype=dtype, width=6)
+    with torch.no_grad():
+        hidden.mul_(4)
+    found = linear_token_logprobs(hidden, head_weight, targets, chunk_size=5, cap=4.0)
+    found.sum().backward()
+    wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head_weight)]
+    expected = linear_token_logprobs(*wide, targets, chunk_size=5, cap=4.0)
+    expected.sum().backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for one, other in zip((hidden, head_weight), wide, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=tolerance, atol=tolerance)

@@ -27,8 +27,12 @@ def clean_cuts(offsets, length, text):
     return [*cuts, (length, len(offsets))]
 
 
+def has_solid(offsets):
+    return any(end > start for start, end in offsets)
+
+
 def parents_by_definition(student, teacher, length, text):
-    if not (length and student and teacher):
+    if not (has_solid(student) and has_solid(teacher)):
         return []
     teacher_cuts = dict(clean_cuts(teacher, length, text))
     ends = [(place, i, teacher_cuts[place]) for place, i in clean_cuts(student, length, text) if place in teacher_cuts]
@@ -119,7 +123,7 @@ def check_partition_and_containment(parents, student, teacher, length):
 @given(aligned_texts())
 def test_parents_tile_text_and_tokens_and_contain_their_tokens(case):
     text, student, teacher = case
-    assume(text and student and teacher)
+    assume(has_solid(student) and has_solid(teacher))
     check_partition_and_containment(find_parents(student, teacher, len(text), text), student, teacher, len(text))
 
 
@@ -127,7 +131,7 @@ def test_parents_tile_text_and_tokens_and_contain_their_tokens(case):
 def test_no_common_cut_lies_inside_a_parent(case):
     """I4, and I7: there are at most as many parents as either side has cuts."""
     text, student, teacher = case
-    assume(text and student and teacher)
+    assume(has_solid(student) and has_solid(teacher))
     parents = find_parents(student, teacher, len(text), text)
     cuts = [{place for place, _ in clean_cuts(side, len(text), text)} for side in (student, teacher)]
     assert cuts[0] & cuts[1] == set(parents[:, 1].tolist())
@@ -147,7 +151,7 @@ def test_swapping_the_sides_swaps_the_ranges(case):
 def test_a_tokenization_against_itself_has_a_parent_per_cut(case):
     """I6."""
     text, student, _ = case
-    assume(text and student)
+    assume(has_solid(student))
     parents = find_parents(student, student, len(text), text)
     assert [(end, last) for _, end, _, last, _, _ in parents.tolist()] == clean_cuts(student, len(text), text)
 
@@ -207,12 +211,37 @@ def test_arrays_and_lists_of_offsets_give_the_same():
     assert small[1].tolist() == [list(pair) for pair in teacher], "the input was changed"
 
 
+NO_SOLID = {"nothing": [], "one": [(0, 0)], "inside": [(1, 1)], "many": [(0, 0), (1, 1), (2, 2), (0, 0)]}
+SOLID = {"whole": [(0, 2)], "two": [(0, 1), (1, 2)], "mixed": [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]}
+
+
+@pytest.mark.parametrize("text", ["ab", " \n", None])
 @pytest.mark.parametrize(
-    ("student", "teacher", "text"), [([], [], ""), ([(0, 0)], [], ""), ([], [(0, 1)], "a"), ([(0, 1)], [], "a")]
+    ("student", "teacher"),
+    [
+        *itertools.product(NO_SOLID.values(), SOLID.values()),
+        *itertools.product(SOLID.values(), NO_SOLID.values()),
+        *itertools.product(NO_SOLID.values(), repeat=2),
+    ],
 )
-def test_nothing_to_align_gives_no_parent(student, teacher, text):
-    assert find_parents(student, teacher, len(text), text).shape == (0, 6)
-    assert [found.shape for found in find_parents_batch([student] * 2, [teacher] * 2, [text] * 2)] == [(0, 6)] * 2
+def test_a_side_without_a_solid_token_has_no_parent(student, teacher, text):
+    """Zero-width tokens stand for nothing of the text: no parents, whatever the other side has."""
+    assert find_parents(student, teacher, 2, text).shape == (0, 6)
+    if text is not None:
+        whole = [(0, 2)]  # texts that do have parents, before and behind, are not touched
+        found = find_parents_batch([whole, student, whole], [whole, teacher, whole], [text] * 3)
+        assert [part.tolist() for part in found] == [[[0, 2, 0, 1, 0, 1]], [], [[0, 2, 0, 1, 0, 1]]]
+
+
+@pytest.mark.parametrize(("student", "teacher"), itertools.product([[], [(0, 0)], [(0, 0)] * 3], repeat=2))
+def test_an_empty_text_has_no_parent(student, teacher):
+    for text in ("", None):
+        assert find_parents(student, teacher, 0, text).shape == (0, 6)
+    assert [part.shape for part in find_parents_batch([student] * 2, [teacher] * 2, [""] * 2)] == [(0, 6)] * 2
+
+
+def test_zero_width_tokens_at_the_end_go_with_the_last_solid_token():
+    assert find_parents([(0, 1), (1, 2), (2, 2), (0, 0)], [(0, 0), (0, 2)], 2, "ab").tolist() == [[0, 2, 0, 4, 0, 2]]
 
 
 def test_no_texts_give_no_parents():

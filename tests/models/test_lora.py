@@ -43,7 +43,9 @@ def make_adapter(base: Path, folder: Path, seed: int) -> torch.Tensor:
         for parameter in lm.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
-    save_adapter(lm, load_tokenizer(ModelConfig(str(base))), folder, ranks=Ranks(0, 1, CPU))
+    save_adapter(
+        lm, load_tokenizer(ModelConfig(str(base))), folder, start=ModelConfig(str(base)), ranks=Ranks(0, 1, CPU)
+    )
     return logits(lm)
 
 
@@ -212,5 +214,11 @@ def test_a_half_written_adapter_is_not_there(base, tmp_path, monkeypatch):
         "prefkd.training.export.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        save_adapter(lm, load_tokenizer(ModelConfig(str(base))), tmp_path / "adapter", ranks=Ranks(0, 1, CPU))
+        save_adapter(
+            lm,
+            load_tokenizer(ModelConfig(str(base))),
+            tmp_path / "adapter",
+            start=ModelConfig(str(base)),
+            ranks=Ranks(0, 1, CPU),
+        )
     assert not (tmp_path / "adapter").exists()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.errors import PrefkdError
 from prefkd.models.load import TeacherConfig
-from prefkd.models.quantize import quantization_problems, quantize, stored_bytes
+from prefkd.models.quantize import in_float32, quantization_problems, quantize, stored_bytes
 from tests.recipes import two_models
 from tests.recipes.single_model import run as run_single
 from tests.tiny import make_model
@@ -37,6 +37,45 @@ def test_linear_layers_shrink_and_the_rest_stays(world, kind, bytes_per_weight, 
     assert saved == pytest.approx(linear * (dtype.itemsize - bytes_per_weight), rel=0.1)
     error = (lm(tokens).logits.float() - logits).abs().mean() / logits.abs().mean()
     assert 0 < error < {"int8": 0.06, "nf4": 0.5}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantising_leaves_the_process_as_it_was(world, kind):
+    """A student whose teacher is quantised computes what it computes beside an exact one."""
+
+    def settings() -> tuple:
+        inductor = {name: str(value) for name, value in torch._inductor.config.shallow_copy_dict().items()}
+        return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, inductor
+
+    before = settings()
+    assert before[0] == "highest"
+    quantize(AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=torch.bfloat16), kind)
+    assert settings() == before
+
+
+def test_no_kind_of_torchao_changes_the_process(monkeypatch):
+    """Of those that need a GPU, too."""
+    asked = []
+    monkeypatch.setattr("prefkd.models.quantize.quantize_", lambda lm, config, filter_fn: asked.append(config))
+    for kind in ("int8", "float8", "int4"):
+        quantize(torch.nn.Sequential(torch.nn.Linear(256, 256)), kind)
+    assert [config.set_inductor_config for config in asked] == [False] * 3
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_model_in_float32(world, kind, dtype):
+    """The quantised weights themselves, widened: the same log-probs but for rounding, and nothing stays behind."""
+    lm = AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=dtype).requires_grad_(False)
+    quantize(lm, kind)
+    tokens = torch.arange(40)[None]
+    logits, stored = lm(tokens).logits.float(), {name: id(value) for name, value in lm.named_parameters()}
+    with in_float32(lm):
+        wide = lm(tokens).logits
+    assert wide.dtype == torch.float32
+    assert (wide - logits).abs().mean() / logits.abs().mean() < (1e-5 if dtype == torch.float32 else 0.02)
+    assert {name: id(value) for name, value in lm.named_parameters()} == stored
+    assert torch.equal(lm(tokens).logits.float(), logits)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])

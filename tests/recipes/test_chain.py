@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from prefkd.cli.main import main
+from prefkd.training.publish import try_it
 from tests.tiny import make_model, write_pairs
 
 PAIRS = 300
@@ -95,7 +96,7 @@ def test_chain(world, capfd):
     assert {path: path.stat().st_mtime_ns for path in scored} == scored
     assert len(list(scores.glob("train/*.parquet"))) == PAIRS // 4
     AutoModelForCausalLM.from_pretrained("runs/tis_dpo_distill/student")
-    assert printed.rstrip().endswith("talk to it: transformers chat runs/tis_dpo_distill/student")
+    assert printed.rstrip().endswith(try_it(Path("runs/tis_dpo_distill/student")))
 
     assert main(["pipeline", "chain.yaml"]) == 0
     assert "nothing to do" in capfd.readouterr().out

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from prefkd.models.logprob_model import LogprobModel
 from tests.processes import run_processes
@@ -125,7 +126,10 @@ def test_how_a_batch_is_computed_changes_nothing(world, plain, lora, tmp_path, o
 
 def test_adapters_on_a_base_of_half_precision_train_in_two_processes(world, tmp_path):
     """FSDP2 then holds weights of two types in one group."""
-    settings = ("lora={}", "training.precision=bfloat16", "training.microbatch_size=2")
+    model = load_model(world / "model").bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(world / "model").save_pretrained(tmp_path / "model")
+    settings = (f"model.path={tmp_path}/model", "lora={}", "training.precision=bfloat16", "training.microbatch_size=2")
     one = run("dpo", world, tmp_path / "one", *settings)
     two, _ = run_processes(lambda: run("dpo", world, tmp_path / "two", *settings))
     assert one[0]["held_out/loss"] == two[0]["held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -155,8 +159,8 @@ def test_reference_free_reads_no_reference(world, tmp_path, monkeypatch, adapter
     calls, forward = [], LogprobModel.forward
     monkeypatch.setattr(LogprobModel, "forward", lambda self, *args: calls.append(self) or forward(self, *args))
     run("dpo", world, tmp_path / "out", "loss.reference_free=true", "training.max_steps=1", *adapter)
-    # A look at the model's own logits, one step, and two evaluations of two microbatches.
-    assert len(calls) == 1 + 1 + 2 * 2 and len(set(map(id, calls))) == 1
+    # A look at the model's own logits, one step, and three evaluations of two microbatches.
+    assert len(calls) == 1 + 1 + 3 * 2 and len(set(map(id, calls))) == 1
 
 
 def test_dropout_is_for_training_alone(world, lora, tmp_path):

@@ -50,6 +50,7 @@ def everything(world) -> str:
         "dual_space answers: both, weight: 0.5",
         "uld", f"min_ed vocabulary_map: {world}/map.safetensors", "alm answers: both, temperature: 10.0",
         "dual_space divergence: reverse_kl, answers: rejected",
+        "shared_tokens", "gold answers: both, beta: 0.3", "x_token temperature: 2.0", "x_token form: h_kl",
     )  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def test_every_term_is_logged(plain):
     out, metrics = plain
     assert [line["step"] for line in metrics] == [0, 1, 2, 3]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
-    names = {"dpo", "ipo", "tis_dpo", "cross_entropy", "dual_space", "uld", "min_ed", "alm", "dual_space 2"}
+    names = {"dpo", "ipo", "tis_dpo", "cross_entropy", "dual_space", "uld", "min_ed", "alm", "dual_space 2",
+             "shared_tokens", "gold", "x_token", "x_token 2"}  # fmt: skip
     parts = {
         "t2s_ce",
         "t2s_kd",
@@ -79,6 +81,9 @@ def test_every_term_is_logged(plain):
         "dual_space 2 t2s_ce",
         "margin",
         "ipo margin",
+        "one_token_parents",
+        "student_shared_mass",
+        "gold teacher_shared_mass",
     }
     assert names | parts <= metrics[1].keys()
     weight = dict.fromkeys(names, 1.0) | {"dual_space": 0.5}
@@ -308,6 +313,16 @@ MISTAKES = {
     "opposite; use 0 to log a term without learning it",
     (objective("dpo answers: chosen"),): "objective[0].answers: prefkd.training.objective.dpo compares both "
     "answers; remove it",
+    (objective("shared_tokens form: lump"),): "objective[0].form: 'lump' is not one of lumped, renormalised, "
+    "which prefkd.training.objective.shared_tokens asks for",
+    (objective("shared_tokens divergence: kl"),): "objective[0]: no divergence is called 'kl'; there are forward_kl, "
+    "reverse_kl, adaptive_kl, skewed_forward_kl, skewed_reverse_kl, js_divergence",
+    (objective("gold beta: 2.0"),): "objective[0]: beta is 2.0, but must lie in 0..1",
+    (objective("gold shared_weight: -0.5"),): "objective[0]: shared_weight is -0.5, but must lie in 0..1",
+    (objective("x_token temperature: 0.0"),): "objective[0]: temperature is 0.0, but must be above 0",
+    (objective("x_token form: h_kl, largest: 0"),): "objective[0]: largest is 0, but must be at least 1",
+    (objective("gold"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks "
+    "for hidden states, which scores do not give; add the model",
     (objective("min_ed"),): "objective[0].vocabulary_map: missing; prefkd.training.objective.min_ed needs it "
     "(the recipe passes signals)",
     (objective("min_ed vocabulary_map: no.file"),): "objective[0]: no.file does not exist; make it with "

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
 from prefkd.errors import PrefkdError
@@ -107,10 +108,12 @@ def test_rows(folder, capsys, case):
 
 def test_bad_rows_can_be_skipped_and_are_reported(folder, capsys):
     set_row(4, {"prompt": "Hi", "chosen": "", "rejected": "Go away."})
+    set_row(5, {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "critique": "Rude.", "score": 3})
     assert main(["run", "tis_dpo_distill", "--config", "config.yaml", "data.on_bad_row=skip"]) == 0
-    assert "1 bad rows skipped" in " ".join(capsys.readouterr().out.split())
+    assert "1 bad rows skipped, not read: critique (1 row)" in " ".join(capsys.readouterr().out.split())
     report = json.loads(Path("out/alignment_report.json").read_text())
     assert len(report["skipped_rows"]) == 1 and "row 4" in report["skipped_rows"][0]
+    assert report["unread_fields"] == {"critique": 1}
 
 
 def test_weights_that_are_not_safetensors(folder, capsys):
@@ -195,14 +198,14 @@ def test_model_without_tokenizer(folder, capsys):
     for file in Path("teacher").glob("*token*"):
         file.unlink()
     (line,) = errors(capsys)
-    assert line.startswith("cannot load the tokenizer of teacher: ")
+    assert line.startswith("teacher.path: cannot load the tokenizer of teacher: ")
 
 
 def test_tokenizer_without_end(folder, capsys):
     settings = json.loads(Path("student/tokenizer_config.json").read_text())
     Path("student/tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     (line,) = errors(capsys)
-    assert line == "student: neither its tokenizer nor its template has a token that ends an answer"
+    assert line == "student.path: student: neither its tokenizer nor its template has a token that ends an answer"
 
 
 def test_a_finished_run_is_not_overwritten(folder, capsys):
@@ -220,3 +223,54 @@ def test_answers_longer_than_the_limit(folder, capsys):
     assert errors(capsys, "data.max_length=4", "data.max_prompt_length=3") == [
         "no pair is left after truncation; raise data.max_length"
     ]
+
+
+def add_tokens(folder: str, *, special: Sequence[str] = (), text: Sequence[str] = (), end: str = "<|end|>") -> None:
+    """Add tokens to a model's tokenizer for which its embedding has no rows; with one of them its template may end."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)}, replace_extra_special_tokens=False)
+    tokenizer.add_tokens(list(text))
+    if tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", end)
+    tokenizer.save_pretrained(folder)
+
+
+def embeddings(folder: str) -> int:
+    return json.loads(Path(folder, "config.json").read_text())["vocab_size"]
+
+
+def test_a_template_with_tokens_that_the_model_has_no_embedding_for(folder, capsys):
+    add_tokens("teacher", special=["<|im_start|>", "<|im_end|>"], end="<|im_end|>")
+    size = embeddings("teacher")
+    said = (
+        f"teacher.path: the token '<|im_end|>' of teacher has the id {size + 1}, but the model has embeddings for "
+        f"{size} tokens (vocab_size in its config.json); give it the tokenizer that it was trained with, or resize its "
+        "embeddings"
+    )
+    assert errors(capsys) == [said]
+    assert main(["validate", "tis_dpo_distill", "--config", "config.yaml"]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_added_tokens_that_nothing_uses_are_no_mistake(folder):
+    for model in ("student", "teacher"):
+        add_tokens(model, special=["<|im_start|>", "<|im_end|>"])
+    assert main(["run", "tis_dpo_distill", "--config", "config.yaml", "training.max_steps=1"]) == 0
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("field", ["prompt", "chosen"])
+def test_a_row_with_a_token_that_a_model_has_no_embedding_for(folder, capsys, model, field):
+    add_tokens(model, text=["zyzzyva"])
+    set_row(3, {"prompt": "Hi", "chosen": "Hello there.", "rejected": "Go away."} | {field: "A zyzzyva?"})
+    (line,) = errors(capsys)
+    assert line.startswith(f"row 3 of pairs.jsonl: the token 'zyzzyva' of {model} has the id ")
+    skipping = ("data.on_bad_row=skip", "training.max_steps=1")
+    assert main(["run", "tis_dpo_distill", "--config", "config.yaml", *skipping]) == 0
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[1, 2]", '{"model_type": "nothing"}', '{"model_type": "llama"'])
+def test_a_config_json_that_tells_no_model(folder, capsys, text):
+    Path("teacher/config.json").write_text(text)
+    (line,) = errors(capsys)
+    assert line.startswith("teacher.path: cannot ") and "teacher" in line

@@ -1,5 +1,7 @@
 """What a trained model takes with it: a model card that a reader and the Hub understand, and the way to the Hub."""
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -41,9 +43,11 @@ def test_the_card_of_a_student(tmp_path, uploads):
         "tags": ["prefkd", "tis_dpo_distill"],
     }
     text = card.text
-    assert f"**Teacher**: `{world}/teacher`, float32" in text and f"**Pairs**: `{world}/pairs.jsonl`" in text
-    before, after = metrics[0]["held_out/loss"], metrics[-1]["held_out/loss"]
-    assert f"| loss | {before:.4f} | {after:.4f} |" in text
+    digest = hashlib.sha256((world / "pairs.jsonl").read_bytes()).hexdigest()[:12]
+    assert "**Teacher**: `teacher`, float32" in text and f"**Pairs**: `pairs.jsonl (sha256 {digest})`" in text
+    assert f"source: pairs.jsonl (sha256 {digest})" in text and str(tmp_path) not in text
+    before, after = metrics[0]["held_out/loss"], metrics[-1]["written/loss"]
+    assert f"| loss | {before:.4f} | {after:.4f} | {metrics[-1]['held_out/loss']:.4f} |" in text
     assert "lr: 0.1" in text and "output_dir" not in text
     GenerationConfig.from_pretrained(out / "student")
     code = text.split("```python\n")[1].split("```")[0].replace("this folder", str(out / "student"))
@@ -57,9 +61,12 @@ def test_the_card_of_an_adapter(world, tmp_path, uploads):
     run("dpo", world, tmp_path / "out", "lora={}", "data.reverse=true", "training.max_steps=1")
     card = ModelCard.load(tmp_path / "out" / "adapter" / "README.md")
     assert card.data.to_dict()["library_name"] == "peft" and "chosen and rejected swapped" in card.text
+    assert str(tmp_path) not in card.text and str(world) not in card.text
+    code = card.text.split("```python\n")[1].split("```")[0].replace("this folder", str(tmp_path / "out/adapter"))
     names: dict = {}
-    exec(card.text.split("```python\n")[1].split("```")[0].replace("this folder", str(tmp_path / "out/adapter")), names)
+    exec(code.replace("path of model", str(world / "model")), names)
     assert names["model"].peft_config
+    assert names["model"].generation_config.eos_token_id == names["tokenizer"].eos_token_id
 
 
 @pytest.mark.parametrize(("overrides", "private"), [((), True), (("push_to_hub.private=false",), False)])
@@ -77,6 +84,20 @@ def test_push(world, tmp_path, uploads, capsys, caplog, overrides, private):
         + (tmp_path / "out" / "config.yaml").read_text()
     )
     assert TOKEN not in printed.out + printed.err + caplog.text + written
+
+
+def test_a_pushed_adapter_does_not_tell_where_its_base_lay(world, tmp_path, uploads, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    files = {}
+    monkeypatch.setattr(
+        HfApi, "upload_file", lambda _, **kw: files.update({kw["path_in_repo"]: json.loads(kw["path_or_fileobj"])})
+    )
+    run("sft", world, tmp_path / "out", "push_to_hub.repo_id=me/mine", "training.max_steps=1", "lora={}")
+    name = "adapter_config.json"
+    here = json.loads((tmp_path / "out" / "adapter" / name).read_text())
+    assert uploads[1][2]["ignore_patterns"] == [name]
+    assert here["base_model_name_or_path"] == str(world / "model")
+    assert files == {name: here | {"base_model_name_or_path": "model"}}
 
 
 def test_a_hub_that_says_no(world, tmp_path, uploads, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """A run that was ended goes on as if it had not been: the same losses and weights, bit by bit, through the CLI."""
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from tests.faults.random_kills import compare
 from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.single_model import run
+from tests.tiny import make_model
 
 # Dropout draws from the random state, momentum and the schedule are states of their own.
 SETTINGS = (
@@ -102,6 +104,33 @@ def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, reci
     assert "going on after step 3" in capsys.readouterr().out
     assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit"])
+def test_a_run_whose_moments_have_few_bits_goes_on_exactly(tmp_path, name):
+    """Its checkpoints are written beside the next steps, which change the moments in place."""
+    world = single_model.make_world(tmp_path)
+    make_model(world / "model", "llama", "byte_level", hidden_size=64, intermediate_size=64, head_dim=16)
+    optimizer = f"optimizer={{_component_: torchao.optim.{name}, lr: 0.01}}"
+    settings = (*SETTINGS, optimizer, "training.checkpoint_every=1", "training.async_checkpoints=true")
+    with torch.compiler.set_stance("force_eager"):
+        whole = run("dpo", world, tmp_path / "whole", *settings)
+        with pytest.raises(SystemExit):
+            run("dpo", world, tmp_path / "out", *settings, killer(4, "SIGTERM"))
+        shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_00000004")  # the last is not written beside a step
+        resumed = run("dpo", world, tmp_path / "out", *settings)
+    assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
+
+
+@pytest.mark.parametrize("kind", ["OptimState8bit", "OptimState4bit", "OptimStateFp8"])
+def test_a_copy_of_a_moment_with_few_bits_shares_no_memory(kind):
+    modules = {"OptimState8bit": "subclass_8bit", "OptimState4bit": "subclass_4bit", "OptimStateFp8": "subclass_fp8"}
+    moment = getattr(importlib.import_module(f"torchao.optim.{modules[kind]}"), kind).zeros((64, 64))
+    moment.copy_(torch.randn(64, 64))
+    copied = snapshots._copied({"moment": moment})["moment"]
+    before = copied.dequantize()
+    moment.copy_(torch.zeros(64, 64))
+    assert type(copied) is type(moment) and before.any() and torch.equal(copied.dequantize(), before)
 
 
 def test_what_changes_memory_and_files_only_may_change_on_the_way(world, whole, stopped):

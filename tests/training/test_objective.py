@@ -28,6 +28,7 @@ def states(lengths: tuple[int, ...], vocabulary: int, hidden: int, seed: int) ->
     return TokenStates(
         inputs=ids[0],
         targets=ids[1],
+        parents=torch.cat([torch.arange(length) + P * answer for answer, length in enumerate(lengths)]),
         hidden=draw(sum(lengths), hidden).requires_grad_(),
         embedding=draw(vocabulary, hidden),
         head=draw(vocabulary, hidden).requires_grad_(),

@@ -1,0 +1,111 @@
+"""What the tokens of a tokenizer stand for in bytes, and a map from one vocabulary to another, cached between runs."""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from prefkd.data.pairs import fingerprint
+from prefkd.method.shared_tokens import SharedTokens, TokenMap, make_token_map, projection_weights
+
+logger = logging.getLogger(__name__)
+
+# Raise it when the same tokenizers come to give another map.
+VERSION = 1
+BLANK = "▁"
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+_CHARACTER_OF = bytes_to_unicode()
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes | None, ...]:
+    """The bytes that each id stands for in a text; None for special tokens and for ids without a token.
+
+    A byte that stands in for a character with a token of its own, as <0x41> does for A, is None too: no text is
+    tokenised so.
+    """
+    tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
+    known, byte_level = set(tokens), is_byte_level(tokenizer)
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+
+    def read(index: int, token: str | None) -> bytes | None:
+        if token is None:
+            return None
+        byte = None if byte_level else re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        if byte is not None:
+            value = int(byte[1], 16)
+            character = BLANK if value == ord(" ") else chr(value)
+            return None if value < 0x80 and character in known else bytes([value])
+        if index in special:
+            return None
+        if not byte_level:
+            return token.replace(BLANK, " ").encode(errors="surrogatepass")
+        if index in added or not all(character in _BYTE_OF for character in token):
+            return token.encode(errors="surrogatepass")
+        return bytes(map(_BYTE_OF.__getitem__, token))
+
+    return tuple(read(index, token) for index, token in enumerate(tokens))
+
+
+def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether tokens are written in the byte-level alphabet (of GPT-2), rather than as text with ▁ for blanks."""
+    backend: Any = tokenizer.backend_tokenizer
+    return backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()  # the decoder as JSON
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes | None]) -> list[list[int]]:
+    """The ids that each text is split into by the tokenizer's model, as a piece in the middle of a text would be."""
+    backend: Any = tokenizer.backend_tokenizer
+    model, byte_level = backend.model, is_byte_level(tokenizer)
+    unknown = tokenizer.unk_token_id
+
+    def split(text: bytes | None) -> list[int]:
+        if not text:
+            return []
+        if byte_level:
+            written = "".join(map(_CHARACTER_OF.__getitem__, text))
+        else:
+            try:
+                written = text.decode().replace(" ", BLANK)
+            except UnicodeDecodeError:  # part of a character
+                ids = [model.token_to_id(f"<0x{byte:02X}>") for byte in text]
+                return [index for index in ids if index is not None]
+        return [token.id for token in model.tokenize(written) if token.id != unknown]
+
+    return list(map(split, texts))
+
+
+def cached_token_map(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, shared: SharedTokens
+) -> TokenMap:
+    """The map of X-Token (arXiv 2605.21699) from the student's tokens to the teacher's, from the cache if it is there.
+
+    It lies in the folder of Hugging Face for what libraries make (HF_ASSETS_CACHE), under a name that both tokenizers
+    decide.
+    """
+    backends: list[Any] = [student.backend_tokenizer, teacher.backend_tokenizer]
+    ends = shared.student.tolist(), shared.teacher.tolist()
+    name = fingerprint("token map", VERSION, *(backend.to_str() for backend in backends), ends)
+    path = cached_assets_path("prefkd", namespace="token_maps", subfolder=name) / "map.safetensors"
+    try:
+        return TokenMap(**load_file(path))
+    except (OSError, SafetensorError, TypeError):
+        pass  # there is none, or one that a full disk cut short
+    own, certain = token_bytes(student), set(ends[0])
+    unshared = [None if index in certain else text for index, text in enumerate(own)]  # a shared token is its own piece
+    weights = projection_weights(token_pieces(teacher, unshared), token_pieces(student, token_bytes(teacher)))
+    found = make_token_map(weights, shared, len(student))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        save_file(found._asdict(), unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        logger.warning("the map of the two vocabularies is not cached (%s); set HF_ASSETS_CACHE", error)
+    return found

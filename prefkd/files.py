@@ -1,0 +1,43 @@
+"""Files that appear under their name only when they are complete, with the permissions that a user's files have."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file or a folder under, which becomes `path` when the block ends, in place of what is there.
+
+    So a full disk or a kill leaves nothing behind that looks complete. Libraries that write through temporary files
+    leave them readable by their owner alone; what appears under `path` has the permissions that the umask grants.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(unfinished)
+    unfinished.touch()
+    permissions = unfinished.stat().st_mode & 0o666
+    unfinished.unlink()
+    yield unfinished
+    written = unfinished.rglob("*") if unfinished.is_dir() else (unfinished,)
+    for file in written:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(permissions)
+    if unfinished.is_dir() or path.is_dir():
+        _remove(path)
+    unfinished.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal digits."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""The loss of a recipe that compares answers: its settings, and what is wrong with a choice of one.
+
+A loss says in its attribute `needs` (`prefkd.method.loss_needs.preference_loss`) what it must be given; a function of
+your own that says nothing takes what the recipe's default loss takes. `prefkd.training.pair_loss` calls it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkd.config import Component, component_problems, import_dotpath
+from prefkd.method.loss_needs import Need
+from prefkd.training.learning import trial_problems
+
+FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+TWO = ("chosen_margin", "rejected_margin")
+# All that a recipe may pass to a loss; what it does pass to one follows from the loss's needs.
+SUPPLIED = (*FOUR, "chosen_length", "rejected_length", "delta")
+
+
+@dataclass
+class DynamicBeta:
+    """beta-DPO (arXiv 2407.08639): beta follows how far apart the pairs of a step are, and outliers are left out.
+
+    Attributes:
+        sensitivity: How much beta follows; the a of the paper.
+        left_out: Share of the pairs of a step that teach nothing: those far from the running mean, by lot.
+        momentum: Of the running mean and deviation.
+    """
+
+    sensitivity: float = 0.6
+    left_out: float = 0.2
+    momentum: float = 0.9
+
+    def problems(self) -> Iterator[str]:
+        for name in ("left_out", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}: {getattr(self, name)} is not a share; use at least 0 and less than 1"
+
+
+@dataclass(kw_only=True)
+class LossSettings:
+    """Settings that go with a loss that compares answers.
+
+    Attributes:
+        centre: Take out by how much a parent's log-prob is off that of the reference, a running mean over steps. So a
+            loss that looks at each answer apart can have a teacher as its reference. Each step's pairs are read twice,
+            as they are for `dynamic_beta`, bco_loss and the aot losses.
+        nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, beside the loss
+            of each pair (RPO, arXiv 2404.19733, with 1.0; ORPO and CPO want it as well).
+        long_answer_weight: What counts of an answer beyond the length of the other one (LD-DPO, arXiv 2409.06411).
+        wpo: Weigh a pair by how much both answers are ones that the model would write itself (arXiv 2406.11827). The
+            logits of all targets are made once more.
+        dynamic_beta: A beta for each step (beta-DPO), null = that of the loss.
+    """
+
+    centre: bool = False
+    nll_weight: float = 0.0
+    long_answer_weight: float = 1.0
+    wpo: bool = False
+    dynamic_beta: DynamicBeta | None = None
+
+
+def needs_of(component: Component, *, weighted: bool = False) -> frozenset[Need]:
+    """What a loss has to be called with.
+
+    Args:
+        weighted: Whether a function that does not say takes margins, as that of recipe tis_dpo_distill.
+    """
+    default = frozenset({"margins" if weighted else "reference"})
+    return getattr(import_dotpath(component["_component_"]), "needs", default)
+
+
+def has_reference(component: Component) -> bool:
+    """Whether a loss compares the policy with a reference at all."""
+    return not component.get("reference_free") and bool(needs_of(component) & {"reference", "margins"})
+
+
+def loss_problems(
+    config: Any, *, unit: str | None = None, teacher_is_reference: bool | None = None, weighted: bool = False
+) -> Iterator[str]:
+    """Why a recipe cannot use a loss, or a setting beside it.
+
+    Args:
+        config: A recipe's config with `loss` and the `LossSettings`.
+        unit: The name of what `average_logprobs` averages over; None where a config has no such setting.
+        teacher_is_reference: None in a recipe without a teacher.
+        weighted: Whether answers are compared by weighted margins.
+    """
+    component: Component = config.loss
+    supplied = (*TWO, *SUPPLIED) if weighted else SUPPLIED
+    if any(component_problems(component, supplied)):
+        return  # what is wrong with it has been said
+    needs, name = needs_of(component, weighted=weighted), component["_component_"].rpartition(".")[2]
+    averages = unit is not None and config.average_logprobs
+    inputs = _smallest_inputs(needs)
+    missing = list(component_problems(component, tuple(inputs)))
+    yield from (f"loss.{line}" for line in missing)
+    if missing:
+        return
+    yield from trial_problems(component, inputs)
+    if teacher_is_reference is not None and not needs & {"reference", "margins"}:
+        yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
+    if "means" in needs and unit is None:
+        yield f"loss: {name} compares means, which weighted margins are not; use recipe dpo_distill"
+    elif "means" in needs and not averages:
+        # With sums, long answers would decide alone.
+        yield f"average_logprobs: false does not go with {name}, which compares means over {unit}; set it to true"
+    if "margins" in needs and component.get("alpha"):
+        yield "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out"
+    if weighted and "batch" in needs and "apart" not in needs:
+        yield f"loss: {name} sorts the reference's differences, which margins do not hold apart; use recipe dpo_distill"
+    if "lengths" in needs and averages:
+        yield f"average_logprobs: {name} divides by the lengths itself; remove it"
+    if "apart" in needs and teacher_is_reference and not config.centre:
+        yield (
+            f"loss: {name} looks at each answer apart, and the teacher as reference shifts both by tens of nats; "
+            "set reference: student, or centre: true"
+        )
+    yield from _setting_problems(config, needs, name, averages)
+
+
+def _setting_problems(config: Any, needs: frozenset[Need], name: str, averages: bool) -> Iterator[str]:
+    if config.centre and not has_reference(config.loss) and "margins" not in needs:
+        yield f"centre: {name} compares with no reference, from which nothing can be off; remove it"
+    elif config.centre and averages:
+        yield "centre: does not go with average_logprobs; remove one of the two"
+    if config.wpo and "batch" in needs:
+        yield f"wpo: weighs each pair apart, while {name} compares all of a step with each other; remove it"
+    if config.nll_weight < 0:
+        yield f"nll_weight: {config.nll_weight} would make the chosen answers less likely; use 0 or more"
+    if not 0 <= config.long_answer_weight <= 1:
+        yield f"long_answer_weight: {config.long_answer_weight} is not between 0 and 1; 1.0 counts all of an answer"
+    if config.dynamic_beta is not None and ("beta" not in config.loss or needs & {"apart", "batch", "token_means"}):
+        yield f"dynamic_beta: needs a loss of the difference of both answers that has a beta, unlike {name}; remove it"
+
+
+def _smallest_inputs(needs: frozenset[Need]) -> dict[str, Tensor]:
+    names = TWO if "margins" in needs else FOUR if "reference" in needs else FOUR[:2]
+    inputs = {
+        name: torch.full((1,), -1.0 - place, requires_grad=not name.startswith("reference"))
+        for place, name in enumerate(names)
+    }
+    if "lengths" in needs:
+        inputs |= {"chosen_length": torch.ones(1), "rejected_length": torch.ones(1)}
+    return inputs | ({"delta": torch.zeros(1)} if "delta" in needs else {})

@@ -1,0 +1,55 @@
+"""Joining processes: how long they wait for each other, and what is set for a GPU."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from prefkd.ranks import join_ranks
+from tests.processes import run_processes
+
+
+def _timeouts() -> list[timedelta]:
+    with join_ranks("cpu") as ranks:
+        groups = [dist.group.WORLD, ranks.in_background().group]
+        found = [group._get_backend(torch.device("cpu")).options._timeout for group in groups if group is not None]
+        ranks.wait()
+        return found
+
+
+def test_ranks_wait_for_hours_for_a_slow_one():
+    """Those of the training, and those of the thread that writes checkpoints."""
+    for timeouts in run_processes(_timeouts):
+        assert len(timeouts) == 2 and min(timeouts) >= timedelta(hours=6)
+
+
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl"])
+def test_nccl_gets_the_same_patience(monkeypatch, backend):
+    """Its own would be ten minutes, within which rank 0 has not tokenized a large data set."""
+    asked = {}
+
+    def init(*names, timeout):
+        asked.update(names=names, timeout=timeout)
+        raise InterruptedError
+
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1" if "SIZE" in name else "0")
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(InterruptedError), join_ranks("cuda" if "nccl" in backend else "cpu"):
+        pass
+    assert asked["names"] == (backend,) and asked["timeout"] >= timedelta(hours=6)
+
+
+@pytest.mark.parametrize(("device", "uses_cudnn"), [("cuda", False), ("cpu", True)])
+def test_attention_on_a_gpu_makes_no_plan_for_each_shape(monkeypatch, device, uses_cudnn):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        with join_ranks(device):
+            assert torch.backends.cuda.cudnn_sdp_enabled() is uses_cudnn
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
