@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prefkd.errors import PrefkdError
 
-# How long ranks wait for each other: the main one alone downloads, reads and tokenizes, which may take hours, and torchrun
-# ends the others anyway when one dies. By default NCCL would give up after ten minutes, gloo after thirty.
+# How long ranks wait for each other: the main one alone downloads, reads and tokenizes, which may take hours, and
+# torchrun ends the others anyway when one dies. By default NCCL would give up after ten minutes, gloo after thirty.
 PATIENCE = timedelta(hours=24)
 TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

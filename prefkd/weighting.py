@@ -136,10 +136,18 @@ def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: Pai
     return torch.where(batch.eos_mask, config.eos_weight, weights)
 
 
-def weight_metrics(weights: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Mean and standard deviation of the weights of each chosen and each rejected answer, (B,) each."""
+def weight_metrics(config: WeightConfig, weights: Tensor, scores: ParentScores, batch: PairBatch) -> dict[str, Tensor]:
+    """What to log of weights (2, B, P) and of the contrast that made them, (B,) each.
+
+    Of each chosen and each rejected answer the mean and the standard deviation of its weights, and of each pair
+    `contrast_accuracy`: 1 if the contrast finds the chosen answer better, 0 if the rejected one, 1/2 if neither.
+    """
     metrics = {}
-    for name, values, exists in zip(("chosen", "rejected"), weights, mask, strict=True):
+    if config.contrast != "uniform":
+        assert scores.positive is not None and scores.negative is not None, "a config without a contrast has weights 1"
+        chosen, rejected = (scores.positive - scores.negative).sum(-1)
+        metrics["contrast_accuracy"] = ((chosen - rejected).sign() + 1) / 2
+    for name, values, exists in zip(("chosen", "rejected"), weights, batch.parent_mask, strict=True):
         count = exists.sum(-1)
         mean = values.sum(-1) / count
         variance = ((values - mean[:, None]).square() * exists).sum(-1) / count

@@ -3,8 +3,8 @@
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
 (dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
 (cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
-distillation (DSKD, arXiv 2406.17328).
-Of the teacher only what the terms need is computed. `prefkd.training.objective` explains them, and how to write one.
+distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
+`prefkd.training.objective` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
@@ -27,9 +27,8 @@ from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, count_targets, split_step
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, read_side
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
@@ -94,7 +93,7 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         yield from training_problems(self)
-        yield from objective_problems(self.objective, self.vocabularies)
+        yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         if "weights" in objective.needs:
@@ -112,14 +111,6 @@ class Config:
             states="teacher_states" in needs,
             own_start="reference" in needs and self.reference == "student",
         )
-
-    def vocabularies(self) -> Vocabularies | None:
-        """The tokens of both models; None if one of these is not there."""
-        if self.teacher.path is None or any(any(side.problems()) for side in (self.student, self.teacher)):
-            return None
-        sides = [ModelSide(load_tokenizer(side), side.template) for side in (self.student, self.teacher)]
-        ends = sides[0].eos_id, sides[1].eos_id
-        return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, ends)
 
 
 @dataclass
@@ -153,10 +144,9 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    objective, projectors = Objective(config.objective), None
+    objective, projectors, sides = Objective(config.objective), None, (config.student, config.teacher)
     if "projectors" in objective.needs:
-        models = (config.student, config.teacher)
-        projectors = make_projectors(config.projectors, *models, seed=training.seed, device=device)
+        projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
@@ -164,7 +154,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         objective=objective,
-        vocabularies=config.vocabularies() if "vocabularies" in objective.needs else None,
+        vocabularies=read_vocabularies(*sides) if "vocabularies" in objective.needs else None,
     )
 
 
@@ -235,7 +225,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             "rejected_logprob": rejected_logprob,
             "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
             **metrics,
-            **(weight_metrics(weights, batch.parent_mask) if weights is not None else {}),
+            **(weight_metrics(config.weights, weights, scores, batch) if scores and weights is not None else {}),
         }
 
     # Inside the student's forward, since only there its embedding, its head and the projectors are whole.
@@ -263,7 +253,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     if not progress.step:
         progress.before = progress.latest = evaluate(config, run, step=0)
         writer.write(0, progress.before)
-        run.display.say(f"before training: {describe(progress.before)}")
+        run.display.say(f"before training: {describe(progress.before, len(run.held_out_rows))}")
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step

@@ -193,7 +193,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "rejected_reward": rejected_rewards,
         "tokens": tokens.sum(0),
         **run.loss.metrics(batch),
-        **weight_metrics(weights, batch.parent_mask),
+        **weight_metrics(config.weights, weights, scores, batch),
     }
 
 
@@ -218,7 +218,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     if not progress.step:
         progress.before = progress.latest = evaluate(config, run, step=0)
         writer.write(0, progress.before)
-        run.display.say(f"before training: {describe(progress.before)}")
+        run.display.say(f"before training: {describe(progress.before, len(run.held_out_rows))}")
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step

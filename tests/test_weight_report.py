@@ -339,6 +339,8 @@ def test_the_json_file_keeps_its_names(scored, tmp_path):
     expected |= {f".contrast.pairs_{name}" for name in ("without_contrast", "compared")}
     expected |= {f".contrast.{name}" for name in ("chosen_higher_by_mean", "chosen_higher_by_sum", "standard_error")}
     expected |= distribution_paths(".contrast.mean_difference")
+    verdict = ("verdict", "share", "low", "high", "pairs", "summary", "advice")
+    expected |= {f".contrast.verdict.{name}" for name in verdict}
     for name in ("weighted", "unweighted"):
         expected |= distribution_paths(f".reference_margin.{name}")
     # A name with a dot in it, such as a beta, stands last.
@@ -411,6 +413,31 @@ def test_pairs_without_contrast(tmp_path):
     assert numbers["weight"]["chosen"]["mean"] == numbers["weight"]["rejected"]["mean"] == 1.0
     assert numbers["pieces"]["chosen"]["pieces_counted"] == 0
     assert "have no contrast" in shown(numbers)
+    assert contrast["verdict"]["verdict"] == "tells nothing" and contrast["verdict"]["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sign", "verdict", "advised"),
+    [(1, "tells apart", ""), (-1, "the wrong way round", "exchange positive and negative")],
+)
+def test_the_verdict_on_the_contrast(tmp_path, sign, verdict, advised):
+    """By the sum over all parents, EOS included; pairs without contrast, of which there is one, are halves."""
+    answers = [(TEXTS[i % 7] * 2, TEXTS[(i + 3) % 7]) for i in range(40)]
+    rows = with_scores(answers).to_dict()
+    for answer, better in zip(ANSWERS, (sign, -sign), strict=True):
+        rows[f"{answer}_positive"] = [
+            [value + (0.1 * better if row else 0.0) for value in values]
+            for row, values in enumerate(rows[f"{answer}_negative"])
+        ]
+    numbers = write(tmp_path, Dataset.from_dict(rows))
+    found = numbers["contrast"]["verdict"]
+    assert found["verdict"] == verdict and advised in found["advice"] and bool(found["advice"]) == bool(advised)
+    assert found["share"] == pytest.approx(((39 if sign > 0 else 0) + 0.5) / 40, abs=1e-6) and found["pairs"] == 40
+    assert found["low"] < found["share"] < found["high"]
+    page = (tmp_path / "weight_report.html").read_text()
+    for text in (" ".join(shown(numbers).split()), page):
+        assert f"{found['share']:.1%} of 40 pairs" in text and verdict in text
+        assert not advised or advised in text
 
 
 def test_truncated_answers_have_no_end(tmp_path):

@@ -35,7 +35,7 @@ class BarLines:
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
         self._stream, self._clock = stream, clock
-        self._title, self._last = "", 0.0
+        self._title, self._count, self._last = "", "", 0.0
         self._in_bar = False
 
     def write(self, text: str) -> int:
@@ -56,9 +56,11 @@ class BarLines:
         found = _BAR.match(bar)
         title, now = (found["title"] if found else bar.partition(":")[0]), self._clock()
         if title != self._title:
-            self._title, self._last = title, now
+            self._title, self._count, self._last = title, "", now
         if bar and now - self._last >= LOG_INTERVAL:
-            self._last = now
             line = f"{title}: {found['count']}, {found['speed'].strip()}, {found['left']} left" if found else bar
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+            count = found["count"] if found else bar
+            if count != self._count:  # tqdm draws a bar that waits again and again
+                self._count, self._last = count, now
+                self._stream.write(f"{line}\n")
+                self._stream.flush()

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 
 from prefkd.cli.output import USE_LESS_MEMORY, explain, hush_libraries
 from prefkd.config import load_config
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 
 
 def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> None:
@@ -54,9 +55,15 @@ def load_recipe(path: Path) -> ModuleType:
         raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
     except ImportError as error:
         raise PrefkdError(f"{path} cannot be imported: {error}") from error
+    except (PrefkdError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # a file of the user's may do anything; PREFKD_DEBUG=1 shows where
+        raise PrefkdError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     for part in ("Config", "main"):
         if not hasattr(module, part):
             raise PrefkdError(f"{path} is no recipe: it defines no {part}; `prefkd cp` gives you one to start from")
+    if not is_dataclass(module.Config):
+        raise PrefkdError(f"{path} is no recipe: its Config is not a dataclass; put @dataclass above it")
     return module
 
 

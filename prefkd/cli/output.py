@@ -53,6 +53,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, PrefkdError):
         return str(error)
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "null byte" in text:
+        return "a path holds the character 0, which no name has; remove it"
     torch = sys.modules.get("torch")  # not imported for the question's sake
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"the memory is used up; {USE_LESS_MEMORY}"

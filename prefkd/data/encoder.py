@@ -59,13 +59,18 @@ class Encoder:
         self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._added |= {text: AddedToken(text) for text in tokenizer.all_special_tokens if text not in self._added}
         self.special = any_of(self._added)
+        self._first_characters = sorted({text[0] for text in self._added})
         self._marked = re.compile(
             f"{GUARD}(?P<text>{self.special.pattern}){GUARD}{GUARD}|{GUARD}+|(?P<token>{self.special.pattern})"
         )
 
     def guard(self, text: str) -> str:
         """Mark special-token text of a message, which is to stay text."""
-        return self.special.sub(rf"{GUARD}\g<0>{GUARD}{GUARD}", text)
+        return self.special.sub(rf"{GUARD}\g<0>{GUARD}{GUARD}", text) if self.holds_special(text) else text
+
+    def holds_special(self, text: str) -> bool:
+        """Whether there is special-token text in a text. Most texts do not even have the character it begins with."""
+        return any(first in text for first in self._first_characters) and self.special.search(text) is not None
 
     def encode(self, texts: Sequence[str], *, parse_special: bool = True, offsets: bool = False) -> Any:
         """What the tokenizer makes of texts without guards, and without adding a BOS or an EOS."""
@@ -100,7 +105,7 @@ class Encoder:
         rows = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         shifts = [len(line.before) for line in lines]
         for i, line in enumerate(lines):
-            if self.special.search(line.text):
+            if self.holds_special(line.text):
                 before, after = (text and self._masks[_flags(self._added[text])] for text in (line.before, line.after))
                 row = self._reader.encode(f"{before}{line.text}{after}", add_special_tokens=False)
                 specials = [text for text in (line.before, line.after) if text]
@@ -164,7 +169,9 @@ class Encoder:
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches any of some texts, the longest that begins at a place."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    firsts = "".join(sorted({text[0] for text in longest_first}))
+    # Some vocabularies have thousands of special tokens: what none of them begins with is passed over at once.
+    return re.compile(f"(?=[{re.escape(firsts)}])(?:{'|'.join(map(re.escape, longest_first))})" if firsts else "(?!)")
 
 
 def _flags(token: AddedToken) -> tuple[bool, ...]:

@@ -285,12 +285,15 @@ def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
 
 
 def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached."""
+    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached.
+
+    The last of them is never held out, so that pairs of one prompt are trained on.
+    """
     rows_of_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(pairs["prompt"]):
         rows_of_prompt.setdefault(json.dumps(prompt), []).append(i)
     held_out: list[int] = []
-    for prompt in sorted(rows_of_prompt, key=lambda prompt: fingerprint(seed, prompt)):
+    for prompt in sorted(rows_of_prompt, key=lambda prompt: fingerprint(seed, prompt))[:-1]:
         if len(held_out) >= round(fraction * len(pairs)):
             break
         held_out += rows_of_prompt[prompt]

@@ -237,8 +237,10 @@ class ModelSide:
         rows = self.encoder.encode_guarded([frame.before for frame in frames])
         for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
             cue = self.encoder.cue(frame.before)
+            if not texts or self._tail(cue, frame.gap + "a") == self._tail(cue):
+                continue
             followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
-            if followed and followed[0] is not None and followed.count(followed[0]) == len(followed):
+            if followed[0] is not None and followed.count(followed[0]) == len(followed):
                 _replace_end(row, self._tail(cue) or [], followed[0])
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
 
@@ -257,7 +259,10 @@ class ModelSide:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.
         """
         frames = [self._example] * len(texts) if frames is None else frames
-        cues = [self.encoder.cue(frame.before) for frame in frames]
+        known = {
+            frame.before: self.encoder.cue(frame.before) for frame in {id(frame): frame for frame in frames}.values()
+        }
+        cues = [known[frame.before] for frame in frames]
         lines = [self._line(cue, frame.gap + text) for cue, frame, text in zip(cues, frames, texts, strict=True)]
         responses = []
         for cue, frame, text, tokens in zip(cues, frames, texts, self.encoder.encode_lines(lines), strict=True):
@@ -337,7 +342,9 @@ class ModelSide:
     def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
         """The first token of what stands behind a cue, or None where the two merge."""
         start = len(cue.text)
-        first = next((i for i, (begin, _) in enumerate(offsets) if begin >= start), len(ids))
+        first = 0
+        while first < len(ids) and offsets[first][0] < start:
+            first += 1
         reached = offsets[first - 1][1] if first else 0
         # A special token that takes blanks on its right is the same token whatever it takes.
         return None if reached > start and not (first == 1 and cue.special) else first
@@ -364,7 +371,12 @@ class ModelSide:
         last = max(first, self._tokens_before(stop, offsets))
         if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
             raise DataError(self._joined_with_its_end())
-        return ids[first:last], [(max(begin - start, 0), max(end - start, 0)) for begin, end in offsets[first:last]]
+        spans = [(begin - start, end - start) for begin, end in offsets[first:last]]
+        for i, (begin, end) in enumerate(spans):
+            if begin >= 0:
+                break
+            spans[i] = (0, max(end, 0))
+        return ids[first:last], spans
 
     def _require_embeddings(self) -> None:
         """Make sure that the model can read what its template writes around a question and an answer."""

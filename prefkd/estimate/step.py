@@ -83,8 +83,8 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
 def state_bytes(component: Component, parameters: Iterable[nn.Parameter], ranks: int) -> int:
     """Bytes of the optimizer's state on a rank, found by a step of the optimizer itself on tensors without content.
 
-    So every optimizer is counted as it is: moments of 32, 8 or 4 bits with their scales, tensors that stay exact because
-    they are small, factored moments, or none.
+    So every optimizer is counted as it is: moments of 32, 8 or 4 bits with their scales, tensors that stay exact
+    because they are small, factored moments, or none.
 
     Raises:
         PrefkdError: The optimizer refuses a parameter, its arguments, or tensors without content.

@@ -14,6 +14,7 @@ from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
 from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.pairs import fingerprint
+from prefkd.data.reading import Reader
 from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError
 
@@ -92,6 +93,7 @@ def _read_row(key: str, row: Any) -> Prompt:
     if not isinstance(row, dict):
         raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
     if row.get("chosen") is not None and row.get("rejected") is not None:
+        _, [row, *_] = Reader().unfold(row)
         pair = read_pair(row, detect_format(row))
         return Prompt(key, pair.prompt, [pair.chosen])
     prompt = decode_messages(row.get("prompt"), "prompt")

@@ -65,6 +65,9 @@ def needed_length(numbers: Mapping[str, Any]) -> int:
 
 
 def _advice(numbers: Mapping[str, Any], config: DataConfig, grade: Grade) -> Iterator[str]:
+    contrast = numbers["weights"]["contrast"]["verdict"] if "weights" in numbers else None
+    if contrast and contrast["advice"]:
+        yield f"The contrast of the scores {contrast['summary']} {contrast['advice']}"
     if grade == "poor":
         yield (
             "Take a teacher whose vocabulary is nearer to the student's, or a method of whole answers (DPO), which "

@@ -190,8 +190,8 @@ class LogprobModel(nn.Module):
         """Compare with the model's own logits on one pair, so that no architecture is trained wrongly in silence.
 
         Both are computed in the type that the model trains or answers in, where rounding is part of every difference.
-        What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call it
-        together.
+        What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call
+        it together.
 
         Raises:
             PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.

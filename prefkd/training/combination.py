@@ -49,12 +49,14 @@ class Term:
         """
         found = self.function(replace(signals, sides=self.sides))
         values, details = found if isinstance(found, tuple) else (found, {})
-        details = {name: of if isinstance(of, tuple) else (of, self.unit) for name, of in details.items()}
-        for value in (values, *(value for value, _ in details.values())):
+        units: dict[str, tuple[Tensor, Unit]] = {
+            name: value if isinstance(value, tuple) else (value, self.unit) for name, value in details.items()
+        }
+        for value in (values, *(value for value, _ in units.values())):
             if not isinstance(value, Tensor) or value.shape != (signals.policy.shape[1],):
                 what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
                 raise ValueError(f"{self.name} returns {what}, but must return a value for each pair, (B,)")
-        return values, details
+        return values, units
 
     def count(self, step: StepCounts, unit: Unit) -> int:
         """How much of a unit there is in a step."""

@@ -152,9 +152,7 @@ class LogLines:
 
     def _write(self) -> None:
         self._last, self._said = self._clock(), self._done
-        passed, left = self._last - self._began, self._total - self._done
-        ahead = (
-            timedelta(seconds=round(passed * left / (self._done - self._first))) if self._done > self._first else "?"
-        )
-        when = f"{ahead} left" if left > 0 else f"took {timedelta(seconds=round(passed))}"
+        passed, done, left = self._last - self._began, self._done - self._first, self._total - self._done
+        seconds = passed * left / max(done, 1) if left > 0 else passed
+        when = f"{timedelta(seconds=round(seconds))} left" if left > 0 else f"took {timedelta(seconds=round(seconds))}"
         self._say(f"{self._done}/{self._total}  {self._metrics}{', ' if self._metrics else ''}{when}")

@@ -70,7 +70,7 @@ def needs_of(component: Component, *, weighted: bool = False) -> frozenset[Need]
     Args:
         weighted: Whether a function that does not say takes margins, as that of recipe tis_dpo_distill.
     """
-    default = frozenset({"margins" if weighted else "reference"})
+    default: frozenset[Need] = frozenset(["margins"]) if weighted else frozenset(["reference"])
     return getattr(import_dotpath(component["_component_"]), "needs", default)
 
 

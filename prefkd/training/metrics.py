@@ -13,6 +13,7 @@ from prefkd.config import Component, build
 from prefkd.errors import PrefkdError, first_line
 from prefkd.files import whole
 from prefkd.ranks import Ranks
+from prefkd.training.contrast_verdict import judge_contrast
 
 
 class HeldOut(dict[str, float]):
@@ -108,8 +109,15 @@ def brief(metrics: Mapping[str, float]) -> str:
     return f"loss {metrics['loss']:.3f} {preference}{metrics['tokens_per_second']:.0f} tokens/s"
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """Held-out metrics in a line for the terminal."""
+def describe(metrics: Mapping[str, float], pairs: int | None = None) -> str:
+    """Held-out metrics in a line for the terminal.
+
+    Args:
+        pairs: How many pairs are held out, to judge by them the contrast that makes the weights, in a line more.
+    """
+    if pairs and "held_out/contrast_accuracy" in metrics:
+        verdict = judge_contrast(metrics["held_out/contrast_accuracy"], pairs)
+        return f"{describe(metrics)}\ncontrast {verdict}"
     if not metrics:
         return "no held-out pairs"
     value = {name.removeprefix("held_out/"): number for name, number in metrics.items()}

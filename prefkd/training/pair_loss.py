@@ -118,7 +118,8 @@ class PairLoss:
             counts = batch.counted.bool()
             rows = [row for row, counted in zip(batch.rows, counts.tolist(), strict=True) if counted]
             self._seen.append((rows, torch.cat([policy, reference, offsets])[:, counts].double().cpu()))
-            return torch.zeros_like(policy[0]), *torch.zeros_like(policy)
+            nothing = torch.zeros_like(policy[0])
+            return nothing, nothing, nothing
         if self._config.centre:
             policy = centred(policy, offsets, self.state.kappa)
         step = self._step if torch.is_grad_enabled() else None  # held-out pairs belong to none
@@ -126,14 +127,14 @@ class PairLoss:
             return self._of_pairs_alone(policy, reference, lengths)
         factor = _own_odds(surplus, batch) if surplus is not None else torch.ones_like(policy[0])
         if step is None:
-            losses, *rewards = self._losses(policy, reference, lengths)
-            return factor * losses, *rewards
+            losses, chosen, rejected = self._losses(policy, reference, lengths)
+            return factor * losses, chosen, rejected
         self._left -= 1
         own = torch.tensor([step.place[row] for row in batch.rows], device=policy.device)
         if "batch" in self.needs:
             return self._of_whole_step(step, own, policy)
-        losses, *rewards = self._losses(policy, reference, lengths, step.beta)
-        return factor * losses * step.drawn.to(losses)[own], *rewards
+        losses, chosen, rejected = self._losses(policy, reference, lengths, step.beta)
+        return factor * losses * step.drawn.to(losses)[own], chosen, rejected
 
     def look_ahead(self, compare: Callable[..., Any], config: Any, run: Any, batch: PairBatch) -> None:
         """Before the first microbatch of a step: measure all of its pairs, if the loss depends on more than its own.
@@ -234,9 +235,9 @@ class PairLoss:
         The gradient is that of the whole step's sum; what other microbatches put into it they add themselves.
         """
         everyone = step.policy.to(policy).index_copy(1, own, policy)
-        losses, *rewards = self._losses(everyone, step.reference.to(policy), torch.ones_like(everyone))
+        losses, chosen, rejected = self._losses(everyone, step.reference.to(policy), torch.ones_like(everyone))
         total = losses.sum() / len(own)
-        return losses.detach()[own] + total - total.detach(), *(reward[own] for reward in rewards)
+        return losses.detach()[own] + total - total.detach(), chosen[own], rejected[own]
 
 
 def _own_odds(surplus: Tensor, batch: PairBatch) -> Tensor:

@@ -87,11 +87,11 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
     data = config.data
     held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
     held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
+    pairs = public_name(data.source, read_folder=True)
     made_from = {
         "Start": f"`{name}`",
         **_teacher(config),
-        "Pairs": f"`{public_name(data.source, read_folder=True)}`"
-        + (", chosen and rejected swapped" if data.reverse else ""),
+        "Pairs": f"`{pairs}`" + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",
     }
     shown = {name: _without_folders(value) for name, value in settings.items() if name not in _LOCAL}

@@ -97,8 +97,8 @@ def x_token(
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
-            parts = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
-            return temperature**2 * sum(parts)
+            matched, rest = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
+            return temperature**2 * (matched + rest)
 
     else:
         image, columns = across.image(token_map.to(shared.student.device))
@@ -130,7 +130,7 @@ def _at_one_token_parents(
         own, other = across.one_token_parents(student.parents, teacher.parents)
         values.append(in_chunks(sums, student.at(own), teacher.at(other)))
         places.append(len(own))
-    losses, *masses = (signals.pair_sums(column) for column in torch.stack(values).unbind(1))
+    losses, *masses = (signals.pair_sums(list(column)) for column in torch.stack(values).unbind(1))
     found = signals.pair_sums([losses.new_tensor(float(count)) for count in places])
     return losses, {
         "one_token_parents": (found, "parent"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.weights import TRANSFORMS, importance_weights
+from prefkd.training.contrast_verdict import judge_contrast
 from prefkd.weight_report.answers import Answers
 from prefkd.weighting import WeightConfig
 
@@ -139,6 +140,8 @@ def contrast_numbers(answers: Mapping[str, Answers]) -> dict[str, Any]:
             models of a DPO pair were trained for this.
         standard_error: Of the first share, sqrt(p(1 - p) / n).
         mean_difference: Distribution of the chosen answer's mean minus the rejected one's.
+        verdict: What a training can expect of it, over all pairs: verdict, share, low, high and pairs of a
+            `ContrastVerdict`, and in words summary and advice.
     """
     compared = ~without_contrast(answers)
     count = int(compared.sum())
@@ -146,6 +149,7 @@ def contrast_numbers(answers: Mapping[str, Answers]) -> dict[str, Any]:
     difference = (chosen.text_means(chosen.log_ratio) - rejected.text_means(rejected.log_ratio))[compared]
     as_wholes = (chosen.sums(chosen.sequence_ratio) - rejected.sums(rejected.sequence_ratio))[compared]
     share = float((difference > 0).mean()) if count else None
+    verdict = judge_contrast(((as_wholes > 0).sum() + 0.5 * (len(compared) - count)) / len(compared), len(compared))
     return {
         "pairs_without_contrast": len(compared) - count,
         "pairs_compared": count,
@@ -153,6 +157,13 @@ def contrast_numbers(answers: Mapping[str, Answers]) -> dict[str, Any]:
         "chosen_higher_by_sum": rounded((as_wholes > 0).mean()) if count else None,
         "standard_error": None if share is None else rounded(math.sqrt(share * (1 - share) / count)),
         "mean_difference": distribution(difference),
+        "verdict": {
+            "verdict": verdict.verdict,
+            **{name: rounded(getattr(verdict, name)) for name in ("share", "low", "high")},
+            "pairs": verdict.pairs,
+            "summary": verdict.summary,
+            "advice": verdict.advice,
+        },
     }
 
 

@@ -13,6 +13,7 @@ from prefkd.visible import visible_line
 BLOCKS = " ▁▂▃▄▅▆▇█"
 # Pieces of text listed on each side.
 PIECES = 4
+_COLOURS = {"tells apart": "green", "tells nothing": "yellow", "the wrong way round": "red"}
 
 
 def weight_table(numbers: Mapping[str, Any]) -> Group:
@@ -62,6 +63,8 @@ def _per_pair(numbers: Mapping[str, Any]) -> Table:
             f"{contrast['chosen_higher_by_mean']:.1%} ± {contrast['standard_error']:.1%} by mean log-ratio, "
             f"{contrast['chosen_higher_by_sum']:.1%} by sum",
         )
+    verdict = contrast["verdict"]
+    table.add_row("contrast", Text(f"{verdict['summary']} {verdict['advice']}".rstrip(), _COLOURS[verdict["verdict"]]))
     weighted, beyond = margin["weighted"], margin["share_beyond_if_student_indifferent"]
     table.add_row("margin of the reference", f"weighted {weighted['mean']:.1f} ± {weighted['deviation']:.1f} nats")
     table.add_row(

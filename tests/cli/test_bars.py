@@ -33,6 +33,16 @@ def test_a_short_bar_says_nothing():
     assert draw(0.1) == []
 
 
+def test_a_bar_that_waits_is_said_once():
+    log, clock = io.StringIO(), Clock()
+    with tqdm(total=9, desc="Aligning", file=BarLines(log, clock), mininterval=0) as bar:
+        bar.update(3)
+        for _ in range(5):
+            clock.now += 11
+            bar.refresh()
+    assert len(log.getvalue().splitlines()) == 1
+
+
 def test_a_bar_without_a_total():
     log, clock = io.StringIO(), Clock()
     with tqdm(desc="Generating train split", file=BarLines(log, clock), mininterval=0) as bar:

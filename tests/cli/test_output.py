@@ -1,10 +1,70 @@
-"""What libraries may print: nothing that a user can do nothing about, and all that a user can act on."""
+"""What the command line prints of libraries' warnings and of errors of the system."""
 
+import errno
+import os
 import warnings
+from pathlib import Path
 
+import datasets.config
+import huggingface_hub.constants
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
-from prefkd.cli.output import hush_libraries
+from prefkd.cli.output import explain, hush_libraries
+from prefkd.data.pairs import DataConfig, load_pairs
+from tests.tiny import write_pairs
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A home without a cache, in which both caches would be made."""
+    cache = tmp_path / "home/.cache/huggingface"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(cache))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def failed(path: Path, number: int) -> str | None:
+    return explain(OSError(number, os.strerror(number), str(path)))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT])
+@pytest.mark.parametrize("part", [".cache", ".cache/huggingface/datasets", ".cache/huggingface/datasets/a.lock"])
+def test_a_cache_that_cannot_be_written_to(home, part, number):
+    assert failed(home / part, number) == (
+        f"{home / part}: {os.strerror(number).lower()}; this is the cache {home}/.cache/huggingface/datasets; set "
+        "HF_DATASETS_CACHE (HF_HOME for all caches of Hugging Face) to a folder that can be written to"
+    )
+
+
+def test_the_other_caches_of_hugging_face(home):
+    assert failed(home / ".cache/huggingface/hub/a", errno.EROFS) == (
+        f"{home}/.cache/huggingface/hub/a: read-only file system; this is the cache {home}/.cache/huggingface; set "
+        "HF_HOME to a folder that can be written to"
+    )
+
+
+def test_another_folder(home):
+    assert failed(home / "out", errno.EROFS) == f"{home}/out: read-only file system; write to another folder"
+    assert failed(home, errno.EROFS) == f"{home}: read-only file system; write to another folder"
+
+
+def test_a_full_disk_under_the_cache_of_data(home, monkeypatch):
+    """`datasets` hides the error of the system in one of its own."""
+
+    def full(*_, **__):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise DatasetGenerationError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr("prefkd.data.pairs.Dataset.from_generator", full)
+    with pytest.raises(OSError) as found:
+        load_pairs(DataConfig(str(write_pairs(home / "pairs.jsonl"))))
+    said = explain(found.value)
+    assert said is not None and "no space left on device" in said and "set HF_DATASETS_CACHE" in said
+
 
 SILENT = [
     (FutureWarning, "`gradient_checkpointing_enable` is deprecated and will be removed in v6. Use another instead."),

@@ -201,6 +201,13 @@ def test_a_part_is_held_out_by_prompt_and_seed(tmp_path):
     assert plain(load_pairs(DataConfig(path, held_out_fraction=0.3, seed=1)).held_out) != held_out
 
 
+def test_pairs_of_one_prompt_are_trained_on(tmp_path):
+    rows = [row | {"prompt": "Human: rewrite line 3"} for row in ROWS]
+    splits = load_pairs(DataConfig(str(write(tmp_path / "p.jsonl", rows))))
+    assert plain(splits.train) == rows
+    assert len(splits.held_out) == 0
+
+
 def test_a_limit_takes_a_seeded_part(tmp_path):
     path = str(write(tmp_path / "p.jsonl"))
     small, large, other = (

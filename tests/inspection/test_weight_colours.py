@@ -1,5 +1,6 @@
 """With scores the page is coloured by the weights that they make, which are those of a plain loop."""
 
+import html
 import json
 import math
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -14,6 +16,7 @@ from prefkd.data.scores import begin_scores, open_scores, plan_shards, write_sha
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.inspection.report import inspect_pairs
+from prefkd.inspection.terminal import print_inspection
 from tests.inspection.conftest import HARD
 from tests.inspection.test_page import POLICY, Reader
 
@@ -97,6 +100,21 @@ def test_numbers_are_those_of_the_scores(weighted, log_ratios):
     distribution = weighted.numbers["weights"]["log_ratio"]["chosen"]
     assert distribution["count"] <= sum(len(values) for (_, answer), values in log_ratios.items() if answer == "chosen")
     assert "Pairs without scores, left out: 1." in weighted.page and json.dumps(weighted.numbers, allow_nan=False)
+
+
+def test_the_contrast_of_the_scores_is_judged(weighted, log_ratios, capsys):
+    """By the sums over all parents of an answer; made of random numbers, this one tells nothing."""
+    sums = {place: sum(values) for place, values in log_ratios.items()}
+    better = [sums[row, "chosen"] > sums[row, "rejected"] for row in {row for row, _ in sums}]
+    verdict = weighted.numbers["weights"]["contrast"]["verdict"]
+    assert verdict["share"] == pytest.approx(sum(better) / len(better), abs=1e-6) and verdict["pairs"] == len(better)
+    assert verdict["verdict"] == "tells nothing"
+    (advice,) = [text for text in weighted.verdict.advice if "contrast" in text]
+    assert verdict["summary"] in advice and "weights.contrast=uniform" in advice
+    print_inspection(weighted.numbers, weighted.verdict, Console(width=400))
+    printed = capsys.readouterr().out
+    assert advice in printed and "the contrast" in printed
+    assert html.escape(advice) in weighted.page or advice in html.unescape(weighted.page)
 
 
 def test_pairs_are_sorted_by_weight_and_text_does_no_harm(weighted, dom):

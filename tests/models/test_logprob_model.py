@@ -146,7 +146,7 @@ def test_what_one_token_in_a_hundred_says_does_not_decide(tmp_path, monkeypatch)
     monkeypatch.setattr(LogprobModel, "_own_logprobs", lambda self, tokens: off)
     model.check(tokens, "student")
     monkeypatch.setattr(LogprobModel, "_own_logprobs", lambda self, tokens: off + 0.01)
-    with pytest.raises(PrefkdError, match="by 0.01 nats"):
+    with pytest.raises(PrefkdError, match=r"by 0\.01 nats"):
         model.check(tokens, "student")
 
 

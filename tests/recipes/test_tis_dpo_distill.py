@@ -118,6 +118,19 @@ def test_loggers_of_torchtune(world, tmp_path, capsys):
     assert "WandBLogger needs a package that is not installed" in capsys.readouterr().err
 
 
+def test_the_contrast_is_judged_before_training(world, tmp_path, capsys):
+    """The teacher reads the held-out pairs anyway; its weights are no better than its contrast."""
+    metrics = run(world, tmp_path / "out")
+    printed = capsys.readouterr().out
+    accuracy = metrics[0]["held_out/contrast_accuracy"]
+    assert accuracy * 5 * 2 == pytest.approx(round(accuracy * 5 * 2)) and "contrast_accuracy" in metrics[1]
+    (line,) = [line for line in printed.splitlines() if line.startswith("contrast ")]
+    assert f"in {accuracy:.1%} of 5 pairs" in line and "weights.contrast=uniform" in line
+    uniform = run(world, tmp_path / "uniform", "weights.contrast=uniform")
+    assert "held_out/contrast_accuracy" not in uniform[0]
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("contrast ")]
+
+
 def test_mixed_precision_stays_near_full_precision(world, plain, tmp_path):
     metrics = run(world, tmp_path / "out", "training.precision=bfloat16", "teacher.dtype=bfloat16")
     assert metrics[0]["held_out/loss"] == pytest.approx(plain[1][0]["held_out/loss"], rel=0.2)

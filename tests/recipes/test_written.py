@@ -275,4 +275,4 @@ def test_what_a_card_calls_files(tmp_path, monkeypatch):
     assert len(names) == 2 and all(name.startswith(f"{tmp_path.name} (sha256 ") for name in names)
     monkeypatch.chdir(tmp_path)
     assert public_name(".") == tmp_path.name == public_name(str(tmp_path))
-    assert public_name("/") == "" and public_name("~nobody/x") == "~nobody/x"
+    assert public_name("/") == "" and public_name("~no_such_user/x") == "~no_such_user/x"

@@ -50,7 +50,8 @@ def hh_rlhf_cn(row: Row) -> Candidates:
     if not isinstance(row["context"], list):
         raise DataError(f"field 'context' is {kind(row['context'])}: expected a list of turns")
     rest = take(row, "context", "chosen", "rejected") | {"prompt": [message(turn) for turn in row["context"]]}
-    return labelled(rest, *(message(answer) for answer in _answers(row)), 1)
+    chosen, rejected = _answers(row)
+    return labelled(rest, message(chosen), message(rejected), 1)
 
 
 def ultrainteract(row: Row) -> Candidates:

@@ -66,9 +66,10 @@ def arena(row: Row) -> Candidates:
     [messages, whose content may be text parts], winner (model_a, model_b; others are ties), id or question_id, model_a,
     model_b, evaluation_order, turn, language, judge, tstamp, full_conversation, conv_metadata, category_tag."""
     rest = take(row, "conversation_a", "conversation_b", "winner", "full_conversation", "conv_metadata", "category_tag")
-    winners = {"model_a": 1, "model_b": 2}
     rest = take(rest, *(name for name in rest if name.startswith(("evaluation_", "toxic_chat"))))
-    return labelled(rest, row["conversation_a"], row["conversation_b"], winners.get(text(row, "winner")))  # pyright: ignore
+    won = text(row, "winner")
+    better = 1 if won == "model_a" else 2 if won == "model_b" else None
+    return labelled(rest, row["conversation_a"], row["conversation_b"], better)
 
 
 def arena_text(row: Row) -> Candidates:
@@ -88,7 +89,7 @@ def arena_text(row: Row) -> Candidates:
     if sum(won) != 1:
         raise DataError(f"fields {', '.join(winners)} are {won}: expected one of them to be 1")
     better = (1, 2, None)[won.index(1)]
-    return labelled(take(row, *turns, *winners), *conversations, better)  # pyright: ignore[reportArgumentType]
+    return labelled(take(row, *turns, *winners), conversations[0], conversations[1], better)
 
 
 def webgpt(row: Row) -> Candidates:
@@ -114,7 +115,8 @@ def summaries(row: Row) -> Candidates:
         parts = {"TITLE": info.get("title"), "ARTICLE": text(info, "article")}
     asked = "\n\n".join(f"{name}: {value}" for name, value in parts.items() if value)
     rest = take(row, "info", "summaries", "choice", "batch", "extra") | {"prompt": _user(f"{asked}\n\nTL;DR:")}
-    return labelled(rest, *(text(one, "text").strip() for one in both), 2 if choice(row, "choice") else 1)
+    first, second = (text(one, "text").strip() for one in both)
+    return labelled(rest, first, second, 2 if choice(row, "choice") else 1)
 
 
 def _by_strength(rest: dict[str, Any], first: str, second: str, strength: float) -> Candidates:
