@@ -193,7 +193,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "rejected_reward": rejected_rewards,
         "tokens": tokens.sum(0),
         **run.loss.metrics(batch),
-        **weight_metrics(config.weights, weights, scores, batch),
+        **weight_metrics(config.weights, weights, heard.scores, batch),
     }
 
 
