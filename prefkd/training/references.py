@@ -62,6 +62,10 @@ def add_own_start(
         "model": ranks.gather(weights_fingerprint(config) if ranks.is_main else None)[0],
         "dtype": str(next(model.lm.parameters()).dtype),
         "precision": training.precision,
+        # These decide about the last digits only; with them in it, a run gives the same numbers whatever ran before.
+        "microbatch_size": training.microbatch_size,
+        "chunk_size": training.chunk_size,
+        "share_prompt": config.share_prompt,
         "pairs_per_shard": PAIRS_PER_SHARD,
     }
     start = Scores(Path(HF_DATASETS_CACHE) / "prefkd_own_start" / fingerprint("own start", parts), parts)

@@ -40,7 +40,7 @@ def test_a_repeated_run_reads_nothing(world, read, tmp_path):
 @pytest.mark.parametrize(
     "change",
     ["data.max_length=60 data.max_prompt_length=20", "data.reverse=true", "training.precision=bfloat16",
-     "model.template=plain", "training.max_steps=1", "model.path={world}/other"],
+     "model.template=plain", "training.max_steps=1", "training.microbatch_size=2", "model.path={world}/other"],
 )  # fmt: skip
 def test_what_it_depends_on_is_read_again(world, read, tmp_path, change):
     if not (world / "other").exists():
