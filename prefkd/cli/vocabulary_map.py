@@ -42,7 +42,7 @@ def vocabulary_map(
         if not Path(config.path).is_dir():  # a folder with a tokenizer and no weights will do
             for problem in config.problems():
                 raise PrefkdError(problem.removeprefix("path: "))
-    vocabularies = Vocabularies.of(*map(load_tokenizer, configs))
+    vocabularies = Vocabularies.of(load_tokenizer(configs[0]), load_tokenizer(configs[1]))
     found = write_vocabulary_map(output, vocabularies, partial(track, description="mapping the teacher's tokens"))
     same = sum(
         vocabularies.student[own] == text for own, text in zip(found.tolist(), vocabularies.teacher, strict=True)

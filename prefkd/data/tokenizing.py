@@ -279,7 +279,7 @@ def _unreadable_rows(rows: Dataset, student: ModelSide, teacher: ModelSide) -> d
         side = student if name.startswith("student_") else teacher
         if side.embeddings is None or not pa.types.is_list(rows.data.schema.field(name).type) or "_parents" in name:
             continue
-        largest = pc.max(pc.list_flatten(rows.data[name])).as_py()
+        largest = pc.max(pc.list_flatten(rows.data[name])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
         if largest is not None and largest >= side.embeddings:
             unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
             found |= {i: problem for i, problem in unreadable if problem}
