@@ -164,9 +164,13 @@ class Teacher:
         """What recipe score wrote, None without a folder."""
         return open_scores(self._folder) if self._folder is not None else None
 
-    @cached_property
+    @property
     def side(self) -> ModelSide:
         """How it reads: its own tokenizer, or the one that lies with the scores."""
+        return self._side
+
+    @cached_property
+    def _side(self) -> ModelSide:
         if self.stored is None:
             return read_side(self.config)
         template = self.stored.template if self.config.template == "auto" else self.config.template

@@ -172,13 +172,13 @@ class PairLoss:
             values["beta"] = self._config.loss["beta"] if beta is None else beta
         return {name: torch.full_like(batch.counted, value) for name, value in values.items()}
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What the next step depends on; the same on all ranks."""
         return asdict(self.state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self.state = LossState(**state)
+        self.state = LossState(**state_dict)
 
     def _measure(self, rows: list[int], values: Tensor) -> MeasuredStep:
         """Update the running means with the pairs of a step, (6, n): log-probs of policy and reference, and offsets."""

@@ -34,8 +34,6 @@ Collate = Callable[[Dataset, Microbatch], PairBatch]
 COLUMNS = ("chosen_reference", "rejected_reference")
 PAIRS_PER_SHARD = 256
 
-Collate = Callable[[Dataset, Microbatch], PairBatch]
-
 
 @torch.no_grad()
 def add_own_start(
@@ -69,7 +67,8 @@ def add_own_start(
         "pairs_per_shard": PAIRS_PER_SHARD,
     }
     start = Scores(Path(HF_DATASETS_CACHE) / "prefkd_own_start" / fingerprint("own start", parts), parts)
-    start.folder.mkdir(parents=True, exist_ok=True)
+    if ranks.is_main:
+        start.folder.mkdir(parents=True, exist_ok=True)
     # The main rank alone looks and writes there: the nodes of a cluster need not share the cache. Runs that start
     # together wait for the first of them.
     with FileLock(start.folder / ".lock") if ranks.is_main else nullcontext():
