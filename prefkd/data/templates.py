@@ -262,8 +262,8 @@ class ModelSide:
                 a prompt in another way where text follows. Without this argument nothing follows, as in generation.
 
         Raises:
-            DataError: The tokenizer cuts the end of a prompt in one way for one of its responses, and in another way
-                for the other.
+            DataError: The tokenizer cuts the end of a prompt in one way before one of its responses, and in another way
+                before the other.
         """
         rows = self.encoder.encode_guarded([frame.before for frame in frames])
         if answers is not None:
@@ -377,10 +377,15 @@ class ModelSide:
         wanted = {tuple(tail) for tail in followed if tail is not None}
         if wanted <= {tuple(alone or ())}:
             return
-        if len(wanted) > 1 or not _replace_end(row, alone or [], list(*wanted)):
+        if len(wanted) > 1:
             raise DataError(
-                f"the tokenizer of {self.name} cuts the end of the prompt in one way before the one answer and in "
-                "another way before the other; take the blanks off the start of the answers or use template: plain"
+                f"the tokenizer of {self.name} cuts the end of the prompt in one way before one answer and in another "
+                "way before the other; take the blanks off the start of the answers or use template: plain"
+            )
+        if not _replace_end(row, alone or [], list(*wanted)):
+            raise DataError(
+                f"the tokenizer of {self.name} cuts the end of the prompt in another way where an answer follows, and "
+                "its last characters do not show how; use template: plain"
             )
 
     def _first_token(self, offsets: np.ndarray, cue: Cue) -> int | None:

@@ -4,7 +4,7 @@ import copy
 from datetime import datetime
 
 import pytest
-from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
@@ -192,21 +192,31 @@ def test_a_generation_prompt_that_begins_a_thought_is_refused_with_a_remedy():
         side(template)
 
 
+# GPT-2's rule for blanks: the last one before a word stands alone.
+OPEN_END = (
+    "{% for m in messages %}<|{{ m.role }}|>\n\n{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+
+
 def test_answers_that_cut_the_end_of_their_prompt_in_different_ways_are_refused():
-    tokenizer = make_tokenizer("byte_level")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_tokens(["<|assistant|>"], special_tokens=True)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>\n\n{{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
-    )
-    model = ModelSide(tokenizer, name="tiny")
+    model = side(OPEN_END)
     frame = model.frame(HELLO)
     letter, blank = (model.encode_prompts([frame], [[answer]])[0] for answer in ("Hi", " Hi"))
     assert letter != blank
     assert model.encode_prompts([frame], [["Hi", "Yes"]]) == [letter]
-    with pytest.raises(DataError, match="tokenizer of tiny cuts the end of the prompt in one way"):
+    with pytest.raises(DataError, match="tokenizer of tiny cuts the end of the prompt in one way before one answer"):
         model.encode_prompts([frame], [["Hi", " Hi"]])
+
+
+def test_an_answer_that_merges_with_its_prompt_has_no_say_in_the_end_of_it():
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.add_tokens(["\n\n\n"])
+    tokenizer.chat_template = OPEN_END
+    model = ModelSide(tokenizer)
+    frame = model.frame(HELLO)
+    alone, right, found = (model.encode_prompts([frame], [texts])[0] for texts in (["\nHi"], ["Hi"], ["\nHi", "Hi"]))
+    assert alone != right == found
 
 
 def test_merging_finds_the_first_user_message():

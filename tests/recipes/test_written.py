@@ -245,7 +245,7 @@ def test_generation_stops_at_an_end_that_is_text(tmp_path, capsys, monkeypatch):
     prompt = tokenizer("Hello", return_tensors="pt")
     written = lm.generate(**prompt, tokenizer=tokenizer, max_new_tokens=40, do_sample=False)
     assert tokenizer.decode(written[0, prompt["input_ids"].shape[1] :]) == "Yes.###"
-    python, flag, code, *arguments = shlex.split(try_it(saved).removeprefix("talk to it: "))
+    _, flag, code, *arguments = shlex.split(try_it(saved).removeprefix("talk to it: "))
     monkeypatch.setattr(sys, "argv", [flag, *arguments])
     exec(code, {})
     assert capsys.readouterr().out.strip()
