@@ -5,13 +5,12 @@ A prompt is everything that a model reads before its answer, a response is the t
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n   Hi there!   <|im_end|>\\n
     prompt                                                      response    the end: its first token is the EOS
 
-Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for two things. No
+Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for three things. No
 token straddles the border, so that response offsets count from the response's start. Special-token text in a message
-stays text.
+stays text. Where a template writes no end, an answer ends with the EOS, and joins nothing that the template writes next.
 """
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ HEAD = 4
 NOW = datetime(2024, 7, 26)
 DAY = f"{NOW:%d %b %Y}"
 CLOCK = "strftime_now"
-# transformers passes no functions on to a template, but a macro hides the function of the same name that reads the clock.
+# transformers passes no functions on to a template, but a macro hides the function of its name that reads the clock.
 # Jinja takes the line break off, so that the template begins at the start of a line.
 STOPPED_CLOCK = (
     f"{{% macro {CLOCK}(format) %}}{{% set parts = namespace(text=format) %}}"
@@ -313,7 +312,7 @@ class ModelSide:
     def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         asked, written = self.template.write(messages), self.template.write(messages, PROBE)
         before, found, after = written.rpartition(PROBE)
-        if found and "think>" in asked.removeprefix(os.path.commonprefix([asked, before])):
+        if found and asked.rstrip().endswith("<think>") and not before.startswith(asked):
             raise DataError(
                 f"the chat template of {self.name} begins a thought where it asks for an answer ({asked[-20:]!r}), but "
                 "writes answers without one, so no answer could be trained where it is asked for; take <think> out of "

@@ -199,7 +199,7 @@ def _write_pair(
 
 
 def _encode(pairs: Collection[_WrittenPair], sides: Mapping[str, ModelSide]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """For each reading the token ids of all prompts; for each side ids and offsets of all answers, two for each pair."""
+    """Token ids of the prompts of each reading; ids and offsets of the answers of each side, two for each pair."""
     answers = [pair.answers for pair in pairs]
     readings = {name for pair in pairs for name in pair.frames}
     prompts = {
