@@ -7,7 +7,8 @@ A prompt is everything that a model reads before its answer, a response is the t
 
 Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for three things. No
 token straddles the border, so that response offsets count from the response's start. Special-token text in a message
-stays text. Where a template writes no end, an answer ends with the EOS, and joins nothing that the template writes next.
+stays text. Where a template writes no end, an answer ends with the EOS, and is joined with nothing that the template
+writes next.
 """
 
 import logging
