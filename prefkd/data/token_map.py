@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 # Raise it when the same tokenizers come to give another map.
 VERSION = 1
 BLANK = "▁"
-_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+# How byte-level vocabularies write a byte: as one of 256 characters.
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 _CHARACTER_OF = bytes_to_unicode()
 
 
@@ -46,9 +47,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes | None, ...]:
             return None
         if not byte_level:
             return token.replace(BLANK, " ").encode(errors="surrogatepass")
-        if index in added or not all(character in _BYTE_OF for character in token):
+        if index in added or not all(character in BYTE_OF for character in token):
             return token.encode(errors="surrogatepass")
-        return bytes(map(_BYTE_OF.__getitem__, token))
+        return bytes(map(BYTE_OF.__getitem__, token))
 
     return tuple(read(index, token) for index, token in enumerate(tokens))
 

@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prefkd.data.pairs import fingerprint
-from prefkd.data.token_map import BLANK, cached_token_map, is_byte_level, token_bytes
+from prefkd.data.token_map import BLANK, BYTE_OF, cached_token_map, is_byte_level, token_bytes
 from prefkd.errors import PrefkdError
 from prefkd.files import whole
 from prefkd.method.baselines import minimal_edit_vocabulary_map
@@ -43,12 +42,10 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _byte_level_reader(added: set[str]) -> Callable[[str], str]:
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-
     def read(token: str) -> str:
-        if token in added or not all(character in byte_of for character in token):
+        if token in added or not all(character in BYTE_OF for character in token):
             return token
-        return bytes(map(byte_of.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
+        return bytes(map(BYTE_OF.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
 
     return read
 
