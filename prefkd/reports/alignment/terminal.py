@@ -11,6 +11,7 @@ from rich.text import Text
 from prefkd.data.pairs import in_rows
 from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.reports.alignment.verdict import Verdict
+from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line
 
 # Entries of each list; the page and the JSON file have more.
@@ -29,10 +30,10 @@ def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Cons
         "worst rows": _worst(numbers),
         "weights that the scores make": _weights(numbers),
     }
-    for title, table in parts.items():
-        if table.rows:
-            console.print(Text(title, "bold"))
-            console.print(table)
+    for name, part in parts.items():
+        if part.rows:
+            console.print(heading(name))
+            console.print(part)
             console.print()
     console.print(Text.assemble((f"A {verdict.grade} alignment", _COLOURS[verdict.grade]), f": {verdict.summary}"))
     for advice in verdict.advice:
@@ -40,96 +41,85 @@ def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Cons
 
 
 def _overview(numbers: Mapping[str, Any]) -> Table:
-    table = _table("", *SIDES)
+    shown = table("", *SIDES)
     characters, lost = numbers["characters"], numbers["answers_changed_by_decoding"]
     per_answer, share = numbers["parents_per_response"], numbers["share_of_text_aligned_one_to_one"]
 
     def both(title: str, values: Mapping[str, Any], form: str) -> None:
-        table.add_row(title, *(format(values[side], form) for side in SIDES))
+        shown.add_row(title, *(format(values[side], form) for side in SIDES))
 
     drawn = numbers["pairs_in_data"] > numbers["pairs"] + numbers["dropped_pairs"]
-    table.add_row("pairs", f"{numbers['pairs']:,}{' of ' + format(numbers['pairs_in_data'], ',') if drawn else ''}")
-    table.add_row("format", in_rows(numbers["formats"]))
-    table.add_row("tokenizer", *(numbers[side]["name"] for side in SIDES))
-    table.add_row("template", *(numbers[side]["template"] for side in SIDES))
-    table.add_row(
+    shown.add_row("pairs", f"{numbers['pairs']:,}{' of ' + format(numbers['pairs_in_data'], ',') if drawn else ''}")
+    shown.add_row("format", in_rows(numbers["formats"]))
+    shown.add_row("tokenizer", *(numbers[side]["name"] for side in SIDES))
+    shown.add_row("template", *(numbers[side]["template"] for side in SIDES))
+    shown.add_row(
         "one-to-one parents", f"{share:.1%} of the text", f"{numbers['share_of_parents_one_to_one']:.1%} of all"
     )
-    table.add_row("parents per word", f"{numbers['parents_per_word']:.2f}")
+    shown.add_row("parents per word", f"{numbers['parents_per_word']:.2f}")
     both("tokens per parent", numbers["tokens_per_parent"], ".3f")
     both("tokens per word", numbers["tokens_per_word"], ".2f")
-    table.add_row(
+    shown.add_row(
         "parents per answer",
         f"{per_answer['mean']:.1f} on average",
         f"90 %: {per_answer['percentile_5']} to {per_answer['percentile_95']}",
     )
     cut = numbers["share_of_responses_truncated"]
-    table.add_row("answers cut off", f"{cut:.1%}", f"{characters['cut']:,} characters lost")
+    shown.add_row("answers cut off", f"{cut:.1%}", f"{characters['cut']:,} characters lost")
     both("prompts cut", numbers["share_of_prompts_truncated"], ".1%")
     both("characters in no token", characters["uncovered"], ",")
     both("answers changed by decoding", {side: lost[side]["answers"] for side in SIDES}, ",")
-    return table
+    return shown
 
 
 def _shapes(numbers: Mapping[str, Any]) -> Table:
-    table = _table("student", "teacher", "parents", "of the text", "")
+    shown = table("student", "teacher", "parents", "of the text", "")
     for shape in numbers["shapes"][:LISTED]:
         share = shape["share_of_text"]
         bar = "█" * round(BAR * share) or ("▏" if share else "")
         cells = (str(shape["student"]), str(shape["teacher"]), f"{shape['parents']:,}", f"{share:.1%}")
-        table.add_row(*cells, Text(bar, "cyan"))
-    return table
+        shown.add_row(*cells, Text(bar, "cyan"))
+    return shown
 
 
 def _splits(numbers: Mapping[str, Any]) -> Table:
-    table = _table("text", "times", "student", "teacher")
+    shown = table("text", "times", "student", "teacher")
     for piece in numbers["splits"][:LISTED]:
-        tokens = (_line(" │ ".join(piece[side])) for side in SIDES)
-        table.add_row(_line(visible_line(piece["text"])), f"{piece['times']:,}", *tokens)
-    return table
+        tokens = (in_one_line(" │ ".join(piece[side])) for side in SIDES)
+        shown.add_row(in_one_line(visible_line(piece["text"])), f"{piece['times']:,}", *tokens)
+    return shown
 
 
 def _longest(numbers: Mapping[str, Any]) -> Table:
-    table = _table("text", "student", "teacher", "first in")
+    shown = table("text", "student", "teacher", "first in")
     for parent in numbers["longest_parents"][:LISTED]:
         place = f"row {parent['row']}, {parent['answer']}"
-        table.add_row(_line(visible_line(parent["text"])), str(parent["student"]), str(parent["teacher"]), place)
-    return table
+        shown.add_row(in_one_line(visible_line(parent["text"])), str(parent["student"]), str(parent["teacher"]), place)
+    return shown
 
 
 def _worst(numbers: Mapping[str, Any]) -> Table:
-    table = _table("row", "text one to one", "parents", "longest parent", "characters cut")
+    shown = table("row", "text one to one", "parents", "longest parent", "characters cut")
     for pair in numbers["worst_rows"][:LISTED]:
         share, cut = f"{pair['share_one_to_one']:.1%}", f"{pair['characters_cut']:,}"
-        table.add_row(str(pair["row"]), share, f"{pair['parents']:,}", f"{pair['longest_parent']:,} tokens", cut)
-    return table
+        shown.add_row(str(pair["row"]), share, f"{pair['parents']:,}", f"{pair['longest_parent']:,} tokens", cut)
+    return shown
 
 
 def _weights(numbers: Mapping[str, Any]) -> Table:
-    table = _table("", *ANSWERS)
+    shown = table("", *ANSWERS)
     if "weights" in numbers:
         found, contrast = numbers["weights"], numbers["weights"]["contrast"]
         for name, title in (("log_ratio", "log-ratio"), ("weight", "weight")):
             cells = (
                 f"{found[name][answer]['mean']:.3f} ± {found[name][answer]['deviation']:.3f}" for answer in ANSWERS
             )
-            table.add_row(title, *cells)
+            shown.add_row(title, *cells)
         if contrast["pairs_compared"]:
-            table.add_row("pairs with the higher mean log-ratio", f"{contrast['chosen_higher_by_mean']:.1%}")
-        table.add_row("the contrast", contrast["verdict"]["verdict"])
-        table.add_row("pairs without scores, left out", f"{numbers['pairs_not_scored']:,}")
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for column in columns:
-        table.add_column(Text(column, "dim"), no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _line(text: str) -> Text:
-    return Text(text, no_wrap=True, overflow="ellipsis")
+            shown.add_row("pairs with the higher mean log-ratio", f"{contrast['chosen_higher_by_mean']:.1%}")
+        shown.add_row("the contrast", contrast["verdict"]["verdict"])
+        shown.add_row("pairs without scores, left out", f"{numbers['pairs_not_scored']:,}")
+    return shown
 
 
 def _point(text: str) -> RenderableType:
