@@ -4,7 +4,8 @@ r"""What a saved folder keeps of a training, for each way to save it: float32, a
 
 Recipe dpo trains the model at each rate, and recipe sft at the first; each result is saved in three ways. Recipe
 evaluate then reads the held-out pairs with every folder. It computes in float32, so that folders differ by their
-weights alone. What is in `--out` already is not done again.
+weights alone. What is kept is the slope of a folder's gains, pair by pair, on those of the float32 folder. What is in
+`--out` already is not done again.
 """
 
 import json
@@ -124,7 +125,7 @@ def main(arguments: Arguments) -> None:
         gains = {export: gain(recipe, start, found[f"{recipe}_{rate}_{export}"]) for export in EXPORTS}
         for export, name in EXPORTS.items():
             mean, spread = gains[export].mean(), gains[export].std() / len(gains[export]) ** 0.5
-            kept = mean / gains["float32"].mean()
+            kept = (gains[export] @ gains["float32"]) / (gains["float32"] @ gains["float32"])
             print(f"| `{recipe}` | {rate} | {name} | {mean:.4f} ± {spread:.4f} | {kept:.1%} |")
 
 

@@ -19,11 +19,16 @@ from prefkd.files import sha256
 Fingerprint = dict[str, str | int | bool | None]
 HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content")
 
-# What the scores of a pair depend on, beside the models.
+# What the scores of a pair depend on, apart from the models.
 SCORED_COLUMNS = (
     "teacher_prompt",
     *(f"teacher_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
     *(f"{name}_prompt" for name in INSTRUCTIONS),
+)
+# What the student's own log-probs depend on.
+STUDENT_COLUMNS = (
+    "student_prompt",
+    *(f"student_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
 )
 
 
@@ -59,8 +64,8 @@ def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
 
 
 def row_contents(aligned: Dataset) -> list[int]:
-    """A hash of each row's scored tokens and parents, 8 bytes."""
-    names = [name for name in SCORED_COLUMNS if name in aligned.column_names]
+    """A hash of each row's scored tokens and parents, 8 bytes; of the student's where there are no others."""
+    names = [name for name in SCORED_COLUMNS if name in aligned.column_names] or [*STUDENT_COLUMNS]
     hashes = []
     for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
         lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]

@@ -44,9 +44,8 @@ def read_for_plan(recipe: ModuleType, name: str, path: Path, overrides: Sequence
 
 
 def can_be_planned(recipe: ModuleType) -> bool:
-    """Whether a recipe trains, in steps of `compare` and backward, or lets teachers score."""
-    names = {part.name for part in fields(recipe.Config)}
-    return ("training" in names and hasattr(recipe, "compare")) or {"teacher", "contrast"} <= names
+    """Whether a recipe says which models it has."""
+    return hasattr(recipe, "load_models")
 
 
 def _sections(section: Any, key: str = "") -> Iterator[tuple[str, Any]]:

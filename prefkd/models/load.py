@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prefkd.data.templates import ModelSide
+from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
@@ -143,6 +144,14 @@ def read_side(config: ModelConfig) -> ModelSide:
         PrefkdError: One of them cannot be used, or they do not belong together.
     """
     return ModelSide(load_tokenizer(config), config.template, embeddings=embedding_count(config))
+
+
+def read_vocabularies(student: ModelConfig, teacher: ModelConfig) -> Vocabularies | None:
+    """The tokens of two models; None if one of the models is not there."""
+    if teacher.path is None or any(any(config.problems()) for config in (student, teacher)):
+        return None
+    sides = [ModelSide(load_tokenizer(config), config.template) for config in (student, teacher)]
+    return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, (sides[0].eos_id, sides[1].eos_id))
 
 
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

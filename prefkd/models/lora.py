@@ -70,7 +70,9 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
             larger than any layer's.
     """
     head = lm.get_output_embeddings()
-    layers: dict[str, Any] = {name.rpartition(".")[2]: module for name, module in lm.named_modules() if _is_linear(module)}
+    layers: dict[str, Any] = {
+        name.rpartition(".")[2]: module for name, module in lm.named_modules() if _is_linear(module)
+    }
     names = [name for name, module in layers.items() if module is not head]
     for name in config.target_modules or ():
         if name not in names:

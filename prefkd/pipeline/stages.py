@@ -115,7 +115,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: With everything that is wrong whatever files there may be, one line each.
     """
     config = _load(path, overrides)
-    specs: dict[str, StageConfig] = {part.name: getattr(config.stages, part.name) for part in fields(config.stages)}
+    specs: dict[str, StageConfig] = {part.name: vars(config.stages)[part.name] for part in fields(config.stages)}
     problems, stages = [*_folder_problems(specs)], []
     folders = [spec.output_dir for spec in specs.values()]
     for name, spec in specs.items():
@@ -198,6 +198,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         raise PrefkdError("output_dir stands beside recipe and config, not in overrides; move it there")
     overrides = (f"output_dir={_written(str(spec.output_dir))}", *_settings(spec.overrides))
     config, problems = examine_config(recipe.Config, config_path, overrides)
+    outputs = getattr(recipe.Config, "outputs", None)
     return Stage(
         name=name,
         recipe_path=recipe_path,
@@ -207,7 +208,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         settings=settings_of(config),
         paths=dict(paths_in(config)),
         problems=tuple(problems),
-        outputs=tuple(config.outputs()) if hasattr(config, "outputs") else None,
+        outputs=tuple(outputs(config)) if outputs else None,
     )
 
 

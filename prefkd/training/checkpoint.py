@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,7 +44,6 @@ from prefkd.pipeline.records import settings_of
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
-from prefkd.training.pair_loss import PairLoss
 from prefkd.training.settings import output_problems
 from prefkd.training.snapshots import (
     RECORD,
@@ -123,7 +123,7 @@ class Checkpoints:
         pairs: Mapping[str, Dataset],
         ranks: Ranks,
         display: Display,
-        loss: PairLoss | None = None,
+        loss: Stateful | None = None,
     ):
         self._config, self._ranks, self._display, self._loss = config, ranks, display, loss
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule

@@ -324,7 +324,7 @@ MISTAKES = {
     (objective("dpo", "alm"), "~teacher.path", "teacher.scores={scores}", "reference=student"): "teacher.path: "
     "missing, but the objective asks for log-probs of the teacher beside the student's own start, which scores do not "
     "give; add the model",
-    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands beside scores, but the objective asks nothing "
+    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands beside scores, but nothing is asked "
     "of a model; remove it (~teacher.path)",
     (objective("tis_dpo", "uld"), "teacher.scores={scores}"): "weights.contrast: prompt_pair needs a model in memory; "
     "use scores (whichever contrast was scored) or uniform",
