@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pandas import Series
+
 from prefkd.errors import PrefkdError
 
 USUAL = ("loss", "margin", "accuracy")
@@ -125,12 +127,8 @@ def panels(runs: Sequence[RunCurves], asked: Sequence[str] = ()) -> list[str]:
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Means of up to `window` values around each; values that are not finite are left out."""
-    half = window // 2
-    means = []
-    for i in range(len(values)):
-        near = [value for value in values[max(0, i - half) : i + half + 1] if math.isfinite(value)]
-        means.append(sum(near) / len(near) if near else math.nan)
-    return means
+    found = Series(values, dtype=float).replace([math.inf, -math.inf], math.nan)
+    return found.rolling(window // 2 * 2 + 1, center=True, min_periods=1).mean().tolist()
 
 
 def draw(runs: Sequence[RunCurves], files: Sequence[Path], asked: Sequence[str] = ()) -> None:
