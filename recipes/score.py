@@ -34,9 +34,9 @@ from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_on
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks, join_ranks
+from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
-from prefkd.weight_report import weight_table, write_weight_report
 from prefkd.weighting import WeightConfig
 
 

@@ -26,7 +26,7 @@ from omegaconf.errors import (
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
 from prefkd.config.hints import describe, fits, members, named_sections
-from prefkd.errors import ConfigError, nearest
+from prefkd.errors import ConfigError, first_line, nearest
 
 ConfigType = TypeVar("ConfigType")
 _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
@@ -324,5 +324,4 @@ def _join(key: str, name: Any) -> str:
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    first = str(error).splitlines()[0]
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error))

@@ -13,6 +13,7 @@ from prefkd.data.pairs import DataConfig, fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
 from prefkd.errors import ConfigError
+from prefkd.files import sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
 Fingerprint = dict[str, str | int | bool | None]
@@ -49,8 +50,7 @@ def folder_fingerprint(folder: Path) -> str:
     digests = {}
     for pattern in ("config.json", "adapter_config.json", "*.safetensors"):
         for file in sorted(folder.glob(pattern)):
-            with file.open("rb") as content:
-                digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+            digests[file.name] = sha256(file)
     return fingerprint("folder", digests)
 
 

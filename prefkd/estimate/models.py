@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.estimate.flops import Pass
 from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes
 from prefkd.models.frozen import should_split
@@ -33,8 +33,8 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # of transformers, of the Hub and of whatever lies in the folder
-        reason = str(error).strip().splitlines()[0]
-        raise PrefkdError(f"{key}.path: the config.json of {config.path} cannot be read: {reason}; {remedy}") from error
+        reason = f"the config.json of {config.path} cannot be read: {first_line(error)}"
+        raise PrefkdError(f"{key}.path: {reason}; {remedy}") from error
 
 
 def count(module: nn.Module | None, *, trained: bool | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prefkd.data.templates import ModelSide
@@ -17,6 +17,7 @@ from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
+from prefkd.models.tokenizers import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +118,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
-        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")
-    return tokenizer
+    return read_tokenizer(config.path, trust_remote_code=config.trust_remote_code)
 
 
 def embedding_count(config: ModelConfig) -> int:

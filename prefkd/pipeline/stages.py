@@ -23,7 +23,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from hashlib import sha256
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from prefkd import catalog
 from prefkd.cli.launch import load_recipe
 from prefkd.config import examine_config, load_config, read_yaml
 from prefkd.errors import ConfigError, PrefkdError, nearest
+from prefkd.files import sha256
 from prefkd.pipeline.records import Contents, Fingerprint, paths_in, settings_of
 
 
@@ -83,7 +83,7 @@ class Stage:
     def fingerprint(self, contents: Contents) -> Fingerprint:
         """What decides about its result, as things are now."""
         inputs = {key: contents.digest(path) for key, path in self.paths.items() if os.path.exists(path)}
-        return Fingerprint(sha256(self.recipe_path.read_bytes()).hexdigest(), self.settings, inputs)
+        return Fingerprint(sha256(self.recipe_path), self.settings, inputs)
 
 
 @dataclass(frozen=True)
