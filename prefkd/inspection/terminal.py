@@ -116,7 +116,10 @@ def _weights(numbers: Mapping[str, Any]) -> Table:
             table.add_row(title, *cells)
         if contrast["pairs_compared"]:
             table.add_row("pairs with the higher mean log-ratio", f"{contrast['chosen_higher_by_mean']:.1%}")
-        table.add_row("the contrast", contrast["verdict"]["verdict"])
+        verdict = contrast["verdict"]
+        interval = f"{verdict['share']:.1%} [{verdict['low']:.1%}, {verdict['high']:.1%}]"
+        table.add_row("the contrast", verdict["verdict"])
+        table.add_row("it finds the chosen answer better in", Text(interval))
         table.add_row("pairs without scores, left out", f"{numbers['pairs_not_scored']:,}")
     return table
 
