@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.utils import disable_progress_bars, enable_progress_bars
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
@@ -256,11 +256,13 @@ class Scores:
                 raise PrefkdError(f"{path} {damage}; run score again, which computes this shard anew")
         if not paths:
             return None
+        were_disabled = are_progress_bars_disabled()
         disable_progress_bars()  # it is done in no time, and says nothing to a user
         try:
             return cast(Dataset, Dataset.from_parquet([str(path) for path in paths]))
         finally:
-            enable_progress_bars()
+            if not were_disabled:
+                enable_progress_bars()
 
 
 def _damage(path: Path) -> str | None:

@@ -78,14 +78,18 @@ class PlainTemplate:
     source = str(headings)
     # The same as a chat template, which a model that was trained on it takes along.
     jinja = (
-        "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+        "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
         "{% if loop.last and message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n\n' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
     )
+    jinja_with_bos = "{{ bos_token }}" + jinja
 
     def write(self, messages: Sequence[Message], answer: str | None = None) -> str:
         turns = "".join(f"{self.headings[turn['role']]}:\n{turn['content']}\n\n" for turn in messages)
         return f"{turns}{self.headings['assistant']}:\n{answer or ''}"
+
+
+PLAIN = (PlainTemplate.jinja, PlainTemplate.jinja_with_bos)
 
 
 class ChatTemplate:
@@ -188,7 +192,7 @@ class ModelSide:
         if template == "chat" and not tokenizer.chat_template:
             raise PrefkdError(f"{self.name}: its tokenizer has no chat template; use template: plain")
         own = tokenizer.chat_template
-        self.uses_chat_template = template != "plain" and bool(own) and own != PlainTemplate.jinja
+        self.uses_chat_template = template != "plain" and bool(own) and own not in PLAIN
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
         self.encoder = Encoder(tokenizer)
         # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.

@@ -30,7 +30,7 @@ class ShownParent:
         text: What it says.
         level: Its colour.
         details: What a reader is told on pointing at it.
-        is_end: Whether it is the EOS.
+        is_end: Whether it is the end of the answer, mostly an EOS.
         tokens: Its tokens on each side, where the page shows them.
         spelled: Whether the tokens of one side or the other show its text; else the block has to.
         tail: The line ends and blanks that a block in one line cannot show.

@@ -128,5 +128,6 @@ def _save_tokenizer(side: ModelSide, folder: Path) -> None:
     """Save the tokenizer with the template that was trained on."""
     tokenizer = copy.deepcopy(side.tokenizer)
     if not side.uses_chat_template:
-        tokenizer.chat_template = PlainTemplate.jinja
+        # A tokenizer may name a BOS that it puts before no text, and that was not trained on.
+        tokenizer.chat_template = PlainTemplate.jinja if side.bos_id is None else PlainTemplate.jinja_with_bos
     tokenizer.save_pretrained(folder)

@@ -150,7 +150,7 @@ def test_the_default_objective_from_whole_logits(world, tmp_path):
     run(world, tmp_path / "out", "training.max_steps=1", "training.batch_size=12", "training.microbatch_size=5")
     metrics = two_models.read_rows(tmp_path / "out" / "metrics.jsonl")[1]
     sides = [ModelConfig(str(world / name)) for name in ("student", "teacher")]
-    projectors = make_projectors(ProjectorConfig(), *sides, seed=0)
+    projectors = make_projectors(ProjectorConfig(), *sides, seed=0, device=torch.device("cpu"))
     sums, tokens = torch.zeros(4), 0
     with torch.no_grad():
         for row in read_rows(world / "pairs.jsonl"):
@@ -200,7 +200,7 @@ def dual_space_terms(projectors, student, teacher) -> list[torch.Tensor]:
 def test_projectors_learn_and_are_read_again(world, tmp_path):
     """With plain SGD a weight changes if and only if its gradient is not 0."""
     sides = [ModelConfig(str(world / name)) for name in ("student", "teacher")]
-    start = make_projectors(ProjectorConfig(), *sides, seed=0).state_dict()
+    start = make_projectors(ProjectorConfig(), *sides, seed=0, device=torch.device("cpu")).state_dict()
     run(world, tmp_path / "one", objective("dual_space"), "training.max_steps=1", AT_ONCE)
     learned = load_file(tmp_path / "one" / "projectors.safetensors")
     assert learned.keys() == start.keys()
@@ -218,7 +218,7 @@ def test_warming_up_leaves_the_student_alone(world, tmp_path):
     assert all(torch.equal(student[name], value) for name, value in weights(tmp_path / "out").items())
     sides = [ModelConfig(str(world / name)) for name in ("student", "teacher")]
     learned = load_file(tmp_path / "out" / "projectors.safetensors")
-    start = make_projectors(ProjectorConfig(), *sides, seed=0).state_dict()
+    start = make_projectors(ProjectorConfig(), *sides, seed=0, device=torch.device("cpu")).state_dict()
     changed = {name.partition(".")[0] for name, value in start.items() if not torch.equal(learned[name], value)}
     assert changed == {"query", "t2s"}
 

@@ -128,7 +128,7 @@ def test_curves_for_tensorboard(world, tmp_path):
     found = module.EventAccumulator(f"{tmp_path}/board").Reload()
     assert [event.step for event in found.Scalars("loss")] == [1, 2]
     assert [event.value for event in found.Scalars("loss")] == pytest.approx([row["loss"] for row in metrics[1:]])
-    assert [event.step for event in found.Scalars("held_out/loss")][0] == 0
+    assert found.Scalars("held_out/loss")[0].step == 0
 
 
 def test_curves_for_wandb(world, tmp_path, monkeypatch):

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prefkd.catalog import shipped_file
-from prefkd.data.templates import ModelSide, PlainTemplate
+from prefkd.data.templates import HELLO, ModelSide, PlainTemplate
 from prefkd.models.load import ModelConfig, TeacherConfig, base_dtype, load_causal_lm
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
-from prefkd.training.export import export_dtype, exported
+from prefkd.training.export import _save_tokenizer, export_dtype, exported
 from prefkd.training.metrics import HeldOut
 from prefkd.training.publish import public_name, try_it
 from prefkd.training.written import is_beyond_noise, measure_written
@@ -310,3 +310,15 @@ def test_what_a_card_calls_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert public_name(".") == tmp_path.name == public_name(str(tmp_path))
     assert public_name("/") == "" and public_name("~no_such_user/x") == "~no_such_user/x"
+
+
+def test_a_plain_template_is_saved_without_a_bos_that_was_not_trained(tmp_path):
+    """Many byte-level tokenizers name a BOS and never write it."""
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", None
+    side = ModelSide(tokenizer)
+    _save_tokenizer(side, tmp_path)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    asked = after.apply_chat_template(HELLO, add_generation_prompt=True, return_dict=False)
+    assert side.bos_id is None and asked == side.encode_prompts([side.frame(HELLO)])[0]
+    assert ModelSide(after).fingerprint == side.fingerprint

@@ -38,7 +38,7 @@ class Answer:
     written: int
     text: str
     ids: Mapping[str, Sequence[int]]
-    offsets: Mapping[str, Sequence[tuple[int, int]]]
+    offsets: Mapping[str, np.ndarray]
     parents: np.ndarray
     ends: bool
 
@@ -138,7 +138,7 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
 def token_texts(answer: Answer, parent: int, side: str, tokenizer: Any) -> list[TokenText]:
     """The tokens of a parent as a reader sees them, in one line each."""
     first, end = answer.parents[parent, _TOKENS[side]].tolist()
-    spans, ids = answer.offsets[side], answer.ids[side]
+    spans, ids = answer.offsets[side].tolist(), answer.ids[side]
 
     def shown(i: int) -> TokenText:
         start, stop = spans[i]

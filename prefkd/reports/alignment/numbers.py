@@ -137,7 +137,7 @@ def longest_parents(pairs: Sequence[InspectedPair]) -> list[dict[str, Any]]:
 def uncovered(answer: Answer, side: str) -> int:
     """Characters that no token covers, among the kept ones. Blanks do not count: offsets may leave them out."""
     edges = np.zeros(len(answer.text) + 1, dtype=np.int64)
-    spans = np.array(answer.offsets[side], dtype=np.int64).reshape(-1, 2)
+    spans = answer.offsets[side]
     np.add.at(edges, spans[:, 0], 1)
     np.add.at(edges, spans[:, 1], -1)
     open_places = np.flatnonzero(edges[: answer.kept].cumsum() == 0)

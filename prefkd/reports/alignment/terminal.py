@@ -117,7 +117,10 @@ def _weights(numbers: Mapping[str, Any]) -> Table:
             shown.add_row(title, *cells)
         if contrast["pairs_compared"]:
             shown.add_row("pairs with the higher mean log-ratio", f"{contrast['chosen_higher_by_mean']:.1%}")
-        shown.add_row("the contrast", contrast["verdict"]["verdict"])
+        verdict = contrast["verdict"]
+        interval = f"{verdict['share']:.1%} [{verdict['low']:.1%}, {verdict['high']:.1%}]"
+        shown.add_row("the contrast", verdict["verdict"])
+        shown.add_row("it finds the chosen answer better in", Text(interval))
         shown.add_row("pairs without scores, left out", f"{numbers['pairs_not_scored']:,}")
     return shown
 

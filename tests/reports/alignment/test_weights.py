@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from rich.console import Console
 
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
@@ -114,7 +115,19 @@ def test_the_contrast_of_the_scores_is_judged(weighted, log_ratios, capsys):
     print_inspection(weighted.numbers, weighted.verdict, Console(width=400))
     printed = capsys.readouterr().out
     assert advice in printed and "the contrast" in printed
+    assert f"{verdict['share']:.1%} [{verdict['low']:.1%}, {verdict['high']:.1%}]" in printed
     assert html.escape(advice) in weighted.page or advice in html.unescape(weighted.page)
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_reading_scores_leaves_progress_bars_as_they_were(scores, disabled):
+    were_disabled = are_progress_bars_disabled()
+    try:
+        (disable_progress_bars if disabled else enable_progress_bars)()
+        assert open_scores(scores).read("train") is not None
+        assert are_progress_bars_disabled() == disabled
+    finally:
+        (disable_progress_bars if were_disabled else enable_progress_bars)()
 
 
 def test_pairs_are_sorted_by_weight_and_text_does_no_harm(weighted, dom):
