@@ -41,6 +41,7 @@ from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, des
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig, push, try_it, write_card
+from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.written import measure_written
@@ -82,7 +83,8 @@ class Config(LossSettings):
 
     def asks(self) -> Asks:
         """What is asked of the teacher."""
-        return Asks(reference=True)
+        own_start = self.reference == "student"
+        return Asks(reference=not own_start, own_start=own_start)
 
     def problems(self) -> Iterator[str]:
         yield from training_problems(self)
@@ -146,7 +148,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    checkpoints = Checkpoints(config, model=student, pairs=pairs, loss=models.loss, **prepared)
+    remembering = {"loss": models.loss, "teacher": teacher}
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
     begin_output(config, data, ranks)
     display.table(
@@ -154,11 +157,14 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
             "teacher": teacher.description,
+            "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
+    if config.reference == "student":
+        add_own_start(run, student, config.student, run.collate, training)
     return run
 
 

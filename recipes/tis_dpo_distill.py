@@ -147,7 +147,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    checkpoints = Checkpoints(config, model=student, pairs=pairs, loss=models.loss, **prepared)
+    remembering = {"loss": models.loss, "teacher": teacher}
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
     begin_output(config, data, ranks)
     display.table(

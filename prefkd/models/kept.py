@@ -1,6 +1,7 @@
 """What a frozen teacher has said of a pair, in memory: a model that does not change need not read a pair twice."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,3 +78,24 @@ class KeptLogprobs:
                 if key not in self._pairs and self._bytes + size <= self._limit:
                     self._pairs[key] = pair
                     self._bytes += size
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is kept, for a checkpoint: a resumed run must answer with the very numbers that were read."""
+        pairs = list(self._pairs.values())
+        names = pairs[0].logprobs if pairs else ()
+        return {
+            "places": list(self._pairs),
+            "parents": [pair.parents for pair in pairs],
+            "logprobs": {
+                name: torch.from_numpy(np.concatenate([pair.logprobs[name] for pair in pairs])) for name in names
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        sizes = [sum(parents) for parents in state_dict["parents"]]
+        parts = {name: values.split(sizes) for name, values in state_dict["logprobs"].items()}
+        for index, (place, parents) in enumerate(zip(state_dict["places"], state_dict["parents"], strict=True)):
+            pair = _Pair(parents, {name: values[index].numpy() for name, values in parts.items()})
+            self._pairs[place] = pair
+            self._bytes += sum(value.nbytes for value in pair.logprobs.values())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -227,6 +227,16 @@ class Teacher:
         output, logprobs = self._read(batch)
         self._kept.keep(batch, logprobs)
         return output
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept of its readings, for a checkpoint."""
+        assert self._kept is not None, "a teacher is loaded before it is asked"
+        return self._kept.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        assert self._kept is not None, "a teacher is loaded before it is asked"
+        self._kept.load_state_dict(state_dict)
 
     def read(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch that is asked about once: its models read it, and nothing is kept."""

@@ -107,7 +107,8 @@ class Checkpoints:
         config: The recipe's config, with `output_dir` and `training`.
         model: All that learns, sharded or not; of what does not learn nothing is stored.
         pairs: The aligned pairs of each split; a checkpoint goes on with the same ones only.
-        loss: What remembers earlier steps, if the recipe's loss may.
+        remembering: What depends on earlier steps beside model, optimizer and schedule, by name: a loss with running
+            means, a teacher that keeps its readings.
 
     Raises:
         PrefkdError: The run in the folder was started on other pairs, or with a model of another shape.
@@ -123,9 +124,9 @@ class Checkpoints:
         pairs: Mapping[str, Dataset],
         ranks: Ranks,
         display: Display,
-        loss: Stateful | None = None,
+        remembering: Mapping[str, Stateful] | None = None,
     ):
-        self._config, self._ranks, self._display, self._loss = config, ranks, display, loss
+        self._config, self._ranks, self._display, self._remembering = config, ranks, display, remembering or {}
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
@@ -235,7 +236,7 @@ class Checkpoints:
             progress=replace(progress),
             tensors=self._state(),
             lr_schedule=deepcopy(self._lr_schedule.state_dict()),
-            loss=self._loss.state_dict() if self._loss is not None else {},
+            remembered={name: part.state_dict() for name, part in self._remembering.items()},
             random_state=get_random_state(),
             run=self._run,
         )
@@ -290,8 +291,8 @@ class Checkpoints:
             )
             rest = torch.load(checkpoint / STATE, weights_only=True)
             self._lr_schedule.load_state_dict(rest["lr_schedule"])
-            if self._loss is not None:
-                self._loss.load_state_dict(rest["loss"])
+            for name, part in self._remembering.items():
+                part.load_state_dict(rest["remembered"][name])
             # More ranks than before share what there is; one process sees the very numbers that it would have seen.
             set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
             return Progress(record["step"], record["before"], record["latest"])

@@ -46,7 +46,7 @@ class Snapshot:
 
     Attributes:
         tensors: What learns, and the optimizer's state; parts of sharded ones.
-        loss: What the loss remembers of earlier steps.
+        remembered: What a loss or a teacher remembers of earlier steps, by name.
         random_state: That of this process.
         run: What the run was started with.
     """
@@ -54,7 +54,7 @@ class Snapshot:
     progress: Progress
     tensors: dict[str, Any]
     lr_schedule: dict[str, Any]
-    loss: dict[str, Any]
+    remembered: dict[str, Any]
     random_state: dict[str, Any]
     run: dict[str, Any]
 
@@ -90,7 +90,7 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
 
     def write_rest() -> None:
         if ranks.is_main:
-            state = {"lr_schedule": snapshot.lr_schedule, "loss": snapshot.loss, "random": random_states}
+            state = {"lr_schedule": snapshot.lr_schedule, "remembered": snapshot.remembered, "random": random_states}
             torch.save(state, unfinished / STATE)
             write_json(unfinished / RUN, snapshot.run)
 
