@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -43,7 +43,6 @@ from prefkd.pipeline.records import settings_of
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
-from prefkd.training.pair_loss import PairLoss
 from prefkd.training.settings import output_problems
 from prefkd.training.snapshots import (
     RECORD,
@@ -60,6 +59,9 @@ from prefkd.training.snapshots import (
     write_json,
     write_snapshot,
 )
+
+if TYPE_CHECKING:  # it imports the checks of a training, which import this module
+    from prefkd.training.pair_loss import PairLoss
 
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
@@ -123,7 +125,7 @@ class Checkpoints:
         pairs: Mapping[str, Dataset],
         ranks: Ranks,
         display: Display,
-        loss: PairLoss | None = None,
+        loss: "PairLoss | None" = None,
     ):
         self._config, self._ranks, self._display, self._loss = config, ranks, display, loss
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
