@@ -30,6 +30,7 @@ from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_epochs, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.scores import open_scores
+from prefkd.errors import Problem
 from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
@@ -84,7 +85,7 @@ class Config(LossSettings):
         """What a later stage of a pipeline can build on."""
         return ("student",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
         is_reference = self.reference == "teacher"
         yield from loss_problems(self, unit="parents", teacher_is_reference=is_reference)

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from prefkd.cli.output import hush_libraries, say
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 
 
 def vocabulary_map(
@@ -41,7 +41,7 @@ def vocabulary_map(
     for config in configs:
         if not Path(config.path).is_dir():  # a folder with a tokenizer and no weights will do
             for problem in config.problems():
-                raise PrefkdError(problem.removeprefix("path: "))
+                raise PrefkdError(Problem.of(problem).text)
     vocabularies = Vocabularies.of(load_tokenizer(configs[0]), load_tokenizer(configs[1]))
     found = write_vocabulary_map(output, vocabularies, partial(track, description="mapping the teacher's tokens"))
     same = sum(

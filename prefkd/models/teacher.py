@@ -14,6 +14,7 @@ from torch import Tensor
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.scores import Scores, scores_problems
 from prefkd.data.templates import ModelSide
+from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
 from prefkd.models.logprob_model import TokenStates
@@ -34,13 +35,13 @@ class TeacherSource(TeacherConfig):
     path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     scores: Path | None = None
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if self.path is None and self.scores is None:
             yield "path: missing; give a model, or scores: the folder that recipe score wrote"
         elif self.path is not None and self.scores is not None:
             yield "path: stands beside scores; remove one of the two (~teacher.path or ~teacher.scores)"
         elif self.scores is not None:
-            yield from (f"scores: {problem}" for problem in scores_problems(self.scores))
+            yield from scores_problems(self.scores, "scores")
         else:
             yield from super().problems()
 
@@ -54,12 +55,12 @@ class LiveTeacherSource(TeacherSource):
         scores: The folder `scores` of a run of recipe `score`. Log-probs are taken from it, also beside a model.
     """
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if self.path is None or self.scores is None:
             yield from super().problems()
         else:
             yield from TeacherConfig.problems(self)
-            yield from (f"scores: {problem}" for problem in scores_problems(self.scores))
+            yield from scores_problems(self.scores, "scores")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from conftest import Ended
 
 from prefkd import catalog
 from prefkd.cli.main import main
-from prefkd.pipeline.stages import mentions, read_pipeline
+from prefkd.pipeline.stages import read_pipeline
 
 CHAIN = """
 output_dir: runs/chain
@@ -374,21 +374,6 @@ def test_all_mistakes_at_once(chain, prefkd):
         "error: stage right: act: 'dance' is not one of finish, user, bug, killed, sleep",
         "error: stage left: sources: no file x; write it",
     ]
-
-
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("path: no folder runs/dpo/adapter; fetch it", True),
-        ("path: runs/dpo is empty", True),
-        ("path: no folder runs/dpo_reversed/adapter", False),
-        ("path: no folder other/runs/dpo", False),
-        ("path: no folder runs/dpo.before-1/adapter", False),
-        ("path: nothing in runs/dpo.", True),
-    ],
-)
-def test_mentions(line, found):
-    assert mentions(line, [Path("runs/dpo")]) == found
 
 
 def test_shipped_pipelines_are_listed_printed_and_copied(prefkd, monkeypatch):
