@@ -18,7 +18,6 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
-    GrammarParseError,
     InterpolationToMissingValueError,
     InterpolationValidationError,
     OmegaConfBaseException,
@@ -27,6 +26,7 @@ from omegaconf.errors import (
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
 from prefkd.config.hints import describe, fits, members, named_sections
+from prefkd.config.layers import overlaid, read_layers
 from prefkd.errors import ConfigError, Problem, nearest
 
 ConfigType = TypeVar("ConfigType")
@@ -81,7 +81,10 @@ def examine_config(
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    values = _plain(_overlaid(_container(config), read_yaml(path)))
+    written = read_layers(path)
+    if "recipe" not in _hints(config):
+        written.pop("recipe", None)
+    values = _plain(overlaid(_container(config), written))
     found = _Findings()
     component_keys = set(_component_keys(config_class))
     for override in overrides:
@@ -107,41 +110,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """The keys of a YAML file, interpolations as they are written.
-
-    Raises:
-        ConfigError: If the file cannot be read or holds no keys.
-    """
-    try:
-        loaded = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        twice = re.fullmatch("found duplicate key (.+)", error.problem or "")
-        problem = f"the key {twice[1]} stands here for the second time; remove one" if twice else error.problem
-        raise ConfigError([f"{path}, line {line}: {problem}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not a YAML text in UTF-8; save it as one"]) from error
-    except GrammarParseError as error:
-        raise ConfigError([f"{path}: {error.full_key}: its ${{...}} is malformed; write ${{key}}"]) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{path}: {_reason(error)}"]) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        loaded = ListConfig([])  # a single value
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError([f"{path}: holds no keys; write `key: value` lines"])
-    return _container(loaded)
-
-
-def _overlaid(base: Any, over: Any) -> Any:
-    """Values laid over others, section by section; a component with its `_component_` takes the whole place."""
-    if not (isinstance(base, dict) and isinstance(over, dict)) or "_component_" in over:
-        return over
-    return base | {key: _overlaid(base.get(key), value) for key, value in over.items()}
 
 
 def _apply(override: str, values: dict[Any, Any], component_keys: Set[str], found: _Findings) -> None:

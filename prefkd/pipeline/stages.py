@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefkd import catalog
 from prefkd.cli.launch import load_recipe
-from prefkd.config import examine_config, load_config, read_yaml
+from prefkd.config import examine_config, load_config, read_layers
 from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.pipeline.records import Contents, Fingerprint, paths_in, settings_of
 
@@ -140,7 +140,7 @@ def in_stage(name: str, problem: Problem) -> Problem:
 
 def _load(path: Path, overrides: Sequence[str]) -> Any:
     """The file's content as an object with the attributes output_dir, values and stages."""
-    raw = read_yaml(path)
+    raw = read_layers(path)
     stages, values = raw.get("stages"), raw.get("values") or {}
     if not isinstance(stages, dict) or not stages:
         raise ConfigError([f"{path}: stages: missing; give a section for each stage, with recipe and config in it"])
@@ -194,7 +194,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
     Raises:
         PrefkdError: One line for each thing that is wrong.
     """
-    recipe_path, config_path = catalog.find_recipe(spec.recipe), catalog.find_config(spec.config)
+    recipe_path, config_path = catalog.find_run(spec.recipe, spec.config)
     recipe = load_recipe(recipe_path)
     if "output_dir" not in (part.name for part in fields(recipe.Config)):
         raise PrefkdError(f"the Config of {spec.recipe} has no output_dir, where a stage has to write; add one")
