@@ -118,9 +118,10 @@ def find_run(recipe: str, config: str | None) -> tuple[Path, Path]:
     """
     if config is not None:
         return find_recipe(recipe), find_config(config, Path(recipe).stem)
-    example = next((known.configs for known in recipes() if known.name == recipe), ("demo/dpo",))[0]
-    if recipe in {known.name for known in recipes()} or recipe.endswith(".py"):
-        raise PrefkdError(f"{recipe} needs a config; add --config, for instance --config {example}")
+    shipped = {known.name: known.configs for known in recipes()}
+    if recipe in shipped or recipe.endswith(".py"):
+        example = shipped.get(recipe) or ["mine.yaml"]
+        raise PrefkdError(f"{recipe} needs a config; add --config, for instance --config {example[0]}")
     path = find_config(recipe)
     own = recipe_of(path)
     if own is None:
@@ -173,7 +174,6 @@ def shipped_file(name: str) -> str:
     return str(path)
 
 
-@cache
 def _shipped() -> dict[str, Path]:
     """All that can be run, and bases, by name; those in inner folders last, since they are variants."""
     found = {}
