@@ -55,9 +55,21 @@ def written_out(path: Path) -> str:
     if path.is_file() and "base" not in read_yaml(path):
         return path.read_text(encoding="utf-8")
     found = read_layers(path)
-    first = {key: found.pop(key) for key in ("recipe", "output_dir", "values") if key in found}
-    sections = [_as_yaml({key: value}) for key, value in found.items()]
-    return "\n".join([catalog.header_of(path), _as_yaml(first), *sections])
+    return f"{catalog.header_of(path)}\n{as_yaml(found)}"
+
+
+def laid_over_base(base: str, own: dict[str, Any], values: dict[str, Any]) -> dict[Any, Any]:
+    """Keys over those of a shipped base, with values in the place of `${values.KEY}`."""
+    return _filled(overlaid(_base_keys(base, Path(base)), own), values, Path(base))
+
+
+def as_yaml(keys: dict[Any, Any]) -> str:
+    """The keys of a config as YAML, what it is for first, a blank line between its sections."""
+    first = {key: keys[key] for key in ("recipe", "output_dir", "values") if key in keys}
+    sections = [first, *({key: value} for key, value in keys.items() if key not in first)]
+    return "\n".join(
+        yaml.dump(part, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120) for part in sections
+    )
 
 
 def overlaid(base: Any, over: Any) -> Any:
@@ -152,10 +164,6 @@ class _Dumper(yaml.SafeDumper):
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, indentless=False)
-
-
-def _as_yaml(keys: dict[Any, Any]) -> str:
-    return yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _reason(error: OmegaConfBaseException) -> str:
