@@ -56,7 +56,6 @@ def main(arguments: Arguments) -> None:
     if unknown := set(rows) - known.keys():
         raise SystemExit(f"no row is named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     same_settings(arguments)
-    vocabulary_map(rows, arguments.overrides)
     results: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:  # a seed at a time, so that a stopped table has all rows
         for row in rows:
@@ -77,14 +76,6 @@ def same_settings(arguments: Arguments) -> None:
         path.write_text(json.dumps(arguments.overrides))
     elif json.loads(path.read_text()) != list(arguments.overrides):
         raise SystemExit(f"the runs in {arguments.output} have the overrides {path.read_text()}; name another --output")
-
-
-def vocabulary_map(rows: tuple[str, ...], overrides: tuple[str, ...]) -> None:
-    """Make the map that the row min_ed reads, where it is not there yet."""
-    path = Path("models/demo-map.safetensors")
-    if "min_ed" in rows and not path.exists() and not any("vocabulary_map" in override for override in overrides):
-        models = ["models/demo-student", "models/smollm2-135m-instruct"]
-        subprocess.run([sys.executable, "-m", "prefkd", "vocabulary-map", *models, "--output", str(path)], check=True)
 
 
 def finished_run(config: str, folder: Path, seed: int, arguments: Arguments) -> dict[str, float]:

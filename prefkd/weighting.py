@@ -121,10 +121,15 @@ def parent_log_ratio(scores: ParentScores, batch: PairBatch, reduce: Literal["su
     return log_ratio
 
 
-def parent_weights(config: WeightConfig, scores: ParentScores, batch: PairBatch) -> Tensor:
-    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent."""
+def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: PairBatch) -> Tensor:
+    """The weights of all parents of a batch, (2, B, P); 0 where there is no parent.
+
+    Args:
+        scores: What the teacher says of them, None where all weights are 1.
+    """
     weights = batch.parent_mask.float()
     if config.contrast != "uniform":
+        assert scores is not None, "a teacher is asked for its contrast"
         log_ratio = parent_log_ratio(scores, batch, config.reduce)
         # The end of an answer has a weight of its own and no rank among its text.
         text = batch.parent_mask & ~batch.eos_mask
@@ -134,7 +139,9 @@ def parent_weights(config: WeightConfig, scores: ParentScores, batch: PairBatch)
     return torch.where(batch.eos_mask, config.eos_weight, weights)
 
 
-def weight_metrics(config: WeightConfig, weights: Tensor, scores: ParentScores, batch: PairBatch) -> dict[str, Tensor]:
+def weight_metrics(
+    config: WeightConfig, weights: Tensor, scores: ParentScores | None, batch: PairBatch
+) -> dict[str, Tensor]:
     """What to log of weights (2, B, P) and of the contrast that made them, (B,) each.
 
     Of each chosen and each rejected answer the mean and the standard deviation of its weights, and of each pair
@@ -142,6 +149,7 @@ def weight_metrics(config: WeightConfig, weights: Tensor, scores: ParentScores, 
     """
     metrics = {}
     if config.contrast != "uniform":
+        assert scores is not None, "a teacher is asked for its contrast"
         assert scores.positive is not None and scores.negative is not None, "a config without a contrast has weights 1"
         chosen, rejected = (scores.positive - scores.negative).sum(-1)
         metrics["contrast_accuracy"] = ((chosen - rejected).sign() + 1) / 2

@@ -3,18 +3,17 @@
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
 (dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
 (cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
-distillation (DSKD, arXiv 2406.17328).
-Of the teacher only what the terms need is computed. `prefkd.training.objective` explains them, and how to write one.
+distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
+`prefkd.training.objective` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
 Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,30 +21,18 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
-from prefkd.config import Component, component, components, save_config
+from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
-from prefkd.data.batches import (
-    Microbatch,
-    PairBatch,
-    collate_pairs,
-    count_targets,
-    pair_lengths,
-    plan_epochs,
-    split_step,
-)
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, count_targets, split_step
 from prefkd.data.pairs import DataConfig
-from prefkd.data.scores import open_scores
-from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
-from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer, read_side
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
-from prefkd.models.teacher import LiveTeacher, LiveTeacherSource, Questions, open_live_teacher, teacher_side
+from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
@@ -56,7 +43,8 @@ from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, des
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
 from prefkd.training.publish import HubConfig, push, try_it, write_card
-from prefkd.training.references import read_reference
+from prefkd.training.references import add_own_start
+from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
 from prefkd.training.written import measure_written
@@ -78,7 +66,7 @@ class Config:
 
     output_dir: Path
     student: ModelConfig
-    teacher: LiveTeacherSource
+    teacher: TeacherSource
     data: DataConfig
     objective: list[Component] = components(
         {"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.1},
@@ -106,150 +94,105 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
-        yield from objective_problems(self.objective, self.vocabularies)
+        yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
-        yield from (f"teacher.{problem}" for problem in self.questions(objective).problems(self.teacher))
+        yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         if "weights" in objective.needs:
             yield from contrast_problems(self.weights, self.teacher.scores)
         if self.projectors.warmup_steps and "projectors" not in objective.needs:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 
-    def questions(self, objective: Objective) -> Questions:
-        """What an objective asks of the teacher."""
-        needs = objective.needs
-        return Questions(
+    def asks(self) -> Asks:
+        """What the objective asks of the teacher."""
+        needs = Objective([component for component in self.objective if is_sound(component)]).needs
+        return Asks(
             reference="reference" in needs and self.reference == "teacher",
-            contrast="weights" in needs and self.weights.prompts is not None,
+            instructions=self.weights.prompts if "weights" in needs else None,
             logprobs="teacher_logprobs" in needs,
             states="teacher_states" in needs,
-            start_is_reference="reference" in needs and self.reference == "student",
+            own_start="reference" in needs and self.reference == "student",
         )
-
-    def vocabularies(self) -> Vocabularies | None:
-        """The tokens of both models; None if one of these is not there."""
-        if self.teacher.path is None or any(any(side.problems()) for side in (self.student, self.teacher)):
-            return None
-        sides = [ModelSide(load_tokenizer(side), side.template) for side in (self.student, self.teacher)]
-        ends = sides[0].eos_id, sides[1].eos_id
-        return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, ends)
 
 
 @dataclass
-class Run:
-    """What `setup` prepares and `train` uses."""
+class Models:
+    """The models of a run, and what `compare` does with them."""
 
-    ranks: Ranks
-    display: Display
-    train_pairs: Dataset
-    steps: list[list[int]]
-    held_out_pairs: Dataset
-    held_out_rows: list[int]
-    collate: Callable[[Dataset, Microbatch], PairBatch]
     student: LogprobModel
-    student_tokenizer: PreTrainedTokenizerBase
-    teacher: LiveTeacher
-    vocabularies: Vocabularies | None
+    teacher: Teacher
+    collate: Callable[[Dataset, Microbatch], PairBatch]
     objective: Objective
-    optimizer: Optimizer
-    lr_schedule: LRScheduler
-    checkpoints: Checkpoints
+    vocabularies: Vocabularies | None
+
+
+@dataclass
+class Run(TrainingRun, Models):
+    """What `setup` prepares and `train` uses: the data, the models, and what trains the student."""
+
+
+def load_data(config: Config, ranks: Ranks) -> TrainingData:
+    """Read the pairs, align them for both models, and share them out among the steps."""
+    side = read_side(config.student)
+    teacher = Teacher(config.teacher, config.asks())
+    pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
+    pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
+    return share_out(pairs, side, config.training)
+
+
+def load_models(config: Config, ranks: Ranks) -> Models:
+    """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
+    training, device = config.training, ranks.assembly_device
+    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
+    if training.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    objective, projectors, sides = Objective(config.objective), None, (config.student, config.teacher)
+    if "projectors" in objective.needs:
+        projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
+    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
+    return Models(
+        student=student,
+        teacher=Teacher(config.teacher, config.asks()),
+        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        objective=objective,
+        vocabularies=read_vocabularies(*sides) if "vocabularies" in objective.needs else None,
+    )
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
     """Load the data and the models, and say what is going to happen."""
-    training, device = config.training, ranks.device
-    display = Display(ranks)
+    training, device, display = config.training, ranks.device, Display(ranks)
     set_seed(training.seed)
-    objective = Objective(config.objective)
-    questions = config.questions(objective)
-
-    scores = open_scores(config.teacher.scores) if config.teacher.scores else None
-    student_side = read_side(config.student)
-    pairs = load_aligned_pairs(
-        config.data,
-        student=student_side,
-        teacher=teacher_side(config.teacher, scores),
-        scores=scores,
-        instructions=config.weights.prompts if questions.contrast else None,
-        ranks=ranks,
-    )
-    train_pairs, held_out_pairs = count_targets(pairs.train), count_targets(pairs.held_out)
-    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
-    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = plan_epochs(
-        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
-    )
-
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    projectors = None
-    if "projectors" in objective.needs:
-        projectors = make_projectors(config.projectors, config.student, config.teacher, seed=training.seed)
-        projectors.to(ranks.assembly_device)
-    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
-    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
-    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
-    probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
+    data = load_data(config, ranks)
+    models = load_models(config, ranks)
+    student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
+    probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    teacher = open_live_teacher(config.teacher, questions, probe=probe, chunk_size=training.chunk_size, ranks=ranks)
+    teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
 
     student.train()
     optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))
-    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
-    checkpoints = Checkpoints(
-        config,
-        model=student,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        pairs={"train": train_pairs, "held_out": held_out_pairs},
-        ranks=ranks,
-        display=display,
-    )
-    if ranks.is_main:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, config.output_dir / "config.yaml")
-        (config.output_dir / "alignment_report.json").write_text(json.dumps(pairs.report, indent=2) + "\n")
+    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
+    pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
+    prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, **prepared)
+    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
+    begin_output(config, data, ranks)
     display.table(
         "dskd_distill",
         {
-            "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
+            "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
             "teacher": teacher.description,
-            "objective": objective,
-            "projectors": f"{parameter_count(projectors)} parameters" if projectors else "none",
-            **pairs.description,
-            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "objective": models.objective,
+            "projectors": f"{parameter_count(student.projectors)} parameters" if student.projectors else "none",
+            **data.description,
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
-    if questions.start_is_reference:
-        read = partial(
-            read_reference,
-            student,
-            collate=collate,
-            microbatch_size=training.microbatch_size,
-            ranks=ranks,
-            display=display,
-        )
-        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
-        held_out_pairs = read(held_out_pairs, held_out_rows)
-    return Run(
-        ranks=ranks,
-        display=display,
-        train_pairs=train_pairs,
-        steps=steps,
-        held_out_pairs=held_out_pairs,
-        held_out_rows=held_out_rows,
-        collate=collate,
-        student=student,
-        student_tokenizer=student_side.tokenizer,
-        teacher=teacher,
-        vocabularies=config.vocabularies() if "vocabularies" in objective.needs else None,
-        objective=objective,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        checkpoints=checkpoints,
-    )
+    if teacher.asks.own_start:
+        add_own_start(run, student, config.student, run.collate, training)
+    return run
 
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,7 +211,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             student=states,
             reference=scores.reference if scores else None,
             weights=weights,
-            teacher_logprobs=scores.reference if scores and heard.logprobs is None else heard.logprobs,
+            teacher_logprobs=heard.logprobs,
             teacher=heard.states,
             projectors=run.student.projectors,
             vocabularies=run.vocabularies,
@@ -347,7 +290,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 def save(config: Config, run: Run) -> Path:
     """Write the student as a Hugging Face folder, in the type of `training.export`."""
     lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
-    save_pretrained(lm, run.student_tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
+    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 
@@ -359,9 +302,7 @@ def main(config: Config) -> None:
         folder = save(config, run)
         again = partial(evaluate, config, run, len(run.steps))
         outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
-        projectors = config.output_dir / "projectors.safetensors"
-        if run.student.projectors is not None:
-            save_projectors(run.student, projectors, ranks=ranks)
+        projectors = save_projectors(run.student, config.output_dir, ranks=ranks)
         write_card("dskd_distill", config, folder, outcome, ranks=ranks)
         run.checkpoints.remove()
         push(config.push_to_hub, folder, ranks=ranks, display=run.display)
@@ -369,7 +310,7 @@ def main(config: Config) -> None:
             outcome,
             {
                 "student": folder,
-                **({"projectors": projectors} if run.student.projectors is not None else {}),
+                **projectors,
                 "metrics": config.output_dir / "metrics.jsonl",
                 "config": config.output_dir / "config.yaml",
                 "alignment": config.output_dir / "alignment_report.json",

@@ -30,13 +30,13 @@ from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, pl
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.contrast import ContrastConfig, load_contrast, model_fingerprint, require_one_tokenizer
+from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
-from prefkd.models.teacher import Teacher
+from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks, join_ranks
+from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
-from prefkd.weight_report import weight_table, write_weight_report
 from prefkd.weighting import WeightConfig
 
 
@@ -77,29 +77,49 @@ class Config:
 
 
 @dataclass
-class Run:
+class Models:
+    """The teacher with pi+ and pi-, and how it reads pairs."""
+
+    teacher: Teacher
+    collate: Callable[[Dataset, Microbatch], PairBatch]
+
+
+@dataclass
+class Data:
+    """The pairs, and which of their scores are still missing.
+
+    Attributes:
+        aligned: The splits, aligned for student and teacher.
+        sides: How the two read.
+        folder: Where the scores are.
+        planned: All shards.
+        shards: Those that are not finished.
+        description: A line for the terminal.
+    """
+
+    aligned: dict[str, Dataset]
+    sides: dict[str, ModelSide]
+    folder: Path
+    planned: list[Shard]
+    shards: list[Shard]
+    description: str
+
+
+@dataclass
+class Run(Data, Models):
     """What `setup` prepares and `score` uses."""
 
     ranks: Ranks
     display: Display
-    aligned: dict[str, Dataset]
-    sides: dict[str, ModelSide]
-    shards: list[Shard]
-    collate: Callable[[Dataset, Microbatch], PairBatch]
-    teacher: Teacher | None
-    folder: Path
 
 
-def setup(config: Config, ranks: Ranks) -> Run:
-    """Load the data, see what is scored already, load the models, and say what is going to happen."""
-    device, folder = ranks.device, config.output_dir / "scores"
-    display = Display(ranks)
-
-    tokenizer = load_tokenizer(config.teacher)
+def load_data(config: Config, ranks: Ranks) -> Data:
+    """Read and align the pairs, and see what is scored already."""
+    folder = config.output_dir / "scores"
     embeddings = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(tokenizer, config.teacher.template, embeddings=embeddings),
+        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)
@@ -112,42 +132,46 @@ def setup(config: Config, ranks: Ranks) -> Run:
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
         if ranks.is_main:
-            begin_scores(folder, parts, tokenizer)
+            begin_scores(folder, parts, sides["teacher"].tokenizer)
             save_config(config, config.output_dir / "config.yaml")
     planned = plan_shards(parts)
     shards = [shard for shard in planned if not is_finished(folder, shard)]
     ranks.wait()  # none writes while another still looks
+    description = f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, {pairs.omissions}"
+    return Data(aligned, sides, folder, planned, shards, description)
 
+
+def load_models(config: Config, ranks: Ranks) -> Models:
+    """The teacher, and pi+ and pi- as the contrast has them. Their weights come with `load`."""
+    contrast = config.contrast
+    asks = Asks(reference=True, instructions=contrast.instructions, pair=contrast.models)
     collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
-    teacher = None
-    if shards:
-        probe = collate(aligned["train"], Microbatch([0])).to(device)
-        teacher = load_contrast(
-            config.teacher, config.contrast, probe=probe.teacher, chunk_size=config.chunk_size, ranks=ranks
-        )
+    return Models(Teacher(config.teacher, asks), collate)
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data, load the models if something is left to be scored, and say what is going to happen."""
+    display = Display(ranks)
+    data = load_data(config, ranks)
+    models = load_models(config, ranks)
+    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
+    if left:
+        probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
+        models.teacher.load(probe.teacher, chunk_size=config.chunk_size, ranks=ranks)
+        teacher = f"{models.teacher.description} on {ranks.device}"
     display.table(
         "score",
         {
-            "teacher": teacher.description if teacher else f"{config.teacher.path}, not needed any more",
+            "teacher": teacher,
             "contrast": config.contrast.kind,
             **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
-            "data": f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, "
-            f"{pairs.omissions}",
-            "plan": f"{len(shards)} of {len(planned)} shards on {ranks.world_size} process(es)"
-            + (", the others are finished" if len(shards) < len(planned) else ""),
-            "output": folder,
+            "data": data.description,
+            "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
+            + (", the others are finished" if left < planned else ""),
+            "output": data.folder,
         },
     )
-    return Run(
-        ranks=ranks,
-        display=display,
-        aligned=aligned,
-        sides=sides,
-        shards=shards,
-        collate=collate,
-        teacher=teacher,
-        folder=folder,
-    )
+    return Run(**vars(data), **vars(models), ranks=ranks, display=display)
 
 
 def score(config: Config, run: Run) -> None:
@@ -158,12 +182,13 @@ def score(config: Config, run: Run) -> None:
     with run.display.progress(sum(len(shard.rows) for shard in run.shards)) as bar:
         for shard in run.shards:
             # --------------------------------------------------------------------------------------------- one shard
-            assert run.teacher is not None, "it is loaded where a shard is left"
             aligned, scores = run.aligned[shard.split], {}
             longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
             for microbatch in split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size):
                 batch = run.collate(aligned, microbatch).to(ranks.device)
-                columns = run.teacher(batch).columns(batch.parent_mask)
+                heard = run.teacher.read(batch).scores
+                assert heard is not None, "a reference is asked for"
+                columns = heard.columns(batch.parent_mask)
                 counted = len(columns) - microbatch.fillers
                 scores |= zip(microbatch.rows[:counted], columns[:counted], strict=True)
                 done += counted * ranks.world_size

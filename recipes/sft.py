@@ -19,12 +19,10 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
-from prefkd.config import Component, component, save_config
-from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, plan_epochs, split_step
+from prefkd.config import Component, component
+from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
@@ -40,6 +38,7 @@ from prefkd.training.learning import learning_rates, require_learning, training_
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig, push, try_it, write_card
+from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.written import measure_written
 
@@ -80,29 +79,20 @@ class Config:
 
 
 @dataclass
-class Run:
-    """What `setup` prepares and `train` uses."""
+class Models:
+    """The model of a run, and what `compare` does with it."""
 
-    ranks: Ranks
-    display: Display
-    train_pairs: Dataset
-    steps: list[list[int]]
-    held_out_pairs: Dataset
-    held_out_rows: list[int]
-    collate: Callable[[Dataset, Microbatch], AnswerBatch]
     model: LogprobModel
-    tokenizer: PreTrainedTokenizerBase
-    optimizer: Optimizer
-    lr_schedule: LRScheduler
-    checkpoints: Checkpoints
+    collate: Callable[[Dataset, Microbatch], AnswerBatch]
 
 
-def setup(config: Config, ranks: Ranks) -> Run:
-    """Load the data and the model, and say what is going to happen."""
-    training, device = config.training, ranks.device
-    display = Display(ranks)
-    set_seed(training.seed)
+@dataclass
+class Run(TrainingRun, Models):
+    """What `setup` prepares and `train` uses: the data, the model, and what trains it."""
 
+
+def load_data(config: Config, ranks: Ranks) -> TrainingData:
+    """Read the pairs, tokenise them, and share them out among the steps."""
     side = read_side(config.model)
     align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
     with ranks.main_first():
@@ -111,13 +101,25 @@ def setup(config: Config, ranks: Ranks) -> Run:
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     lengths, held_out_lengths = (
-        answer_lengths(config, pairs, with_prompt=True) for pairs in (train_pairs, held_out_pairs)
+        answer_lengths(config, part, with_prompt=True) for part in (train_pairs, held_out_pairs)
     )
-    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = plan_epochs(
-        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
+    return TrainingData(
+        side=side,
+        train_pairs=train_pairs,
+        held_out_pairs=held_out_pairs,
+        steps=epochs_of_steps(lengths, config.training),
+        held_out_rows=longest_first(held_out_lengths),
+        report=None,
+        description={
+            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}"
+        },
     )
 
+
+def load_models(config: Config, ranks: Ranks) -> Models:
+    """Load the model, put adapters on it if they are trained, and split it over the ranks."""
+    training = config.training
     # What the optimizer changes is float32; a base stays as it is stored.
     dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
     lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
@@ -127,53 +129,42 @@ def setup(config: Config, ranks: Ranks) -> Run:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(lm)} parameters"
-
     collate = partial(collate_answers, answer=config.target)
-    model.check(collate(train_pairs, Microbatch(steps[0][:1])).to(device).tokens, "model")
+    return Models(model=model, collate=collate)
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the model, and say what is going to happen."""
+    training, device, display = config.training, ranks.device, Display(ranks)
+    set_seed(training.seed)
+    data = load_data(config, ranks)
+    models = load_models(config, ranks)
+    model = models.model
+    probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
+    model.check(probe.tokens, "model")
 
     model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(model.lm)} parameters"
     optimizer = build_optimizer(config.optimizer, trained)
-    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
-    checkpoints = Checkpoints(
-        config,
-        model=model,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        pairs={"train": train_pairs, "held_out": held_out_pairs},
-        ranks=ranks,
-        display=display,
-    )
-    if ranks.is_main:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, config.output_dir / "config.yaml")
+    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
+    pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
+    prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
+    checkpoints = Checkpoints(config, model=model, pairs=pairs, **prepared)
+    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
+    begin_output(config, data, ranks)
     display.table(
         "sft",
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
             "answers": config.target,
-            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}",
-            "plan": f"{len(steps)} steps of {training.batch_size} answers on {ranks.world_size} process(es)",
+            **data.description,
+            "plan": f"{len(data.steps)} steps of {training.batch_size} answers on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
-    return Run(
-        ranks=ranks,
-        display=display,
-        train_pairs=train_pairs,
-        steps=steps,
-        held_out_pairs=held_out_pairs,
-        held_out_rows=held_out_rows,
-        collate=collate,
-        model=model,
-        tokenizer=side.tokenizer,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        checkpoints=checkpoints,
-    )
+    return run
 
 
 def answer_lengths(config: Config, aligned: Dataset, *, with_prompt: bool = False) -> list[int]:
@@ -265,9 +256,9 @@ def save(config: Config, run: Run) -> Path:
     lm, start, ranks = run.model.lm, config.model, run.ranks
     folder = config.output_dir / ("adapter" if config.lora else "model")
     if config.lora:
-        save_adapter(lm, run.tokenizer, folder, start=start, ranks=ranks)
+        save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
     else:
-        save_pretrained(lm, run.tokenizer, folder, start=start, training=config.training, ranks=ranks)
+        save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=ranks)
     return folder
 
 

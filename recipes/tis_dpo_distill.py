@@ -10,7 +10,6 @@ memory, or the scores that recipe `score` wrote down once.
 Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,21 +20,18 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
-from prefkd.config import Component, component, save_config
+from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, plan_epochs, split_step
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
 from prefkd.data.pairs import DataConfig
-from prefkd.data.scores import open_scores
 from prefkd.errors import Problem
 from prefkd.method.preference import long_answer_weights, parent_margin
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
-from prefkd.models.teacher import Teacher, TeacherSource, open_teacher, teacher_side
+from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display, parameter_count
@@ -46,7 +42,8 @@ from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, des
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig, push, try_it, write_card
-from prefkd.training.references import read_reference
+from prefkd.training.references import add_own_start
+from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
@@ -84,141 +81,103 @@ class Config(LossSettings):
         """What a later stage of a pipeline can build on."""
         return ("student",)
 
+    def asks(self) -> Asks:
+        """What is asked of the teacher."""
+        own_start = self.reference == "student"
+        return Asks(reference=not own_start, instructions=self.weights.prompts, own_start=own_start)
+
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
+        yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         yield from loss_problems(self, teacher_is_reference=self.reference == "teacher", weighted=True)
         yield from contrast_problems(self.weights, self.teacher.scores)
 
 
 @dataclass
-class Run:
-    """What `setup` prepares and `train` uses."""
+class Models:
+    """The models of a run, and what `compare` does with them."""
 
-    ranks: Ranks
-    display: Display
-    train_pairs: Dataset
-    steps: list[list[int]]
-    held_out_pairs: Dataset
-    held_out_rows: list[int]
-    collate: Callable[[Dataset, Microbatch], PairBatch]
     student: LogprobModel
-    student_tokenizer: PreTrainedTokenizerBase
     teacher: Teacher
+    collate: Callable[[Dataset, Microbatch], PairBatch]
     loss: PairLoss
-    optimizer: Optimizer
-    lr_schedule: LRScheduler
-    checkpoints: Checkpoints
 
 
-def setup(config: Config, ranks: Ranks) -> Run:
-    """Load the data and the models, and say what is going to happen."""
-    training, device = config.training, ranks.device
-    display = Display(ranks)
-    set_seed(training.seed)
+@dataclass
+class Run(TrainingRun, Models):
+    """What `setup` prepares and `train` uses: the data, the models, and what trains the student."""
 
-    scores = open_scores(config.teacher.scores) if config.teacher.scores else None
-    student_side = read_side(config.student)
-    pairs = load_aligned_pairs(
-        config.data,
-        student=student_side,
-        teacher=teacher_side(config.teacher, scores),
-        scores=scores,
-        instructions=config.weights.prompts,
-        ranks=ranks,
-    )
-    train_pairs, held_out_pairs = pairs.train, pairs.held_out
-    lengths, held_out_lengths = pair_lengths(train_pairs), pair_lengths(held_out_pairs)
-    held_out_rows = sorted(range(len(held_out_pairs)), key=held_out_lengths.__getitem__, reverse=True)
-    steps = plan_epochs(
-        lengths, training.batch_size, seed=training.seed, epochs=training.epochs, max_steps=training.max_steps
-    )
 
+def load_data(config: Config, ranks: Ranks) -> TrainingData:
+    """Read the pairs, align them for both models, and share them out among the steps."""
+    side = read_side(config.student)
+    teacher = Teacher(config.teacher, config.asks())
+    pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
+    return share_out(pairs, side, config.training)
+
+
+def load_models(config: Config, ranks: Ranks) -> Models:
+    """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
+    training = config.training
     lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
-    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
-    probe = collate(train_pairs, Microbatch(steps[0][:1])).to(device)
-    student.check(probe.student, "student")
-    teacher = open_teacher(
-        config.teacher,
-        is_reference=config.reference == "teacher",
-        gets_instructions=config.weights.prompts is not None,
-        probe=probe,
-        chunk_size=training.chunk_size,
-        ranks=ranks,
+    return Models(
+        student=student,
+        teacher=Teacher(config.teacher, config.asks()),
+        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        loss=PairLoss(config, ranks, weighted=True),
     )
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data and the models, and say what is going to happen."""
+    training, device, display = config.training, ranks.device, Display(ranks)
+    set_seed(training.seed)
+    data = load_data(config, ranks)
+    models = load_models(config, ranks)
+    student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
+    probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
+    student.check(probe.student, "student")
+    teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
 
     student.train()
     optimizer = build_optimizer(config.optimizer, student.parameters())
-    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(steps))
-    loss = PairLoss(config, ranks, weighted=True)
-    checkpoints = Checkpoints(
-        config,
-        model=student,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        pairs={"train": train_pairs, "held_out": held_out_pairs},
-        ranks=ranks,
-        display=display,
-        loss=loss,
-    )
-    if ranks.is_main:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, config.output_dir / "config.yaml")
-        (config.output_dir / "alignment_report.json").write_text(json.dumps(pairs.report, indent=2) + "\n")
+    lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
+    pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
+    prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, loss=models.loss, **prepared)
+    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
+    begin_output(config, data, ranks)
     display.table(
         "tis_dpo_distill",
         {
-            "student": f"{config.student.path}  {parameter_count(lm)} parameters, {training.precision} on {device}",
+            "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
             "teacher": teacher.description,
             "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             "weights": config.weights.contrast,
-            **pairs.description,
-            "plan": f"{len(steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            **data.description,
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
     if config.reference == "student":
-        read = partial(
-            read_reference,
-            student,
-            collate=collate,
-            microbatch_size=training.microbatch_size,
-            ranks=ranks,
-            display=display,
-        )
-        train_pairs = read(train_pairs, [row for rows in steps for row in rows])
-        held_out_pairs = read(held_out_pairs, held_out_rows)
-    return Run(
-        ranks=ranks,
-        display=display,
-        train_pairs=train_pairs,
-        steps=steps,
-        held_out_pairs=held_out_pairs,
-        held_out_rows=held_out_rows,
-        collate=collate,
-        student=student,
-        student_tokenizer=student_side.tokenizer,
-        teacher=teacher,
-        loss=loss,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
-        checkpoints=checkpoints,
-    )
+        add_own_start(run, student, config.student, run.collate, training)
+    return run
 
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    scores = run.teacher(batch)
-    weights = parent_weights(config.weights, scores, batch)  # (2, B, P)
+    heard = run.teacher(batch)
+    weights = parent_weights(config.weights, heard.scores, batch)  # (2, B, P)
     weights = weights * long_answer_weights(batch.parent_mask, config.long_answer_weight)  # all 1 unless for LD-DPO
     token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
     policy = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P): l(P) = sum of l_t for t in P
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
-    margins = parent_margin(policy, scores.reference, weights, batch.parent_mask)  # (2, B)
+    margins = parent_margin(policy, heard.reference, weights, batch.parent_mask)  # (2, B)
     nothing = torch.zeros_like(margins)
     losses, chosen_rewards, rejected_rewards = run.loss(margins, nothing, batch, weights, surplus=surplus)
     if config.nll_weight:
@@ -235,7 +194,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
         "rejected_reward": rejected_rewards,
         "tokens": tokens.sum(0),
         **run.loss.metrics(batch),
-        **weight_metrics(config.weights, weights, scores, batch),
+        **weight_metrics(config.weights, weights, heard.scores, batch),
     }
 
 
@@ -296,7 +255,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 def save(config: Config, run: Run) -> Path:
     """Write the student as a Hugging Face folder, in the type of `training.export`."""
     lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
-    save_pretrained(lm, run.student_tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
+    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

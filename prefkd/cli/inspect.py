@@ -68,9 +68,9 @@ def inspect(
 
         from prefkd.data.pairs import DataConfig
         from prefkd.data.scores import open_scores
-        from prefkd.inspection.report import inspect_pairs
-        from prefkd.inspection.terminal import print_inspection
-        from prefkd.inspection.tokenizers import read_side
+        from prefkd.models.tokenizers import side_without_model
+        from prefkd.reports.alignment.report import inspect_pairs
+        from prefkd.reports.alignment.terminal import print_inspection
 
         hush_libraries()
         disable_progress_bars()
@@ -95,7 +95,7 @@ def inspect(
         problems = list(config.problems())
         if problems:
             raise PrefkdError("\n".join(map(str, problems)))
-        sides = read_side(student, student_template), read_side(teacher, teacher_template)
+        sides = side_without_model(student, student_template), side_without_model(teacher, teacher_template)
         status.update("aligning")
         found = inspect_pairs(config, *sides, most=limit, scores=cache)
     _write(html, found.page)

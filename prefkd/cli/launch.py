@@ -115,8 +115,7 @@ def launch_processes(
     except SignalException as error:
         raise KeyboardInterrupt from error
     except (ValueError, RendezvousError, DistError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise PrefkdError(f"torchrun cannot start the processes: {first_line}") from error
+        raise PrefkdError(f"torchrun cannot start the processes: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
         for number, handler in before.items():

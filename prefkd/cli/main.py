@@ -24,12 +24,11 @@ from prefkd.cli.plan import plan
 from prefkd.cli.plot import plot
 from prefkd.cli.run import run
 from prefkd.cli.validate import validate
-from prefkd.cli.vocabulary_map import vocabulary_map
 from prefkd.errors import PrefkdError, nearest
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (ls, cp, cat, new, validate, plan, download, inspect, vocabulary_map, run, pipeline, plot)
+    for verb in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
 }
 
 

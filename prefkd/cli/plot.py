@@ -33,7 +33,7 @@ def plot(
         output: Where to, without suffix: .png and .svg are both written. plot if not given.
         metric: A metric to draw instead of the usual ones; can be given several times.
     """
-    from prefkd.plotting import draw, read_runs
+    from prefkd.reports.curves import draw, read_runs
 
     if not runs:
         raise PrefkdError("no run is given; name a folder with a metrics.jsonl (`prefkd plot --help` explains)")

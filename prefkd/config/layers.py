@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from prefkd import catalog
-from prefkd.errors import ConfigError, PrefkdError, nearest
+from prefkd.errors import ConfigError, PrefkdError, first_line, nearest
 
 _VALUE = re.compile(r"\$\{values\.([\w.-]+)\}")
 
@@ -97,7 +97,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except GrammarParseError as error:
         raise ConfigError([f"{path}: {error.full_key}: its ${{...}} is malformed; write ${{key}}"]) from error
     except OmegaConfBaseException as error:
-        raise ConfigError([f"{path}: {_reason(error)}"]) from error
+        raise ConfigError([f"{path}: {first_line(error)}"]) from error
     except OSError as error:
         if error.errno is not None:
             raise
@@ -164,7 +164,3 @@ class _Dumper(yaml.SafeDumper):
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, indentless=False)
-
-
-def _reason(error: OmegaConfBaseException) -> str:
-    return str(error).splitlines()[0]

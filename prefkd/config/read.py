@@ -27,7 +27,7 @@ from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
 from prefkd.config.hints import describe, fits, members, named_sections
 from prefkd.config.layers import overlaid, read_layers
-from prefkd.errors import ConfigError, Problem, nearest
+from prefkd.errors import ConfigError, Problem, first_line, nearest
 
 ConfigType = TypeVar("ConfigType")
 _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
@@ -293,5 +293,4 @@ def _join(key: str, name: Any) -> str:
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    first = str(error).splitlines()[0]
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error))

@@ -3,14 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from datasets import Dataset
 
 from prefkd.data.alignment_report import alignment_report
-from prefkd.data.fingerprints import reading_fingerprint
+from prefkd.data.fingerprints import Fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.scores import Scores
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
@@ -42,34 +41,41 @@ class AlignedPairs:
         }
 
 
-def load_aligned_pairs(
-    data: DataConfig,
-    *,
-    student: ModelSide,
-    teacher: ModelSide,
-    scores: Scores | None,
-    instructions: tuple[str, str] | None,
-    ranks: Ranks,
-) -> AlignedPairs:
+class AlignedTeacher(Protocol):
+    """A teacher as far as pairs are aligned for it, `prefkd.models.teacher.Teacher`."""
+
+    @property
+    def side(self) -> ModelSide:
+        """How it reads."""
+        ...
+
+    @property
+    def instructions(self) -> tuple[str, str] | None:
+        """A positive and a negative instruction that prompts are read with too, None without."""
+        ...
+
+    def require(self, reading: Fingerprint) -> None:
+        """Refuse pairs that are read otherwise than those that it knows."""
+        ...
+
+    def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
+        """Add what it has said of the pairs earlier."""
+        ...
+
+
+def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: AlignedTeacher, ranks: Ranks) -> AlignedPairs:
     """Read and align the pairs; the main rank first, so that the others find its work in the cache.
 
-    Args:
-        scores: What recipe score wrote, None with a teacher in memory. Pairs are then cut as they were for it.
-        instructions: The positive and the negative instruction that a teacher in memory gets, None without.
-
     Raises:
-        PrefkdError: No pair is left, or the scores are those of other pairs, tokenizers or templates.
+        PrefkdError: No pair is left, or the teacher's scores are those of other pairs, tokenizers or templates.
     """
-    if scores:
-        scores.require(reading_fingerprint(data, student=student, teacher=teacher))
-        instructions = scores.instructions  # they had a part in where prompts were cut
-    align = partial(align_pairs, student=student, teacher=teacher, config=data, contrast=instructions)
+    teacher.require(reading_fingerprint(data, student=student, teacher=teacher.side))
+    align = partial(align_pairs, student=student, teacher=teacher.side, config=data, contrast=teacher.instructions)
     with ranks.main_first():
         pairs = load_pairs(data)
         left_out: Counter[str] = Counter()
         train, held_out = align(pairs.train, left_out=left_out), align(pairs.held_out)
-        if scores:
-            train, held_out = scores.attach(train, "train"), scores.attach(held_out, "held_out")
+        train, held_out = teacher.attach(train, "train"), teacher.attach(held_out, "held_out")
     if not len(train):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     report = alignment_report(train, pairs.train, left_out) | pairs.report

@@ -120,6 +120,7 @@ class PairBatch(_Movable):
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
+        data: Names the data set.
         rows: B row indices of the pairs in their data set.
         rows_of_step: Those of all pairs of the step, on all ranks.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
@@ -134,6 +135,7 @@ class PairBatch(_Movable):
     eos_mask: Tensor
     counted: Tensor
     names: list[str]
+    data: str
     rows: Sequence[int]
     rows_of_step: Sequence[int]
     step: StepCounts | None = None
@@ -238,6 +240,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
         counted=counted,
         names=[f"{row['file']}:{row['row']}" for row in rows],
+        data=aligned._fingerprint,
         rows=microbatch.rows,
         rows_of_step=microbatch.step or microbatch.rows,
         step=_step_counts(aligned, microbatch),

@@ -10,8 +10,10 @@ import copy
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import AddedToken
 
 # Stands before special-token text in a message, and twice behind it, since a template may cut a message between the
@@ -20,8 +22,10 @@ GUARD = "\ufdd0"
 # Characters before a text that decide about its tokens, where there is no special token.
 NEAR = 64
 
-# Token ids, and the characters (start, end) of each.
-Tokens = tuple[list[int], list[tuple[int, int]]]
+# Token ids, and int64 (tokens, 2): the characters (start, end) of each.
+Tokens = tuple[list[int], np.ndarray]
+# Where a line begins that has something in it.
+_LINE = re.compile(r"\n(?=\S)")
 
 
 class Cue(NamedTuple):
@@ -29,7 +33,8 @@ class Cue(NamedTuple):
 
     Attributes:
         special: Its last special token, or nothing if that is far away.
-        text: What follows this token.
+        text: What follows this token. Without one, the last line, since no tokenizer joins the end of a line with the
+            text of the next; of a long line the last characters.
     """
 
     special: str
@@ -72,15 +77,12 @@ class Encoder:
         """Whether there is special-token text in a text. Most texts do not even have the character it begins with."""
         return any(first in text for first in self._first_characters) and self.special.search(text) is not None
 
-    def encode(self, texts: Sequence[str], *, parse_special: bool = True, offsets: bool = False) -> Any:
+    def encode(self, texts: Sequence[str]) -> Any:
         """What the tokenizer makes of texts without guards, and without adding a BOS or an EOS."""
-        if not texts:
-            return {"input_ids": [], "offset_mapping": []}
         return self.tokenizer(
             list(texts),
             add_special_tokens=False,
-            split_special_tokens=not parse_special,
-            return_offsets_mapping=offsets,
+            split_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
@@ -88,7 +90,7 @@ class Encoder:
 
     def encode_guarded(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts in which special-token text of messages is guarded."""
-        rows = self.encode(["" if GUARD in text else text for text in texts])["input_ids"]
+        rows = self.encode(["" if GUARD in text else text for text in texts])["input_ids"] if texts else []
         for i, text in enumerate(texts):
             if GUARD in text:
                 rows[i] = self._encode_with_masks(text)
@@ -96,24 +98,26 @@ class Encoder:
 
     def encode_lines(self, lines: Sequence[Line]) -> list[Tokens]:
         """Tokens of the texts and of the special tokens around them; characters count from the start of the text."""
+        if not lines:
+            return []
         backend = self.tokenizer.backend_tokenizer
         processor, backend.post_processor = backend.post_processor, None  # which may take blanks out of offsets
         try:
-            encoded = self.encode(["".join(line) for line in lines], offsets=True)
+            encoded = self.encode(["".join(line) for line in lines])
         finally:
             backend.post_processor = processor
-        rows = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-        shifts = [len(line.before) for line in lines]
+        ids, encodings, shifts = encoded["input_ids"], encoded.encodings, [len(line.before) for line in lines]
         for i, line in enumerate(lines):
             if self.holds_special(line.text):
                 before, after = (text and self._masks[_flags(self._added[text])] for text in (line.before, line.after))
-                row = self._reader.encode(f"{before}{line.text}{after}", add_special_tokens=False)
-                specials = [text for text in (line.before, line.after) if text]
-                rows[i], shifts[i] = (self._unmask(row.ids, specials), row.offsets), len(before)
-        return [
-            (ids, [(start - shift, end - shift) for start, end in offsets] if shift else offsets)
-            for (ids, offsets), shift in zip(rows, shifts, strict=True)
-        ]
+                encodings[i] = self._reader.encode(f"{before}{line.text}{after}", add_special_tokens=False)
+                ids[i] = self._unmask(encodings[i].ids, [text for text in (line.before, line.after) if text])
+                shifts[i] = len(before)
+        lengths = np.array([len(row) for row in ids])
+        # One text after another: as lists, the offsets of all would keep the garbage collector busy.
+        offsets = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
+        spans = np.fromiter(offsets, np.int64, 2 * lengths.sum()) - np.repeat(shifts, 2 * lengths)
+        return list(zip(ids, np.split(spans.reshape(-1, 2), lengths.cumsum()[:-1]), strict=True))
 
     def cue(self, prompt: str) -> Cue:
         """What the text behind a prompt is tokenised behind. Special-token text of messages is guarded."""
@@ -123,7 +127,11 @@ class Encoder:
             found = match if match["token"] else found
         text = near[found.end() if found else 0 :]
         text = self._marked.sub(lambda match: match["text"] or "", text)
-        return Cue(found["token"], text) if found and len(text) <= NEAR else Cue("", text[-NEAR:])
+        if found and len(text) <= NEAR:
+            return Cue(found["token"], text)
+        text = text[-NEAR:]
+        *_, line = (0, *(match.end() for match in _LINE.finditer(text)))
+        return Cue("", text[line:])
 
     @cached_property
     def _masks(self) -> dict[tuple[bool, ...], str]:

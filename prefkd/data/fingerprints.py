@@ -13,16 +13,22 @@ from prefkd.data.pairs import DataConfig, fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
 from prefkd.errors import ConfigError
+from prefkd.files import sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
 Fingerprint = dict[str, str | int | bool | None]
 HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content")
 
-# What the scores of a pair depend on, beside the models.
+# What the scores of a pair depend on, apart from the models.
 SCORED_COLUMNS = (
     "teacher_prompt",
     *(f"teacher_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
     *(f"{name}_prompt" for name in INSTRUCTIONS),
+)
+# What the student's own log-probs depend on.
+STUDENT_COLUMNS = (
+    "student_prompt",
+    *(f"student_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
 )
 
 
@@ -44,8 +50,7 @@ def folder_fingerprint(folder: Path) -> str:
     digests = {}
     for pattern in ("config.json", "adapter_config.json", "*.safetensors"):
         for file in sorted(folder.glob(pattern)):
-            with file.open("rb") as content:
-                digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+            digests[file.name] = sha256(file)
     return fingerprint("folder", digests)
 
 
@@ -59,8 +64,8 @@ def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
 
 
 def row_contents(aligned: Dataset) -> list[int]:
-    """A hash of each row's scored tokens and parents, 8 bytes."""
-    names = [name for name in SCORED_COLUMNS if name in aligned.column_names]
+    """A hash of each row's scored tokens and parents, 8 bytes; of the student's where there are no others."""
+    names = [name for name in SCORED_COLUMNS if name in aligned.column_names] or [*STUDENT_COLUMNS]
     hashes = []
     for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
         lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]

@@ -75,8 +75,11 @@ def plan_shards(parts: Fingerprint) -> list[Shard]:
     ]
 
 
-def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenizerBase) -> None:
+def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Prepare a folder of scores, or make sure that the scores in it are those of these settings.
+
+    Args:
+        tokenizer: The teacher's, for a folder that is used without the teacher.
 
     Raises:
         ConfigError: They are not; a line for each part that differs.
@@ -84,7 +87,9 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
     if (folder / FINGERPRINT).exists():
         require_same(parts, _read_fingerprint(folder), remedy="restore it, or name another output_dir")
         return
-    tokenizer.save_pretrained(folder / "tokenizer")
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / "tokenizer")
     text = json.dumps({"version": VERSION, **parts}, indent=2, ensure_ascii=False) + "\n"
     with whole(folder / FINGERPRINT) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -209,7 +214,7 @@ class Scores:
 
     def splits(self) -> dict[tuple[str, int], str]:
         """File and row of each pair that was scored -> its split."""
-        found = {split: self._read(split) for split in SPLITS}
+        found = {split: self.read(split) for split in SPLITS}
         return {place: split for split, rows in found.items() if rows is not None for place in _places(rows)}
 
     def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
@@ -227,7 +232,7 @@ class Scores:
         aligned = aligned.remove_columns([name for name in aligned.column_names if name in INSTRUCTED_PROMPTS])
         if not len(aligned):
             return aligned
-        scored = self._read(split)
+        scored = self.read(split)
         known = dict(zip(_places(scored), enumerate(scored["content"][:]), strict=True)) if scored else {}
         missing, changed, found = [], [], []
         for place, content in zip(_places(aligned), contents, strict=True):
@@ -247,8 +252,12 @@ class Scores:
         columns = scored.select(found).remove_columns(list(PLACE))
         return concatenate_datasets([aligned, columns], axis=1)
 
-    def _read(self, split: str) -> Dataset | None:
-        """All rows of a split, memory-mapped; None if there are none."""
+    def read(self, split: str) -> Dataset | None:
+        """All rows of a split, memory-mapped; None if there are none.
+
+        Raises:
+            PrefkdError: A shard is damaged.
+        """
         paths = [shard.path(self.folder) for shard in plan_shards(self.fingerprint) if shard.split == split]
         for path in paths:
             damage = _damage(path)

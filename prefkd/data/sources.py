@@ -1,6 +1,5 @@
 """Where pairs come from: files, folders of files, data sets on the Hub -> numbered rows, not yet looked into."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from prefkd.data.containers import KINDS, Rows, file_problems, read_file, suffix_of
 from prefkd.errors import DataError, Problem, nearest
+from prefkd.files import sha256
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
@@ -117,7 +117,7 @@ def open_source(source: str, *, split: str, subset: str | None) -> Source:
         return Source({source: lambda: _rows_of(data)}, content=data._fingerprint)
     for problem in (problem for file in files.values() for problem in file_problems(file)):
         raise DataError(problem)
-    digests = {name: _sha256(file) for name, file in files.items()}
+    digests = {name: sha256(file) for name, file in files.items()}
     return Source({name: lambda file=file: read_file(file) for name, file in files.items()}, json.dumps(digests))
 
 
@@ -144,7 +144,7 @@ def _open_saved(folder: Path, split: str) -> Source:
         if split not in data:
             raise DataError(f"{folder}: there is no split {split}{nearest(split, map(str, data))}")
         data, part = data[split], folder / split
-    digests = [_sha256(file) for file in sorted(part.glob("*.arrow"))]
+    digests = [sha256(file) for file in sorted(part.glob("*.arrow"))]
     return Source({part.name: lambda: _rows_of(data)}, json.dumps(digests))
 
 
@@ -174,11 +174,6 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
         names = [file.relative_to(folder).as_posix() for file in files[:5]]
         raise DataError(f"{folder}: no file is named after the split {split}; there are {', '.join(names)}")
     return chosen
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _load_from_hub(name: str, subset: str | None, split: str) -> Dataset:

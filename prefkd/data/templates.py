@@ -5,39 +5,56 @@ A prompt is everything that a model reads before its answer, a response is the t
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n   Hi there!   <|im_end|>\\n
     prompt                                                      response    the end: its first token is the EOS
 
-Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for two things. No
+Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for three things. No
 token straddles the border, so that response offsets count from the response's start. Special-token text in a message
-stays text.
+stays text. Where a template writes no end, an answer ends with the EOS, and is joined with nothing that the template
+writes next.
 """
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import jinja2
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.formats import Message
 from prefkd.data.pairs import fingerprint
-from prefkd.errors import DataError, PrefkdError
+from prefkd.errors import DataError, PrefkdError, first_line
 
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 3
+VERSION = 4
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
 HELLO = [Message(role="user", content="Hello")]
 # Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
 APART = ("\n", "a", ".", "0", "\u4e00")
-# Templates of Llama 3 tell the model which day it is. Taken from the calendar, the same pairs would be other tokens
-# tomorrow; so it is always the day that these templates themselves fall back on.
-DAY = "26 Jul 2024"
+# So many characters of an answer decide about the last tokens of its prompt.
+HEAD = 4
+# Some templates tell the model which day it is. Taken from the calendar, the same pairs would be other tokens tomorrow;
+# so it is always the day that templates of Llama 3 fall back on.
+NOW = datetime(2024, 7, 26)
+DAY = f"{NOW:%d %b %Y}"
+CLOCK = "strftime_now"
+# transformers passes no functions on to a template, but a macro hides the function of its name that reads the clock.
+# Jinja takes the line break off, so that the template begins at the start of a line.
+STOPPED_CLOCK = (
+    f"{{% macro {CLOCK}(format) %}}{{% set parts = namespace(text=format) %}}"
+    + "".join(
+        f"{{% set parts.text = parts.text.replace('%{code}', {NOW.strftime(f'%{code}')!r}) %}}"
+        for code in (*"aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%", "-d", "-m", "-H", "-I", "-M", "-S", "-j")
+    )
+    + "{{ parts.text }}{% endmacro %}\n"
+)
 
 
 class Template(Protocol):
@@ -78,6 +95,11 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.name = name
         self.source = str(tokenizer.chat_template)
+        try:
+            jinja = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise PrefkdError(f"{name}: {first_line(error)}") from error
+        self._jinja = STOPPED_CLOCK + jinja if CLOCK in jinja else jinja
         self.merges_system = False
         system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
@@ -92,7 +114,11 @@ class ChatTemplate:
             turns.append(Message(role="assistant", content=answer))
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None, date_string=DAY
+                turns,
+                chat_template=self._jinja,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                date_string=DAY,
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}") from error
@@ -116,11 +142,13 @@ class Frame:
         before: The prompt. Special-token text of a message is guarded.
         gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
+        cue: The end of the prompt, behind which the answer is tokenised.
     """
 
     before: str
     gap: str
     after: str
+    cue: Cue
 
 
 class ModelSide:
@@ -166,7 +194,6 @@ class ModelSide:
         # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
         self._added_tokens = any_of({*added, *tokenizer.all_special_tokens})
-        self._tails: dict[tuple[Cue, str], list[int] | None] = {}
         try:
             self._example = self._frame(HELLO)
         except DataError as error:
@@ -233,21 +260,24 @@ class ModelSide:
             frames: Their frames.
             answers: For each prompt the responses that follow it. A byte-level tokenizer may cut blanks at the end of
                 a prompt in another way where text follows. Without this argument nothing follows, as in generation.
+
+        Raises:
+            DataError: The tokenizer cuts the end of a prompt in one way before one of its responses, and in another way
+                before the other.
         """
         rows = self.encoder.encode_guarded([frame.before for frame in frames])
-        for row, frame, texts in zip(rows, frames, answers or [()] * len(rows), strict=True):
-            cue = self.encoder.cue(frame.before)
-            if not texts or self._tail(cue, frame.gap + "a") == self._tail(cue):
-                continue
-            followed = [self._tail(cue, frame.gap + text[:4]) for text in texts]
-            if followed[0] is not None and followed.count(followed[0]) == len(followed):
-                _replace_end(row, self._tail(cue) or [], followed[0])
+        if answers is not None:
+            heads = [{frame.gap + text[:HEAD] for text in texts} for frame, texts in zip(frames, answers, strict=True)]
+            keys = ((frame.cue, head) for frame, some in zip(frames, heads, strict=True) for head in ("", *some))
+            tails = self._tails(dict.fromkeys(keys))
+            for row, frame, some in zip(rows, frames, heads, strict=True):
+                self._let_follow(row, tails[frame.cue, ""], [tails[frame.cue, head] for head in some])
         return rows if self.uses_chat_template or self.bos_id is None else [[self.bos_id, *row] for row in rows]
 
     def encode_responses(
         self, texts: Sequence[str], frames: Sequence[Frame] | None = None
-    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of responses without their end, and the characters (start, end) of each token.
+    ) -> tuple[list[list[int]], list[np.ndarray]]:
+        """Token ids of responses without their end, and the characters of each token, int64 (tokens, 2): start, end.
 
         Special-token text is text: an answer that explains `</s>` does not end at it.
 
@@ -259,14 +289,10 @@ class ModelSide:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.
         """
         frames = [self._example] * len(texts) if frames is None else frames
-        known = {
-            frame.before: self.encoder.cue(frame.before) for frame in {id(frame): frame for frame in frames}.values()
-        }
-        cues = [known[frame.before] for frame in frames]
-        lines = [self._line(cue, frame.gap + text) for cue, frame, text in zip(cues, frames, texts, strict=True)]
+        lines = [self._line(frame.cue, frame.gap + text) for frame, text in zip(frames, texts, strict=True)]
         responses = []
-        for cue, frame, text, tokens in zip(cues, frames, texts, self.encoder.encode_lines(lines), strict=True):
-            found = self._cut_out(tokens, cue, frame.gap, text)
+        for frame, text, tokens in zip(frames, texts, self.encoder.encode_lines(lines), strict=True):
+            found = self._cut_out(tokens, frame.cue, frame.gap, text)
             responses.append(self._encode_apart(frame.gap, text) if found is None else found)
         return [ids for ids, _ in responses], [offsets for _, offsets in responses]
 
@@ -287,6 +313,12 @@ class ModelSide:
     def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
         asked, written = self.template.write(messages), self.template.write(messages, PROBE)
         before, found, after = written.rpartition(PROBE)
+        if found and asked.rstrip().endswith("<think>") and not before.startswith(asked):
+            raise DataError(
+                f"the chat template of {self.name} begins a thought where it asks for an answer ({asked[-20:]!r}), but "
+                "writes answers without one, so no answer could be trained where it is asked for; take <think> out of "
+                "the generation prompt in the chat template or use template: plain"
+            )
         if not found or not before.startswith(asked):
             raise DataError(
                 f"the chat template of {self.name} ends a prompt with {asked[-30:]!r}, but writes answers after "
@@ -294,8 +326,8 @@ class ModelSide:
             )
         gap = before.removeprefix(asked)
         if gap.strip(" "):
-            return Frame(asked if thoughts else before, "", after)
-        return Frame(asked, gap, after)
+            asked, gap = asked if thoughts else before, ""
+        return Frame(asked, gap, after, self.encoder.cue(asked))
 
     def _find_bos(self) -> int | None:
         """Whether a prompt begins with the BOS is for the chat template to say, else for the tokenizer."""
@@ -315,12 +347,12 @@ class ModelSide:
         """The tokens of the end, as they are behind an answer."""
         if not self.end:
             return [self.eos_id]
-        cue, gap = self.encoder.cue(self._example.before), self._example.gap
+        cue, gap = self._example.cue, self._example.gap
         for text in (PROBE, "a", "0", "\u4e00"):
             [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
             start = len(cue.text + gap + text)
             last = self._tokens_before(start, offsets)
-            if offsets[last - 1][1] <= start:
+            if offsets[last - 1, 1] <= start:
                 return ids[last : self._tokens_before(start + len(self.end), offsets)] if self.stop_text else ids[last:]
         raise PrefkdError(f"{self.name}: {self._joined_with_its_end()}")
 
@@ -330,22 +362,38 @@ class ModelSide:
             return Line(cue.special, cue.text + text + self._example.after, "")
         return Line(cue.special, cue.text + text + self.end.removesuffix(self._end_special), self._end_special)
 
-    def _tail(self, cue: Cue, following: str = "") -> list[int] | None:
-        """The tokens of the end of a prompt where something follows, or None where they merge with it."""
-        key = (cue, following)
-        if key not in self._tails:
-            [(ids, offsets)] = self.encoder.encode_lines([Line(cue.special, cue.text + following, "")])
-            first = self._first_token(ids, offsets, cue) if following else len(ids)
-            self._tails[key] = None if first is None else ids[:first]
-        return self._tails[key]
+    def _tails(self, keys: Iterable[tuple[Cue, str]]) -> dict[tuple[Cue, str], list[int] | None]:
+        """The tokens of ends of prompts where something follows, or None where they merge with it."""
+        keys = list(keys)
+        encoded = self.encoder.encode_lines([Line(cue.special, cue.text + following, "") for cue, following in keys])
+        tails = {}
+        for (cue, following), (ids, offsets) in zip(keys, encoded, strict=True):
+            first = self._first_token(offsets, cue) if following else len(ids)
+            tails[cue, following] = None if first is None else ids[:first]
+        return tails
 
-    def _first_token(self, ids: list[int], offsets: list[tuple[int, int]], cue: Cue) -> int | None:
+    def _let_follow(self, row: list[int], alone: list[int] | None, followed: Sequence[list[int] | None]) -> None:
+        """Give a prompt the last tokens that it has where responses follow; one that merges with it has no say."""
+        wanted = {tuple(tail) for tail in followed if tail is not None}
+        if wanted <= {tuple(alone or ())}:
+            return
+        if len(wanted) > 1:
+            raise DataError(
+                f"the tokenizer of {self.name} cuts the end of the prompt in one way before one answer and in another "
+                "way before the other; take the blanks off the start of the answers or use template: plain"
+            )
+        if not _replace_end(row, alone or [], list(*wanted)):
+            raise DataError(
+                f"the tokenizer of {self.name} cuts the end of the prompt in another way where an answer follows, and "
+                "its last characters do not show how; use template: plain"
+            )
+
+    def _first_token(self, offsets: np.ndarray, cue: Cue) -> int | None:
         """The first token of what stands behind a cue, or None where the two merge."""
         start = len(cue.text)
-        first = 0
-        while first < len(ids) and offsets[first][0] < start:
-            first += 1
-        reached = offsets[first - 1][1] if first else 0
+        behind = offsets[:, 0] >= start
+        first = int(behind.argmax()) if behind.any() else len(offsets)
+        reached = offsets[first - 1, 1] if first else 0
         # A special token that takes blanks on its right is the same token whatever it takes.
         return None if reached > start and not (first == 1 and cue.special) else first
 
@@ -363,20 +411,17 @@ class ModelSide:
     def _cut_out(self, tokens: Tokens, cue: Cue, gap: str, text: str) -> Tokens | None:
         """The tokens of a text behind a cue and a gap, or None where it merges with the cue."""
         ids, offsets = tokens
-        first = self._first_token(ids, offsets, cue)
+        first = self._first_token(offsets, cue)
         if first is None:
             return None
         start = len(cue.text) + len(gap)
         stop = start + len(text)
         last = max(first, self._tokens_before(stop, offsets))
-        if offsets[last - 1][1] > stop or (self.end and ids[last : last + len(self.end_ids)] != self.end_ids):
+        ends = ids[last : last + len(self.end_ids)] == self.end_ids or not self.end
+        if not ends or (last and offsets[last - 1, 1] > stop):
             raise DataError(self._joined_with_its_end())
-        spans = [(begin - start, end - start) for begin, end in offsets[first:last]]
-        for i, (begin, end) in enumerate(spans):
-            if begin >= 0:
-                break
-            spans[i] = (0, max(end, 0))
-        return ids[first:last], spans
+        # The tokens of the gap stand for no character of the text.
+        return ids[first:last], np.maximum(offsets[first:last] - start, 0)
 
     def _require_embeddings(self) -> None:
         """Make sure that the model can read what its template writes around a question and an answer."""
@@ -401,12 +446,10 @@ class ModelSide:
                 return found
         raise DataError(f"the tokenizer of {self.name} joins the start of the answer with whatever stands before it")
 
-    def _tokens_before(self, place: int, offsets: list[tuple[int, int]]) -> int:
+    def _tokens_before(self, place: int, offsets: np.ndarray) -> int:
         """How many tokens begin before a place, where the special token of the end always begins behind it."""
-        count = len(offsets) - bool(self._end_special)
-        while count and offsets[count - 1][0] >= place:
-            count -= 1
-        return count
+        before = offsets[: len(offsets) - bool(self._end_special), 0] < place
+        return len(before) - int(before[::-1].argmax()) if before.any() else 0
 
     def _joined_with_its_end(self) -> str:
         return (
@@ -419,13 +462,15 @@ def _without_guards(messages: Sequence[Message]) -> list[Message]:
     return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
 
 
-def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> None:
-    """Give a prompt the last tokens that it has where something follows, if its last ones are those without that."""
+def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
+    """Put the last tokens where something follows in place of those where nothing does; whether this could be done."""
     same = next((i for i, (one, other) in enumerate(zip(alone, followed, strict=False)) if one != other), None)
     same = min(len(alone), len(followed)) if same is None else same
     kept = len(row) - (len(alone) - same)
-    if row[kept:] == alone[same:] and same and row[kept - 1] == alone[same - 1]:
+    found = bool(same) and row[kept - 1 :] == alone[same - 1 :]
+    if found:
         row[kept:] = followed[same:]
+    return found
 
 
 def _rewrites(answer: str) -> str:

@@ -1,25 +1,33 @@
-"""What the tokens of a tokenizer stand for in bytes, and a map from one vocabulary to another, cached between runs."""
+"""What the tokens of a tokenizer stand for in bytes, and maps between two vocabularies that are kept between runs."""
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prefkd.data.pairs import fingerprint
+from prefkd.files import whole
 from prefkd.method.shared_tokens import SharedTokens, TokenMap, make_token_map, projection_weights
 
 logger = logging.getLogger(__name__)
 
 # Raise it when the same tokenizers come to give another map.
 VERSION = 1
+FILE = "map.safetensors"
+NOT_CACHED = "the map of the two vocabularies is not cached (%s); set HF_ASSETS_CACHE"
 BLANK = "▁"
-_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+# How byte-level vocabularies write a byte: as one of 256 characters.
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 _CHARACTER_OF = bytes_to_unicode()
 
 
@@ -46,9 +54,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes | None, ...]:
             return None
         if not byte_level:
             return token.replace(BLANK, " ").encode(errors="surrogatepass")
-        if index in added or not all(character in _BYTE_OF for character in token):
+        if index in added or not all(character in BYTE_OF for character in token):
             return token.encode(errors="surrogatepass")
-        return bytes(map(_BYTE_OF.__getitem__, token))
+        return bytes(map(BYTE_OF.__getitem__, token))
 
     return tuple(read(index, token) for index, token in enumerate(tokens))
 
@@ -84,28 +92,54 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes | Non
 def cached_token_map(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, shared: SharedTokens
 ) -> TokenMap:
-    """The map of X-Token (arXiv 2605.21699) from the student's tokens to the teacher's, from the cache if it is there.
+    """The map of X-Token (arXiv 2605.21699) from the student's tokens to the teacher's, made once."""
 
-    It lies in the folder of Hugging Face for what libraries make (HF_ASSETS_CACHE), under a name that both tokenizers
-    decide.
-    """
+    def make() -> dict[str, Tensor]:
+        own, certain = token_bytes(student), set(ends[0])
+        # A shared token is its own piece.
+        unshared = [None if index in certain else text for index, text in enumerate(own)]
+        weights = projection_weights(token_pieces(teacher, unshared), token_pieces(student, token_bytes(teacher)))
+        return make_token_map(weights, shared, len(student))._asdict()
+
     backends: list[Any] = [student.backend_tokenizer, teacher.backend_tokenizer]
     ends = shared.student.tolist(), shared.teacher.tolist()
-    name = fingerprint("token map", VERSION, *(backend.to_str() for backend in backends), ends)
-    path = cached_assets_path("prefkd", namespace="token_maps", subfolder=name) / "map.safetensors"
+    return TokenMap(**cached("token map", (VERSION, *(backend.to_str() for backend in backends), ends), make))
+
+
+def cached(kind: str, made_from: tuple[Any, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors that follow from two tokenizers, from the cache if they are there, else made and put there.
+
+    They lie in the folder of Hugging Face for what libraries make (HF_ASSETS_CACHE). Of several processes the first
+    makes them, and the others wait.
+
+    Args:
+        kind: What they are.
+        made_from: Everything that they depend on, as JSON can write it.
+        make: Makes them.
+    """
+    name = fingerprint(kind, *made_from)
+    with ExitStack() as until_written:
+        try:
+            path = cached_assets_path("prefkd", namespace=f"{kind.replace(' ', '_')}s", subfolder=name) / FILE
+            if (found := _read(path)) is None:
+                until_written.enter_context(WeakFileLock(path.with_suffix(".lock")))
+                found = _read(path)
+            if found is not None:
+                return found
+        except (OSError, ValueError) as error:  # there can be no such folder
+            logger.warning(NOT_CACHED, error)
+            return make()
+        made = make()
+        try:
+            with whole(path) as unfinished:
+                save_file(made, unfinished)
+        except OSError as error:
+            logger.warning(NOT_CACHED, error)
+        return made
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
     try:
-        return TokenMap(**load_file(path))
-    except (OSError, SafetensorError, TypeError):
-        pass  # there is none, or one that a full disk cut short
-    own, certain = token_bytes(student), set(ends[0])
-    unshared = [None if index in certain else text for index, text in enumerate(own)]  # a shared token is its own piece
-    weights = projection_weights(token_pieces(teacher, unshared), token_pieces(student, token_bytes(teacher)))
-    found = make_token_map(weights, shared, len(student))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file(found._asdict(), unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        logger.warning("the map of the two vocabularies is not cached (%s); set HF_ASSETS_CACHE", error)
-    return found
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None  # there is none, or a disk has damaged it

@@ -19,7 +19,7 @@ A response is aligned whole and cut afterwards: two truncated tokenizations woul
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -40,7 +40,7 @@ from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
-VERSION = 2
+VERSION = 3
 
 SIDES = ("student", "teacher")
 ANSWERS = ("chosen", "rejected")
@@ -160,23 +160,17 @@ def _align_batch(
             aligned[i]["problem"] = str(error)
 
     try:
-        responses = _encode_answers(written.values(), sides)
+        prompts, responses = _encode(written.values(), sides)
     except DataError:
         for i, pair in list(written.items()):
             try:
-                _encode_answers([pair], sides)
+                _encode([pair], sides)
             except DataError as error:
                 aligned[i]["problem"] = str(error)
                 del written[i]
-        responses = _encode_answers(written.values(), sides)
-    answers = [pair.answers for pair in written.values()]
-    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], [*chain.from_iterable(answers)])
-    prompts = {
-        name: sides.get(name, sides["teacher"]).encode_prompts(
-            [pair.frames[name] for pair in written.values()], answers
-        )
-        for name in (*SIDES, *(INSTRUCTIONS if contrast else ()))
-    }
+        prompts, responses = _encode(written.values(), sides)
+    texts = [answer for pair in written.values() for answer in pair.answers]
+    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], texts)
     for n, i in enumerate(written):
         both = slice(2 * n, 2 * n + 2)
         aligned[i] |= cut_pair(
@@ -204,13 +198,19 @@ def _write_pair(
     return _WrittenPair(frames, (chosen, rejected))
 
 
-def _encode_answers(pairs: Iterable[_WrittenPair], sides: Mapping[str, ModelSide]) -> dict[str, Any]:
-    """For each side the token ids and the offsets of all answers, chosen and rejected in turn."""
-    texts = [answer for pair in pairs for answer in pair.answers]
-    return {
-        name: side.encode_responses(texts, [pair.frames[name] for pair in pairs for _ in pair.answers])
+def _encode(pairs: Collection[_WrittenPair], sides: Mapping[str, ModelSide]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Token ids of the prompts of each reading; ids and offsets of the answers of each side, two for each pair."""
+    answers = [pair.answers for pair in pairs]
+    readings = {name for pair in pairs for name in pair.frames}
+    prompts = {
+        name: sides.get(name, sides["teacher"]).encode_prompts([pair.frames[name] for pair in pairs], answers)
+        for name in readings
+    }
+    responses = {
+        name: side.encode_responses([*chain(*answers)], [pair.frames[name] for pair in pairs for _ in pair.answers])
         for name, side in sides.items()
     }
+    return prompts, responses
 
 
 def cut_pair(

@@ -1,4 +1,4 @@
-"""Vocabularies as texts, and a file that maps one to another.
+"""Vocabularies as texts, and what maps one to another.
 
 The text of a token is what it stands for in an answer, so that tokens of different tokenizers can be compared: a blank
 is ▁, a part of a character is <0xE4> for each byte, everything else is itself.
@@ -6,21 +6,16 @@ is ▁, a part of a character is <0xE4> for each byte, everything else is itself
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
-from pathlib import Path
+from functools import cache, cached_property, partial
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from prefkd.data.pairs import fingerprint
-from prefkd.data.token_map import BLANK, cached_token_map, is_byte_level, token_bytes
+from prefkd.data.token_map import BLANK, BYTE_OF, cached, cached_token_map, is_byte_level, token_bytes
 from prefkd.errors import PrefkdError
-from prefkd.files import whole
 from prefkd.method.baselines import minimal_edit_vocabulary_map
 from prefkd.method.shared_tokens import SharedTokens, TokenMap, find_shared_tokens
 
@@ -28,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # Raise it when the same tokenizers come to give another map.
 VERSION = 1
-MAP = "teacher_to_student"
 LITTLE = 0.1  # share of shared tokens below which a warning is due
 # Bytes that are no UTF-8 come as these characters from a decoder that is told to let them escape.
 _ESCAPED = {0xDC00 + byte: f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
@@ -43,12 +37,10 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _byte_level_reader(added: set[str]) -> Callable[[str], str]:
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-
     def read(token: str) -> str:
-        if token in added or not all(character in byte_of for character in token):
+        if token in added or not all(character in BYTE_OF for character in token):
             return token
-        return bytes(map(byte_of.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
+        return bytes(map(BYTE_OF.__getitem__, token)).decode(errors="surrogateescape").translate(_ESCAPED)
 
     return read
 
@@ -106,60 +98,16 @@ class Vocabularies:
         return cached_token_map(*self.tokenizers, self.shared)
 
     @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """A name for each of the two, by their content."""
-        sides = {"student": self.student, "teacher": self.teacher}
-        return {side: f"{len(texts)} tokens {fingerprint('vocabulary', texts)}" for side, texts in sides.items()}
+    def nearest(self) -> Tensor:
+        """(V_t,) the student's token that is spelt most like each of the teacher's (MinED), made once, with a bar."""
+
+        def make() -> dict[str, Tensor]:
+            bar = partial(tqdm, desc="Mapping the teacher's tokens", unit=" batches", leave=False)
+            return {"ids": minimal_edit_vocabulary_map(self.student, self.teacher, track=bar)}
+
+        return cached("vocabulary map", (VERSION, self.student, self.teacher), make)["ids"]
 
 
 @cache  # once for two tokenizers, though a run looks twice
 def _warn_of_little(shared: int, tokens: int) -> None:
     logger.warning("the two tokenizers share only %d of the student's %d tokens", shared, tokens)
-
-
-def write_vocabulary_map(
-    path: Path, vocabularies: Vocabularies, track: Callable[[Sequence[int]], Iterable[int]] = iter
-) -> Tensor:
-    """Find the student's token that is spelt most like each of the teacher's, and write the map whole or not at all.
-
-    Args:
-        path: The file, safetensors.
-        vocabularies: Of both models.
-        track: Iterates over batches of the teacher's tokens; it may show progress.
-
-    Returns:
-        (V_t,) the student's ids.
-    """
-    found = minimal_edit_vocabulary_map(vocabularies.student, vocabularies.teacher, track=track)
-    with whole(path) as unfinished:
-        save_file({MAP: found}, unfinished, metadata={"version": str(VERSION), **vocabularies.fingerprints})
-    return found
-
-
-def read_vocabulary_map(path: Path, vocabularies: Vocabularies) -> Tensor:
-    """The map in a file, (V_t,) the student's id for each of the teacher's.
-
-    Raises:
-        PrefkdError: There is none, or it is one of other tokenizers.
-    """
-    found, metadata = _read(path)
-    if metadata.get("version") != str(VERSION):
-        raise PrefkdError(f"{path} is no vocabulary map of this version of prefkd; make it again, {_MAKE}")
-    for side, expected in vocabularies.fingerprints.items():
-        if metadata.get(side) != expected:
-            raise PrefkdError(f"{path} was made for another tokenizer of the {side}; make one for these two, {_MAKE}")
-    return found
-
-
-_MAKE = "with `prefkd vocabulary-map`"
-
-
-@lru_cache(maxsize=1)  # it is asked for with every batch
-def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
-    if not path.is_file():
-        raise PrefkdError(f"{path} does not exist; make it {_MAKE}")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(MAP), file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise PrefkdError(f"{path} is no vocabulary map; make one {_MAKE}") from error

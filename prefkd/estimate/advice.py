@@ -1,17 +1,22 @@
 """What to change when a run does not fit."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
+from prefkd.config.fields import name_of, setting
 from prefkd.estimate.memory import GIB, Card
 from prefkd.estimate.plan import SPLIT, Plan
+from prefkd.models.load import TeacherConfig
+from prefkd.models.lora import LoraConfig
 from prefkd.models.quantize import SHARDED_SIZE
+from prefkd.training.settings import TrainingConfig
 
 
 def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
     """Changes that save memory, the largest first, each with about what it saves on a rank."""
     found: list[tuple[float, str]] = []
-    training = getattr(config, "training", None)
+    training, teacher = setting(config, TrainingConfig), setting(config, TeacherConfig)
     needs = {kind: need.at_peak for kind, need in plan.memory.items()}
     split = sum(needs.get(kind, 0) for kind in SPLIT)
     whole = plan.peak - split
@@ -21,13 +26,17 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
             ranks *= 2
         saved = split * (1 - plan.ranks / ranks)
         found.append((saved, f"more GPUs, --nproc-per-node {ranks}: weights, gradients and optimizer are split"))
-    if training is not None and getattr(config, "lora", False) is None:
-        found.append((split * 0.9, "lora={}: adapters learn, and need the optimizer's state for themselves alone"))
-    replicated = needs.get("teacher") and plan.ranks > 1 and config.teacher.placement == "replicate"
-    if replicated and config.teacher.quantization in SHARDED_SIZE:
-        found.append((needs["teacher"] * (1 - 1 / plan.ranks), "teacher.placement=shard"))
-    if needs.get("teacher") and config.teacher.quantization == "none":
-        found.append((needs["teacher"] / 2, "teacher.quantization=int8"))
+    for lora in (part.name for part in fields(config) if LoraConfig in get_args(part.type)):
+        if vars(config)[lora] is None:
+            found.append(
+                (split * 0.9, f"{lora}={{}}: adapters learn, and need the optimizer's state for themselves alone")
+            )
+    if teacher is not None and needs.get("teacher"):
+        name = name_of(config, teacher)
+        if plan.ranks > 1 and teacher.placement == "replicate" and teacher.quantization in SHARDED_SIZE:
+            found.append((needs["teacher"] * (1 - 1 / plan.ranks), f"{name}.placement=shard"))
+        if teacher.quantization == "none":
+            found.append((needs["teacher"] / 2, f"{name}.quantization=int8"))
     activations = needs.get("activations", 0)
     if training is not None and not training.activation_checkpointing:
         found.append((activations * 0.7, "training.activation_checkpointing=true"))

@@ -2,37 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.estimate.flops import Pass
 from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes
-from prefkd.models.frozen import FrozenModel, should_split
-from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers, load_causal_lm
+from prefkd.models.frozen import should_split
+from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.lora import CONFIG as ADAPTER_CONFIG
 from prefkd.models.quantize import linear_layers, stored_bytes
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Models that are only read.
-
-    Attributes:
-        bases: Those in memory, each once, with its config.
-        models: One for each config that was asked for, on these bases.
-    """
-
-    bases: list[tuple[TeacherConfig, LogprobModel]]
-    models: list[FrozenModel]
 
 
 def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
@@ -51,53 +33,8 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # of transformers, of the Hub and of whatever lies in the folder
-        reason = str(error).strip().splitlines()[0]
-        raise PrefkdError(f"{key}.path: the config.json of {config.path} cannot be read: {reason}; {remedy}") from error
-
-
-def make_skeleton(config: ModelConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config.json on the meta device, without weights.
-
-    Raises:
-        PrefkdError: There is no such architecture.
-    """
-    read_architecture(config, key)
-    try:
-        return load_causal_lm(config, dtype=dtype, device=torch.device("meta"))
-    except PrefkdError as error:
-        raise PrefkdError(f"{key}.path: {error}") from error
-
-
-def make_frozen(configs: dict[str, TeacherConfig], *, chunk_size: int) -> Frozen:
-    """Models that are only read, those on one base sharing it as in `load_frozen`; without weights.
-
-    Args:
-        configs: Where each stands in the recipe's config -> the model.
-        chunk_size: Target tokens whose logits exist at one time.
-    """
-    bases: dict[str, tuple[TeacherConfig, LogprobModel]] = {}
-    models = []
-    for key, config in configs.items():
-        base_config = replace(config, adapter=None)
-        if str(base_config) not in bases:
-            lm = make_skeleton(base_config, key, config.torch_dtype)
-            base = LogprobModel(lm, chunk_size=chunk_size, precision=config.torch_dtype)
-            bases[str(base_config)] = base_config, base
-        base = bases[str(base_config)][1]
-        name = f"adapter_{len(models)}"
-        has_adapter = config.adapter is not None and _put_adapter(base.lm, config.adapter, name)
-        base.freeze()
-        models.append(FrozenModel(base, name if has_adapter else None))
-    return Frozen([*bases.values()], models)
-
-
-def _put_adapter(lm: PreTrainedModel, folder: str, name: str) -> bool:
-    """Put an adapter on a base, if an earlier run has written it; one that is to come is too small to matter."""
-    if not (Path(folder) / ADAPTER_CONFIG).is_file():
-        return False
-    adapter = PeftLoraConfig.from_pretrained(folder)
-    inject_adapter_in_model(adapter, lm, name)
-    return True
+        reason = f"the config.json of {config.path} cannot be read: {first_line(error)}"
+        raise PrefkdError(f"{key}.path: {reason}; {remedy}") from error
 
 
 def count(module: nn.Module | None, *, trained: bool | None = None) -> int:

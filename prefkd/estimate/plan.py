@@ -6,10 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from prefkd.data.batches import AnswerBatch
 from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
-from prefkd.estimate.company import Company, gather_company
 from prefkd.estimate.flops import forward_flops, training_flops
 from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes, sharded_bytes
 from prefkd.estimate.models import (
@@ -19,7 +19,8 @@ from prefkd.estimate.models import (
     reading,
     teacher_bytes,
 )
-from prefkd.estimate.step import pairs_of_pass, state_bytes, track_step
+from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
+from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.load import load_tokenizer
 from prefkd.models.quantize import stored_bytes
 
@@ -95,10 +96,10 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         ranks: Processes.
         card: The GPU of each, if it is known.
     """
-    company = gather_company(config)
-    tracker = track_step(recipe, config, company, ranks)
+    outlines = load_outlines(recipe, config)
+    found = run_step(recipe, config, outlines, ranks)
+    tracker, learner = found.tracker, outlines.learner
     memory: dict[str, Need] = {}
-    learner = company.learner
     if learner is not None:
         weights = sharded_bytes(stored_bytes(learner), ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
@@ -107,7 +108,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         if gathered:
             memory["gathered weights"] = Need(gathered, gathered)
     gpu_bytes = card.gib * GIB if card is not None else None
-    teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in company.frozen.bases)
+    teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in outlines.frozen)
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
     memory |= {kind: Need(tracker.most[kind], tracker.peak[kind]) for kind in ("gradients", "casts", "activations")}
@@ -118,19 +119,18 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
             f"{kind} (main memory)" if kind in SPLIT else kind: Need(need.most, 0.0) if kind in SPLIT else need
             for kind, need in memory.items()
         }
-    data, pairs = config.data, pairs_of_pass(config)
+    data = config.data
     answer = data.max_length - data.max_prompt_length
-    answers = "an answer" if hasattr(config, "target") else "two answers"
-    step = f"{config.training.batch_size} pairs" if learner is not None else f"{pairs} pairs"
+    answers = "an answer" if isinstance(outlines.batch, AnswerBatch) else "two answers"
     return Plan(
         recipe=name,
         ranks=ranks,
-        batch=f"{pairs} pairs, each {data.max_prompt_length} tokens of prompt and {answers} of {answer}",
-        step=step,
-        models=_counted(config, company),
+        batch=f"{outlines.pairs} pairs, each {data.max_prompt_length} tokens of prompt and {answers} of {answer}",
+        step=f"{outlines.step_pairs} pairs",
+        models=_counted(outlines),
         memory=memory,
-        flops=_flops(config, company),
-        scores=_scores(config, company),
+        flops=_flops(outlines, found),
+        scores=_scores(config, outlines),
     )
 
 
@@ -140,68 +140,70 @@ def as_json(plan: Plan, card: Card | None) -> str:
     return json.dumps(numbers, indent=2) + "\n"
 
 
-def _counted(config: Any, company: Company) -> list[Counted]:
+def _counted(outlines: Outlines) -> list[Counted]:
     found = []
-    if company.learner is not None:
-        role = "student" if hasattr(config, "student") else "model"
-        lm = company.learner.lm
-        adapters = count(lm, trained=True) if getattr(config, "lora", None) else 0
-        dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
-        what = f"{getattr(config, role).path}  {dtype}, computes in {config.training.precision}"
-        found.append(Counted(role, what, count(lm, trained=True) - adapters, count(lm, trained=False)))
-        if adapters:
-            found.append(Counted("adapters", f"LoRA of rank {config.lora.rank}  float32", adapters, 0))
-        if company.learner.projectors is not None:
-            found.append(Counted("projectors", "float32", count(company.learner.projectors), 0))
-    for number, (base, model) in enumerate(company.frozen.bases):
+    if outlines.learner is not None:
+        assert outlines.role is not None
+        learner = outlines.learner
+        lm: Any = learner.lm
+        kept, adapters = count(lm, trained=False), getattr(lm, "peft_config", {})
+        trained = count(lm, trained=True)
+        dtype, precision = (
+            str(value).removeprefix("torch.") for value in (next(lm.parameters()).dtype, learner.precision)
+        )
+        what = f"{lm.name_or_path}  {dtype}, computes in {precision}"
+        found.append(Counted(outlines.role, what, 0 if adapters else trained, kept))
+        for adapter in adapters.values():
+            found.append(Counted("adapters", f"LoRA of rank {adapter.r}  float32", trained, 0))
+        if learner.projectors is not None:
+            found.append(Counted("projectors", "float32", count(learner.projectors), 0))
+    for number, (base, model) in enumerate(outlines.frozen):
         quantized = "" if base.quantization == "none" else f" {base.quantization}"
         what = f"{base.path}  {base.dtype}{quantized}"
         found.append(Counted("contrast" if number else "teacher", what, 0, count(model)))
     return found
 
 
-def _flops(config: Any, company: Company) -> dict[str, float]:
-    pairs = config.training.batch_size if company.learner is not None else pairs_of_pass(config)
-    prompt, answer = config.data.max_prompt_length, config.data.max_length - config.data.max_prompt_length
-
-    def sizes(shares_prompt: bool) -> dict[str, int]:
-        if hasattr(config, "target"):
-            return {"tokens": pairs * (prompt + answer), "row": prompt + answer, "targets": pairs * answer}
-        row = prompt + 2 * answer if shares_prompt else prompt + answer
-        return {"tokens": pairs * row * (1 if shares_prompt else 2), "row": row, "targets": pairs * 2 * answer}
-
+def _flops(outlines: Outlines, step: Step) -> dict[str, float]:
+    """What the models were seen to read in a microbatch, for all microbatches of a step."""
+    microbatches = outlines.step_pairs / outlines.pairs
+    read = {
+        model: [
+            reading(model, tokens=batch.input_ids.numel(), row=batch.input_ids.shape[1], targets=len(batch.targets))
+            for batch in batches
+        ]
+        for model, batches in step.passes.items()
+    }
     found = {}
-    if company.learner is not None:
-        role = "student" if hasattr(config, "student") else "model"
-        lm = company.learner.lm
-        found[role] = training_flops(
-            reading(company.learner, **sizes(getattr(config, role).share_prompt)),
-            trained=count(lm, trained=True) - outer_weights(lm, trained=True),
-            recomputed=config.training.activation_checkpointing,
+    if outlines.learner is not None:
+        assert outlines.role is not None
+        lm = outlines.learner.lm
+        trained = count(lm, trained=True) - outer_weights(lm, trained=True)
+        recomputed = lm.is_gradient_checkpointing
+        each = read.pop(outlines.learner)
+        found[outlines.role] = microbatches * sum(
+            training_flops(one, trained=trained, recomputed=recomputed) for one in each
         )
-    if company.frozen.models:
-        each = zip(company.frozen.models, company.passes, strict=True)
-        read = sizes(config.teacher.share_prompt)
-        found["teacher"] = sum(passes * forward_flops(reading(model.base, **read)) for model, passes in each)
+    if read:
+        found["teacher"] = microbatches * sum(forward_flops(one) for each in read.values() for one in each)
     return found
 
 
-def _scores(config: Any, company: Company) -> tuple[float, str] | None:
+def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     """What the scores of the pairs take on disk: of those that are here, else of a thousand full ones."""
-    if not hasattr(config, "teacher") or getattr(config.teacher, "scores", None) is not None:
+    teacher = outlines.teacher
+    if teacher is None or teacher.has_scores:
         return None
-    contrast = getattr(config, "contrast", None)
-    weights = getattr(config, "weights", None)
-    has_contrast = contrast.kind != "none" if contrast is not None else weights and weights.contrast != "uniform"
-    logprobs = 3 if has_contrast else 1
-    sides = (config.student, config.teacher)
+    logprobs = 3 if teacher.asks.has_contrast else 1
+    student = next((model for _, model in model_settings(config) if model is not teacher.config), teacher.config)
+    sides = (student, teacher.config)
     if not Path(config.data.source).exists() or not all(_has_tokenizer(side.path) for side in sides):
         parents = 1000 * 2 * (config.data.max_length - config.data.max_prompt_length)
         return score_cache_bytes(parents, logprobs), "1,000 pairs that fill data.max_length"
     pairs = load_pairs(config.data)
-    student, teacher = (ModelSide(load_tokenizer(side), side.template) for side in sides)
+    readers = (ModelSide(load_tokenizer(side), side.template) for side in sides)
     sample = pairs.train.select(range(min(SAMPLE, len(pairs.train))))
-    aligned = align_pairs(sample, student, teacher, config=replace(config.data, workers=1), description="Counting")
+    aligned = align_pairs(sample, *readers, config=replace(config.data, workers=1), description="Counting")
     total = len(pairs.train) + len(pairs.held_out)
     parents = sum(sum(aligned[f"{answer}_parents"][:]) for answer in ANSWERS) / max(len(sample), 1) * total
     return score_cache_bytes(parents, logprobs), f"{total:,} pairs with about {parents:,.0f} parents"

@@ -1,7 +1,6 @@
 """Read a config for a plan: its mistakes are errors as always, but what it names need not be there yet."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +32,5 @@ def read_for_plan(recipe: ModuleType, name: str, path: Path, overrides: Sequence
 
 
 def can_be_planned(recipe: ModuleType) -> bool:
-    """Whether a recipe trains, in steps of `compare` and backward, or lets teachers score."""
-    names = {part.name for part in fields(recipe.Config)}
-    return ("training" in names and hasattr(recipe, "compare")) or {"teacher", "contrast"} <= names
+    """Whether a recipe says which models it has."""
+    return hasattr(recipe, "load_models")

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from prefkd.config import Component, build
+from prefkd.data.batches import TokenBatch
 from prefkd.errors import PrefkdError
-from prefkd.estimate.company import Company
 from prefkd.estimate.models import unpacked_bytes
-from prefkd.estimate.rows import full_batch
+from prefkd.estimate.outlines import Outlines
+from prefkd.estimate.rows import without_content
 from prefkd.estimate.tracking import MemoryTracker, empty, fakes
+from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import tensor_bytes
-from prefkd.ranks import Ranks
-from prefkd.training.combination import Objective
-from prefkd.training.pair_loss import PairLoss
 
 
 def microbatches(pairs: int, size: int, ranks: int) -> int:
@@ -26,37 +26,48 @@ def microbatches(pairs: int, size: int, ranks: int) -> int:
     return math.ceil(math.ceil(pairs / size) / ranks)
 
 
-def pairs_of_pass(config: Any) -> int:
-    """Pairs of the largest microbatch."""
-    if hasattr(config, "training"):
-        return min(config.training.microbatch_size, config.training.batch_size)
-    return config.microbatch_size
+@dataclass(frozen=True)
+class Step:
+    """What a step was seen to do.
+
+    Attributes:
+        tracker: The memory of its tensors.
+        passes: For each model that read something, what it read, pass by pass.
+    """
+
+    tracker: MemoryTracker
+    passes: dict[LogprobModel, list[TokenBatch]]
 
 
-def track_step(recipe: ModuleType, config: Any, company: Company, ranks: int) -> MemoryTracker:
+def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) -> Step:
     """Run the recipe's own `compare`, and backward, for the last microbatch of a step; or the teachers of `score`."""
-    mode = fakes()
-    models = [base for _, base in company.frozen.bases] + ([company.learner] if company.learner else [])
+    mode, learner, teacher = fakes(), outlines.learner, outlines.teacher
+    models = [base for _, base in outlines.frozen] + ([learner] if learner else [])
+    passes: dict[LogprobModel, list[TokenBatch]] = {model: [] for model in models}
     with mode:
         for model in models:
             empty(model)
-    batch = full_batch(config, pairs_of_pass(config), scores=company.scores, mode=mode)
+            model.register_forward_pre_hook(lambda model, inputs: passes[model].append(inputs[0]))  # pyright: ignore
+    batch = without_content(outlines.batch, mode)
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
     tracker = MemoryTracker(weights, shares={"gradients": 1 / ranks})
-    unpacked = max((unpacked_bytes(*base) for base in company.frozen.bases), default=0)
+    unpacked = max((unpacked_bytes(*base) for base in outlines.frozen), default=0)
 
-    def teacher(batch: Any) -> Any:
-        assert company.teacher is not None
+    def ask(batch: Any) -> Any:
+        assert teacher is not None
         with tracker.holding(unpacked):
-            return company.teacher(batch)
+            return teacher.read(batch)
 
-    if company.learner is None:
+    if learner is None:
         with mode, tracker, torch.no_grad():
-            teacher(batch)
-        return tracker
-    run = SimpleNamespace(model=company.learner, student=company.learner, teacher=teacher, **_settings(config))
-    passes = microbatches(config.training.batch_size, config.training.microbatch_size, ranks)
-    tracker.keep_gradients(company.learner, are_there=passes > 1)
+            ask(batch)
+        return Step(tracker, passes)
+    learner.train()
+    # What `compare` finds in the recipe's Run: its models, and a schedule that has left every warm-up behind.
+    run = SimpleNamespace(**vars(outlines.models), lr_schedule=SimpleNamespace(last_epoch=math.inf))
+    if outlines.asked is not None:
+        setattr(run, outlines.asked, ask)
+    tracker.keep_gradients(learner, are_there=microbatches(outlines.step_pairs, outlines.pairs, ranks) > 1)
     try:
         with mode, tracker:
             losses, _ = recipe.compare(config, run, batch)
@@ -66,7 +77,7 @@ def track_step(recipe: ModuleType, config: Any, company: Company, ranks: int) ->
     except Exception as error:  # whatever a loss of the user's own makes of tensors without content
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PrefkdError(f"the step cannot be run on tensors without content, as a plan does: {reason}") from error
-    return tracker
+    return Step(tracker, passes)
 
 
 def state_bytes(component: Component, parameters: Iterable[nn.Parameter], ranks: int) -> int:
@@ -99,17 +110,3 @@ def state_bytes(component: Component, parameters: Iterable[nn.Parameter], ranks:
         state = optimizer.state[parameter].values()
         total += count * sum(tensor_bytes(value) for value in state if isinstance(value, Tensor))
     return total
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """What else `compare` finds in a recipe's Run."""
-    found: dict[str, Any] = {}
-    if hasattr(config, "loss"):
-        one = Ranks(0, 1, torch.device("cpu"))
-        found["loss"] = PairLoss(config, one, weighted=hasattr(config, "weights"), looks_ahead=False)
-    if hasattr(config, "objective"):
-        objective = Objective(config.objective)
-        found["objective"] = objective
-        found["vocabularies"] = config.vocabularies() if "vocabularies" in objective.needs else None
-        found["lr_schedule"] = SimpleNamespace(last_epoch=config.projectors.warmup_steps)  # all of it learns
-    return found

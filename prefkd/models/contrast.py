@@ -1,24 +1,18 @@
 """The contrast of TIS-DPO (arXiv 2410.04350): two models pi+ and pi- that find good text differently likely."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
 from transformers import AutoConfig
 
-from prefkd.data.batches import TokenBatch
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
-from prefkd.models.frozen import load_frozen
-from prefkd.models.load import TeacherConfig, load_tokenizer
-from prefkd.models.teacher import Reader, Teacher, make_readers
-from prefkd.ranks import Ranks
-from prefkd.training.display import parameter_count
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.weighting import WeightConfig
 
 
@@ -74,42 +68,18 @@ class ContrastConfig:
         return parts
 
 
-def load_contrast(
-    teacher: TeacherConfig, contrast: ContrastConfig, *, probe: TokenBatch, chunk_size: int, ranks: Ranks
-) -> Teacher:
-    """The teacher as reference together with pi+ and pi-.
-
-    Args:
-        probe: A pair of the teacher's tokens, on which each model is checked.
-        chunk_size: Target tokens whose logits exist at one time.
-    """
-    configs = [teacher, *contrast.models.values()]
-    own, *pair = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
-    bases = {id(model.base): model.base for model in (own, *pair)}
-    size = " + ".join(parameter_count(base) for base in bases.values())
-    description = f"{teacher.path}  {own.storage} on {ranks.device}, {size} parameters in memory"
-    return Teacher(contrast_readers(contrast, own, *pair), description=description)
-
-
-def contrast_readers(
-    contrast: ContrastConfig, own: Callable[[TokenBatch], Tensor], *pair: Callable[[TokenBatch], Tensor]
-) -> dict[str, Reader]:
-    """What is asked of the teacher's own model, and of pi+ and pi- where these are models of their own."""
-    readers = make_readers(own, is_reference=True, gets_instructions=contrast.kind == "prompts")
-    if contrast.kind == "models":
-        readers |= {name: Reader(model, "teacher") for name, model in zip(INSTRUCTIONS, pair, strict=True)}
-    return readers
+def weights_fingerprint(config: ModelConfig) -> str:
+    """Which weights a model has: those of a folder by content, those from the Hub by commit."""
+    if Path(config.path).is_dir():
+        return folder_fingerprint(Path(config.path))
+    hub = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    return fingerprint("hub", config.path, hub._commit_hash)
 
 
 def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
-    """Which weights a frozen model has: those of a folder by content, those from the Hub by commit."""
-    if Path(config.path).is_dir():
-        weights = folder_fingerprint(Path(config.path))
-    else:
-        hub = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-        weights = fingerprint("hub", config.path, hub._commit_hash)
+    """What a frozen model says depends on: its weights, its adapter and how both are stored."""
     return {
-        f"{name}.model": weights,
+        f"{name}.model": weights_fingerprint(config),
         f"{name}.adapter": folder_fingerprint(Path(config.adapter)) if config.adapter else None,
         f"{name}.dtype": config.dtype,
         f"{name}.quantization": config.quantization,

@@ -12,7 +12,7 @@ from prefkd.data.batches import TokenBatch
 from prefkd.errors import PrefkdError
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel, TokenStates
-from prefkd.models.lora import adapters_off, load_adapter, use_adapter
+from prefkd.models.lora import adapter_problems, adapters_off, load_adapter, use_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems, quantize, stored_bytes
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks
@@ -67,7 +67,8 @@ def load_frozen(
 ) -> list[FrozenModel]:
     """Load models that are only read. Those on the same base share it: it is in memory once, whatever stands on it.
 
-    Where one is split over the ranks, each forward pass of it is a meeting of all of them.
+    Where one is split over the ranks, each forward pass of it is a meeting of all of them. On the meta device, where
+    `prefkd plan` asks for them, they are outlines: nothing is read, checked or quantised.
 
     Args:
         probe: A pair of the teacher's tokens, on which each model is checked.
@@ -76,7 +77,8 @@ def load_frozen(
     Raises:
         PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
     """
-    for config in configs:
+    planned = ranks.device.type == "meta"
+    for config in configs if not planned else ():
         for problem in quantization_problems(config.quantization, config.torch_dtype, ranks.device.type):
             raise PrefkdError(f"{config.path}: {problem}")
     bases: dict[str, tuple[TeacherConfig, LogprobModel]] = {}
@@ -88,10 +90,13 @@ def load_frozen(
             lm = load_causal_lm(own, dtype=own.torch_dtype, device=device)
             bases[str(own)] = own, LogprobModel(lm, chunk_size=chunk_size, precision=own.torch_dtype)
         base, name = bases[str(own)][1], None
-        if config.adapter is not None:
+        # An adapter that an earlier stage has yet to write is too small to matter to a plan.
+        if config.adapter is not None and not (planned and any(adapter_problems(config.adapter, config.path))):
             name = f"adapter_{len(models)}"  # not its path: peft allows no dots
             load_adapter(base.lm, config.adapter, name=name)
         models.append(FrozenModel(base.freeze(), name))
+    if planned:
+        return models
     exact = [_exact_logprobs(config, model, probe) for config, model in zip(configs, models, strict=True)]
     storage = {id(base): _store(config, base, ranks) for config, base in bases.values()}
     for config, model, logprobs in zip(configs, models, exact, strict=True):

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prefkd.data.templates import ModelSide
+from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
+from prefkd.models.tokenizers import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +122,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
-        raise PrefkdError(f"cannot load the tokenizer of {config.path}: {first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise PrefkdError(f"the tokenizer of {config.path} is not a fast one, so it tells no offsets; convert it first")
-    return tokenizer
+    return read_tokenizer(config.path, trust_remote_code=config.trust_remote_code)
 
 
 def embedding_count(config: ModelConfig) -> int:
@@ -152,6 +148,14 @@ def read_side(config: ModelConfig) -> ModelSide:
         PrefkdError: One of them cannot be used, or they do not belong together.
     """
     return ModelSide(load_tokenizer(config), config.template, embeddings=embedding_count(config))
+
+
+def read_vocabularies(student: ModelConfig, teacher: ModelConfig) -> Vocabularies | None:
+    """The tokens of two models; None if one of the models is not there."""
+    if teacher.path is None or any(any(config.problems()) for config in (student, teacher)):
+        return None
+    sides = [ModelSide(load_tokenizer(config), config.template) for config in (student, teacher)]
+    return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, (sides[0].eos_id, sides[1].eos_id))
 
 
 def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -25,7 +25,7 @@ def shard(
     cpu_offload: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> None:
-    """Split the weights of a model over the ranks, in place; without torchrun nothing happens.
+    """Split the weights of a model over the ranks, in place; without torchrun, and for a plan, nothing happens.
 
     Each decoder layer is a group of its own. Embeddings, final norm and head stay in the group of the root, because a
     tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it directly).
@@ -42,7 +42,7 @@ def shard(
         PrefkdError: Weights are to be offloaded in a process that torchrun has not started.
     """
     if not dist.is_initialized():
-        if cpu_offload:
+        if cpu_offload and ranks.device.type != "meta":
             raise PrefkdError("cpu_offload is done by FSDP: run with --nproc-per-node, 1 for one GPU")
         return
     mesh = _mesh(ranks.device.type, ranks.world_size, ranks.node_size if over == "node" else ranks.world_size)

@@ -1,21 +1,27 @@
 """The teacher: what it says about a batch, with models in memory or from scores that were written earlier.
 
-Either way a batch goes in and `ParentScores` come out, so that a loss never asks how the teacher was stored.
+A recipe says what it asks. Whether a model or a folder of scores answers is decided once, in `Teacher`; a loss never
+asks how the teacher was stored.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
-from prefkd.data.scores import Scores, scores_problems
+from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.scores import Scores, open_scores, scores_problems
 from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
+from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
@@ -24,10 +30,10 @@ from prefkd.training.display import parameter_count
 
 @dataclass
 class TeacherSource(TeacherConfig):
-    """The teacher of a distillation: a model in memory, or what recipe `score` wrote down. Give one of the two.
+    """The teacher of a distillation: a model in memory, what recipe `score` wrote down, or both.
 
     Attributes:
-        path: The model. The other settings of a model are about it.
+        path: The model. With scores it gives only what they do not hold: hidden states, and logits made of them.
         scores: The folder `scores` of a run of recipe `score`. The teacher's tokenizer lies in it, so that nothing of
             the teacher itself is needed; `template: auto` is then the template that was scored.
     """
@@ -38,147 +44,61 @@ class TeacherSource(TeacherConfig):
     def problems(self) -> Iterator[Problem | str]:
         if self.path is None and self.scores is None:
             yield "path: missing; give a model, or scores: the folder that recipe score wrote"
-        elif self.path is not None and self.scores is not None:
-            yield "path: stands beside scores; remove one of the two (~teacher.path or ~teacher.scores)"
-        elif self.scores is not None:
-            yield from scores_problems(self.scores, "scores")
-        else:
+        if self.path is not None:
             yield from super().problems()
-
-
-@dataclass
-class LiveTeacherSource(TeacherSource):
-    """The teacher of a distillation that may ask for more than log-probs: a model, scores, or both.
-
-    Attributes:
-        path: The model. Beside scores it gives what scores do not hold: hidden states, and logits made of them.
-        scores: The folder `scores` of a run of recipe `score`. Log-probs are taken from it, also beside a model.
-    """
-
-    def problems(self) -> Iterator[Problem | str]:
-        if self.path is None or self.scores is None:
-            yield from super().problems()
-        else:
-            yield from TeacherConfig.problems(self)
+        if self.scores is not None:
             yield from scores_problems(self.scores, "scores")
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A model, and which of the token sequences of a batch it reads.
+class Asks:
+    """What a recipe asks of its teacher.
 
     Attributes:
-        model: Log-probs of target tokens, (N,), of a token batch.
-        view: The name of the sequences in `PairBatch`.
-    """
-
-    model: Callable[[TokenBatch], Tensor]
-    view: Literal["student", "teacher", "positive", "negative"]
-
-    @torch.no_grad()
-    def __call__(self, batch: PairBatch) -> Tensor:
-        """log-prob of each parent, (2, B, P)."""
-        tokens: TokenBatch = getattr(batch, self.view)
-        return batch.parent_sums(self.model(tokens), tokens)
-
-
-def make_readers(
-    model: Callable[[TokenBatch], Tensor], *, is_reference: bool, gets_instructions: bool
-) -> dict[str, Reader]:
-    """What one model is asked: as the reference, and as pi+ and pi- under a positive and a negative instruction."""
-    readers = {"reference": Reader(model, "teacher")} if is_reference else {}
-    if gets_instructions:
-        readers |= {"positive": Reader(model, "positive"), "negative": Reader(model, "negative")}
-    return readers
-
-
-class Teacher:
-    """Gives the scores of a batch: what models in memory say, and for the rest what came with the batch.
-
-    Args:
-        readers: The models that are asked, by the name of their score in `ParentScores`.
-        description: What the teacher is, in a line for the terminal.
-    """
-
-    def __init__(self, readers: Mapping[str, Reader], *, description: str):
-        self.readers = readers
-        self.description = description
-
-    def __call__(self, batch: PairBatch) -> ParentScores:
-        read = {name: reader(batch) for name, reader in self.readers.items()}
-        return replace(batch.scores, **read) if batch.scores else ParentScores(**read)
-
-
-def open_teacher(
-    config: TeacherSource,
-    *,
-    is_reference: bool,
-    gets_instructions: bool,
-    probe: PairBatch,
-    chunk_size: int,
-    ranks: Ranks,
-) -> Teacher:
-    """The teacher of a distillation. A model is loaded only if something is asked of one.
-
-    Args:
-        is_reference: Whether students are compared with it, rather than with their own start.
-        gets_instructions: Whether a model in memory answers under a positive and a negative instruction too.
-        probe: A batch on which a model in memory is checked.
-        chunk_size: Target tokens whose logits exist at one time.
-    """
-    if config.scores is not None:
-        return Teacher({}, description=f"scores in {config.scores}, no model in memory")
-    if not (is_reference or gets_instructions):
-        return Teacher({}, description=f"{config.path}, of which nothing is asked")
-    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, ranks=ranks)
-    readers = make_readers(model, is_reference=is_reference, gets_instructions=gets_instructions)
-    return Teacher(readers, description=f"{config.path}  {parameter_count(model.base)} parameters, {model.storage}")
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What a training asks of its teacher.
-
-    Attributes:
-        reference: log-probs of the answers, to compare the student with.
-        contrast: log-probs under pi+ and pi-, for importance weights.
-        logprobs: log-probs of the answers, for their own sake.
+        reference: Log-probs of the answers, to compare the student with.
+        instructions: A positive and a negative instruction; under them the teacher is pi+ and pi-.
+        pair: Two models, `positive` and `negative`, that are pi+ and pi-.
+        logprobs: Log-probs of the answers, for their own sake.
         states: Hidden states at the targets.
-        start_is_reference: Whether the student is compared with its own start, whose log-probs take the place of the
-            teacher's in its scores.
+        own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
+            that scores have.
     """
 
-    reference: bool
-    contrast: bool
-    logprobs: bool
-    states: bool
-    start_is_reference: bool
+    reference: bool = False
+    instructions: tuple[str, str] | None = None
+    pair: Mapping[str, TeacherConfig] = field(default_factory=dict)
+    logprobs: bool = False
+    states: bool = False
+    own_start: bool = False
 
-    def to_model(self, config: LiveTeacherSource) -> "Questions":
-        """Those that scores do not answer."""
-        if config.scores is None:
-            return self
-        return replace(self, reference=False, contrast=False, logprobs=self.logprobs and self.start_is_reference)
+    def beyond_scores(self) -> "Asks":
+        """What scores do not answer."""
+        return Asks(logprobs=self.logprobs and self.own_start, states=self.states)
 
     @property
     def any(self) -> bool:
         """Whether anything is asked."""
-        return self.reference or self.contrast or self.logprobs or self.states
+        return self.reference or self.has_contrast or self.logprobs or self.states
 
-    def problems(self, config: LiveTeacherSource) -> Iterator[str]:
-        """Why a teacher cannot answer, and when it is asked in vain."""
+    @property
+    def has_contrast(self) -> bool:
+        """Whether pi+ and pi- are asked."""
+        return self.instructions is not None or bool(self.pair)
+
+    def problems(self, config: TeacherSource) -> Iterator[str]:
+        """Why a teacher cannot answer, and when a model stands in the config in vain."""
         if config.scores is None:
             return
-        asked = self.to_model(config)
+        asked = self.beyond_scores()
         if config.path is None and asked.any:
             what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
         elif config.path is not None and not asked.any:
-            yield "path: stands beside scores, but the objective asks nothing of a model; remove it (~teacher.path)"
+            yield "path: stands beside scores, but nothing is asked of a model; remove it (~teacher.path)"
 
 
 @dataclass(frozen=True)
-class TeacherSignals:
+class TeacherOutput:
     """What a teacher says of a microbatch. What it was not asked is None.
 
     Attributes:
@@ -191,59 +111,148 @@ class TeacherSignals:
     logprobs: Tensor | None
     states: TokenStates | None
 
-
-class LiveTeacher:
-    """A teacher that answers with states too.
-
-    Args:
-        model: None where nothing is asked of a model.
-        asked: What is asked of it.
-        description: What the teacher is, in a line for the terminal.
-    """
-
-    def __init__(self, model: FrozenModel | None, asked: Questions, *, description: str):
-        self.asked = asked
-        self.description = description
-        self.model = model if asked.reference or asked.logprobs or asked.states else None
-        self.readers = make_readers(model, is_reference=False, gets_instructions=asked.contrast) if model else {}
-
-    def __call__(self, batch: PairBatch) -> TeacherSignals:
-        read = {name: reader(batch) for name, reader in self.readers.items()}
-        states = self.model.states(batch.teacher) if self.model else None
-        logprobs = None
-        if states and (self.asked.reference or self.asked.logprobs):
-            logprobs = batch.parent_sums(states.logprobs(), batch.teacher)
-            read |= {"reference": logprobs} if self.asked.reference else {}
-        scores = replace(batch.scores, **read) if batch.scores else ParentScores(**read) if read else None
-        return TeacherSignals(scores, logprobs, states if self.asked.states else None)
+    @property
+    def reference(self) -> Tensor:
+        """(2, B, P) log-prob of each parent under the model that the student is compared with."""
+        assert self.scores is not None, "a recipe that compares asks for a reference"
+        return self.scores.reference
 
 
-def open_live_teacher(
-    config: LiveTeacherSource, questions: Questions, *, probe: PairBatch, chunk_size: int, ranks: Ranks
-) -> LiveTeacher:
-    """The teacher of a distillation. A model is loaded only if there is a question that scores do not answer.
+@dataclass(frozen=True)
+class _Reader:
+    """A model, and which of the token sequences of a batch it reads."""
+
+    model: Callable[[TokenBatch], Tensor]
+    view: Literal["teacher", "positive", "negative"]
+
+    def __call__(self, batch: PairBatch) -> Tensor:
+        """log-prob of each parent, (2, B, P)."""
+        tokens: TokenBatch = getattr(batch, self.view)
+        return batch.parent_sums(self.model(tokens), tokens)
+
+
+class Teacher:
+    """The teacher of a recipe. Its tokenizer is there at once, its weights after `load`.
 
     Args:
-        questions: All that is asked.
-        probe: A batch on which a model in memory is checked.
-        chunk_size: Target tokens whose logits exist at one time.
+        config: A model, or a `TeacherSource`, which may name scores.
+        asks: What the recipe asks.
+
+    Attributes:
+        asked: What is asked of a model in memory; the rest comes with the batches.
+        models: Those in memory: the teacher, then pi+ and pi- where they are models of their own.
+        description: What it is, in a line for the terminal.
     """
-    asked = questions.to_model(config)
-    if not asked.any:
-        source = f"scores in {config.scores}" if config.scores and questions.any else "nothing is asked of it"
-        return LiveTeacher(None, asked, description=f"{source}, no model in memory")
-    [model] = load_frozen([config], probe=probe.teacher, chunk_size=chunk_size, ranks=ranks)
-    description = f"{config.path}  {parameter_count(model.base)} parameters, {model.storage}"
-    if config.scores:
-        description += f"; log-probs from {config.scores}"
-    return LiveTeacher(model, asked, description=description)
 
+    def __init__(self, config: TeacherConfig, asks: Asks):
+        self.config = config
+        self.asks = asks
+        self._folder = config.scores if isinstance(config, TeacherSource) else None
+        self.asked = asks if self._folder is None else asks.beyond_scores()
+        self.models: list[FrozenModel] = []
+        source = "nothing is asked of it" if self._folder is None else f"scores in {self._folder}"
+        self.description = f"{source}, no model in memory"
+        self._readers: dict[str, _Reader] = {}
+        self._kept: KeptLogprobs | None = None
 
-def teacher_side(config: TeacherSource, scores: Scores | None) -> ModelSide:
-    """How the teacher reads: its own tokenizer, or the one that lies with the scores."""
-    if scores is None:
-        return read_side(config)
-    template = scores.template if config.template == "auto" else config.template
-    if config.path is not None:
-        return ModelSide(load_tokenizer(config), template, embeddings=embedding_count(config))
-    return ModelSide(load_tokenizer(ModelConfig(str(scores.tokenizer))), template)
+    @property
+    def has_scores(self) -> bool:
+        """Whether it answers from scores."""
+        return self._folder is not None
+
+    @cached_property
+    def stored(self) -> Scores | None:
+        """What recipe score wrote, None without a folder."""
+        return open_scores(self._folder) if self._folder is not None else None
+
+    @property
+    def side(self) -> ModelSide:
+        """How it reads: its own tokenizer, or the one that lies with the scores."""
+        return self._side
+
+    @cached_property
+    def _side(self) -> ModelSide:
+        if self.stored is None:
+            return read_side(self.config)
+        template = self.stored.template if self.config.template == "auto" else self.config.template
+        if self.config.path is None:
+            return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
+        return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
+
+    @property
+    def instructions(self) -> tuple[str, str] | None:
+        """The instructions that pairs are aligned with; those of scores had a part in where prompts were cut."""
+        return self.asks.instructions if self.stored is None else self.stored.instructions
+
+    def require(self, reading: Fingerprint) -> None:
+        """Make sure that pairs are read as they were for the scores, if there are any; see `Scores.require`."""
+        if self.stored is not None:
+            self.stored.require(reading)
+
+    def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
+        """Add what it said of the pairs earlier, if it did; see `Scores.attach`."""
+        return aligned if self.stored is None else self.stored.attach(aligned, split)
+
+    def load(self, probe: TokenBatch, *, chunk_size: int, ranks: Ranks) -> None:
+        """Load its models, if anything is asked of one.
+
+        Args:
+            probe: A pair of its tokens, on which each model is checked.
+            chunk_size: Target tokens whose logits exist at one time.
+
+        Raises:
+            PrefkdError: See `load_frozen`.
+        """
+        self._kept = KeptLogprobs(ranks)
+        if not self.asked.any:
+            return
+        configs = [self.config, *self.asked.pair.values()]
+        self.models = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        own, *pair = self.models
+        if self.asked.reference or self.asked.logprobs:
+            self._readers["own"] = _Reader(own, "teacher")
+        if self.asked.instructions is not None:
+            self._readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
+        self._readers |= {name: _Reader(model, "teacher") for name, model in zip(self.asked.pair, pair, strict=True)}
+        bases = {id(model.base): model.base for model in self.models}
+        size = " + ".join(parameter_count(base) for base in bases.values())
+        stored = f"; log-probs from {self._folder}" if self._folder is not None else ""
+        self.description = f"{self.config.path}  {size} parameters, {own.storage}{stored}"
+
+    def __call__(self, batch: PairBatch) -> TeacherOutput:
+        """What it says of a microbatch. Log-probs of a pair that was read before are not read again."""
+        assert self._kept is not None, "a teacher is loaded before it is asked"
+        logprobs = self._kept.find(batch) if self._readers else {}
+        if logprobs is not None:
+            return self._output(batch, logprobs, self._states(batch))
+        output, logprobs = self._read(batch)
+        self._kept.keep(batch, logprobs)
+        return output
+
+    def read(self, batch: PairBatch) -> TeacherOutput:
+        """What it says of a microbatch that is asked about once: its models read it, and nothing is kept."""
+        return self._read(batch)[0]
+
+    @torch.no_grad()
+    def _read(self, batch: PairBatch) -> tuple[TeacherOutput, dict[str, Tensor]]:
+        states = self._states(batch)
+        logprobs = {
+            # The states that are asked for too make a second reading of the same tokens needless.
+            name: batch.parent_sums(states.logprobs(), batch.teacher) if states and name == "own" else reader(batch)
+            for name, reader in self._readers.items()
+        }
+        return self._output(batch, logprobs, states), logprobs
+
+    def _states(self, batch: PairBatch) -> TokenStates | None:
+        return self.models[0].states(batch.teacher) if self.asked.states else None
+
+    def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: TokenStates | None) -> TeacherOutput:
+        """Put together what its models say and what came with the batch."""
+        found = {name: logprobs[name] for name in INSTRUCTIONS if name in logprobs}
+        if self.asked.reference:
+            found["reference"] = logprobs["own"]
+        scores = replace(batch.scores, **found) if batch.scores else ParentScores(**found) if found else None
+        own = None
+        if self.asks.logprobs:
+            own = logprobs["own"] if self.asked.logprobs else scores and scores.reference
+        return TeacherOutput(scores, own, states)

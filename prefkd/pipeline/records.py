@@ -97,7 +97,7 @@ def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
     """
     hints = get_type_hints(type(config))
     for part in fields(config):
-        value, path = getattr(config, part.name), f"{key}.{part.name}" if key else part.name
+        value, path = vars(config)[part.name], f"{key}.{part.name}" if key else part.name
         if is_dataclass(value):
             yield from paths_in(value, path)
         elif not isinstance(value, dict) and not any(get_origin(hint) is Literal for hint in members(hints[part.name])):

@@ -23,7 +23,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from hashlib import sha256
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from prefkd import catalog
 from prefkd.cli.launch import load_recipe
 from prefkd.config import examine_config, load_config, read_layers
 from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
+from prefkd.files import sha256
 from prefkd.pipeline.records import Contents, Fingerprint, paths_in, settings_of
 
 
@@ -83,7 +83,7 @@ class Stage:
     def fingerprint(self, contents: Contents) -> Fingerprint:
         """What decides about its result, as things are now."""
         inputs = {key: contents.digest(path) for key, path in self.paths.items() if os.path.exists(path)}
-        return Fingerprint(sha256(self.recipe_path.read_bytes()).hexdigest(), self.settings, inputs)
+        return Fingerprint(sha256(self.recipe_path), self.settings, inputs)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: With everything that is wrong whatever files there may be, one line each.
     """
     config = _load(path, overrides)
-    specs: dict[str, StageConfig] = {part.name: getattr(config.stages, part.name) for part in fields(config.stages)}
+    specs: dict[str, StageConfig] = {part.name: vars(config.stages)[part.name] for part in fields(config.stages)}
     problems: list[Problem | str] = [*_folder_problems(specs)]
     stages: list[Stage] = []
     folders = [spec.output_dir for spec in specs.values()]
@@ -202,6 +202,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         raise PrefkdError("output_dir stands beside recipe and config, not in overrides; move it there")
     overrides = (f"output_dir={_written(str(spec.output_dir))}", *_settings(spec.overrides))
     config, problems = examine_config(recipe.Config, config_path, overrides)
+    outputs = getattr(recipe.Config, "outputs", None)
     return Stage(
         name=name,
         recipe_path=recipe_path,
@@ -211,7 +212,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
         settings=settings_of(config),
         paths=dict(paths_in(config)),
         problems=tuple(problems),
-        outputs=tuple(config.outputs()) if hasattr(config, "outputs") else None,
+        outputs=tuple(outputs(config)) if outputs else None,
     )
 
 

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -61,7 +62,7 @@ from prefkd.training.snapshots import (
 )
 
 if TYPE_CHECKING:  # it imports the checks of a training, which import this module
-    from prefkd.training.pair_loss import PairLoss
+    pass
 
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
@@ -126,7 +127,7 @@ class Checkpoints:
         pairs: Mapping[str, Dataset],
         ranks: Ranks,
         display: Display,
-        loss: "PairLoss | None" = None,
+        loss: Stateful | None = None,
     ):
         self._config, self._ranks, self._display, self._loss = config, ranks, display, loss
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule

@@ -46,7 +46,7 @@ def save_pretrained(
         for name, value in state.items():  # one by one, so that two copies of all weights never exist
             state[name] = exported(name, value, export=export, stored=stored, seed=training.seed)
         with whole(folder) as unfinished:
-            _stop_at(side.eos_id, lm)
+            _stop_at(side, lm)
             lm.save_pretrained(unfinished, state_dict=state)
             lm.config.dtype = export_dtype(export, stored)  # transformers has written the type of the weights in memory
             lm.config.save_pretrained(unfinished)
@@ -73,7 +73,7 @@ def save_adapter(
         with whole(folder) as unfinished:
             (config,) = lm.peft_config.values()  # pyright: ignore
             config.save_pretrained(str(unfinished))
-            _stop_at(side.eos_id, lm)
+            _stop_at(side, lm)
             lm.generation_config.save_pretrained(unfinished)  # pyright: ignore
             weights = {f"{PREFIX}{name}": value.contiguous() for name, value in state.items()}
             save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
@@ -107,14 +107,21 @@ def exported(name: str, value: Tensor, *, export: Export, stored: torch.dtype, s
     return round_stochastically(value, seed=int.from_bytes(own_seed[:7], "big"))
 
 
-def _stop_at(trained: int, lm: PreTrainedModel) -> None:
-    """Let generation stop at the end that was trained, and at the ends that the checkpoint knew."""
+def _stop_at(side: ModelSide, lm: PreTrainedModel) -> None:
+    """Let generation stop at the end that was trained, and at the ends that the checkpoint knew.
+
+    An end that is mere text becomes one of `stop_strings`; `generate` asks for `tokenizer=...` to find it.
+    """
     configs: list[Any] = [lm.generation_config, lm.config]
     for config in configs:
         own = config.eos_token_id
         known = [own] if isinstance(own, int) else list(own or ())
-        ends = known if trained in known else [*known, trained]
+        ends = known if side.eos_id in known else [*known, side.eos_id]
         config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    if side.stop_text:
+        own = configs[0].stop_strings
+        known = [own] if isinstance(own, str) else list(own or ())
+        configs[0].stop_strings = known if side.stop_text in known else [*known, side.stop_text]
 
 
 def _save_tokenizer(side: ModelSide, folder: Path) -> None:

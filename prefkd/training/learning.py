@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.config import component_problems, import_dotpath
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import resume_problems
@@ -37,38 +37,6 @@ def training_problems(config: Any) -> Iterator[Problem | str]:
     ):
         name = logger["_component_"]
         yield f"metric_logger: {name} has no log_dict; name a logger of torchtune.training.metric_logging"
-
-
-def trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Iterator[str]:
-    """What is wrong with a preference loss, found by a call on a pair.
-
-    Args:
-        component: The loss, with which `component_problems` finds no fault.
-        inputs: What the recipe passes, (B,) each. Those that require a gradient are what can be learned.
-    """
-    name = component["_component_"]
-    try:
-        found = bind(component)(**inputs)
-    except Exception as error:  # a user's own function may raise anything
-        yield f"loss: {first_line(error)}"
-        return
-    if not (isinstance(found, tuple) and len(found) == 3 and all(_is_per_pair(part) for part in found)):
-        yield f"loss: {name} does not return losses, chosen rewards and rejected rewards, (B,) each; name one that does"
-    elif not found[0].isfinite().all():
-        yield f"loss: {name} makes {found[0].item()} of a pair, which is not a finite number; use other settings"
-    elif not _has_gradient(found[0], inputs):
-        yield f"loss: {name} has no gradient, so that nothing would be learned; use other settings"
-
-
-def _is_per_pair(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.shape == (1,)
-
-
-def _has_gradient(losses: Tensor, values: Mapping[str, Tensor]) -> bool:
-    if not losses.requires_grad:
-        return False
-    losses.sum().backward()
-    return any(value.grad is not None and bool(value.grad.any()) for value in values.values())
 
 
 def _learning_problems(config: Any) -> Iterator[str]:

@@ -4,16 +4,16 @@ A loss says in its attribute `needs` (`prefkd.method.loss_needs.preference_loss`
 your own that says nothing takes what the recipe's default loss takes. `prefkd.training.pair_loss` calls it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prefkd.config import Component, component_problems, import_dotpath
+from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.errors import first_line
 from prefkd.method.loss_needs import Need
-from prefkd.training.learning import trial_problems
 
 FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
 TWO = ("chosen_margin", "rejected_margin")
@@ -101,7 +101,7 @@ def loss_problems(
     yield from (f"loss.{line}" for line in missing)
     if missing:
         return
-    yield from trial_problems(component, inputs)
+    yield from _trial_problems(component, inputs)
     if teacher_is_reference is not None and not needs & {"reference", "margins"}:
         yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
     if "means" in needs and unit is None:
@@ -121,6 +121,38 @@ def loss_problems(
             "set reference: student, or centre: true"
         )
     yield from _setting_problems(config, needs, name, averages)
+
+
+def _trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is wrong with a preference loss, found by a call on a pair.
+
+    Args:
+        component: The loss, with which `component_problems` finds no fault.
+        inputs: What the recipe passes, (B,) each. Those that require a gradient are what can be learned.
+    """
+    name = component["_component_"]
+    try:
+        found = bind(component)(**inputs)
+    except Exception as error:  # a user's own function may raise anything
+        yield f"loss: {first_line(error)}"
+        return
+    if not (isinstance(found, tuple) and len(found) == 3 and all(_is_per_pair(part) for part in found)):
+        yield f"loss: {name} does not return losses, chosen rewards and rejected rewards, (B,) each; name one that does"
+    elif not found[0].isfinite().all():
+        yield f"loss: {name} makes {found[0].item()} of a pair, which is not a finite number; use other settings"
+    elif not _has_gradient(found[0], inputs):
+        yield f"loss: {name} has no gradient, so that nothing would be learned; use other settings"
+
+
+def _is_per_pair(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == (1,)
+
+
+def _has_gradient(losses: Tensor, values: Mapping[str, Tensor]) -> bool:
+    if not losses.requires_grad:
+        return False
+    losses.sum().backward()
+    return any(value.grad is not None and bool(value.grad.any()) for value in values.values())
 
 
 def _setting_problems(config: Any, needs: frozenset[Need], name: str, averages: bool) -> Iterator[str]:

@@ -68,16 +68,15 @@ class PairLoss:
     Args:
         config: With `loss`, the `LossSettings` and `training`.
         weighted: Whether a function that does not say what it needs takes margins.
-        looks_ahead: False for a step that is planned and not taken: there is nothing to measure.
     """
 
-    def __init__(self, config: Any, ranks: Ranks, *, weighted: bool = False, looks_ahead: bool = True):
+    def __init__(self, config: Any, ranks: Ranks, *, weighted: bool = False):
         self.needs = needs_of(config.loss, weighted=weighted)
         self.has_reference = has_reference(config.loss)
         self.state = LossState()
         self._config, self._ranks, self._function = config, ranks, bind(config.loss)
         measures = config.centre or config.dynamic_beta is not None or bool(self.needs & {"delta", "batch"})
-        self._measures = looks_ahead and measures
+        self._measures = measures and ranks.device.type != "meta"  # a plan has one microbatch, and no values
         self._step: MeasuredStep | None = None
         self._left = 0  # microbatches of this rank until the step is over
         self._seen: list[tuple[list[int], Tensor]] | None = None  # while looking ahead
@@ -173,13 +172,13 @@ class PairLoss:
             values["beta"] = self._config.loss["beta"] if beta is None else beta
         return {name: torch.full_like(batch.counted, value) for name, value in values.items()}
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What the next step depends on; the same on all ranks."""
         return asdict(self.state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self.state = LossState(**state)
+        self.state = LossState(**state_dict)
 
     def _measure(self, rows: list[int], values: Tensor) -> MeasuredStep:
         """Update the running means with the pairs of a step, (6, n): log-probs of policy and reference, and offsets."""

@@ -45,9 +45,9 @@ class ProjectorConfig:
 
 
 def make_projectors(
-    config: ProjectorConfig, student: ModelConfig, teacher: ModelConfig, *, seed: int
+    config: ProjectorConfig, student: ModelConfig, teacher: ModelConfig, *, seed: int, device: torch.device
 ) -> DualSpaceProjectors:
-    """Projectors between the hidden states of two models, the same on all ranks.
+    """Projectors between the hidden states of two models, the same on all ranks; on the meta device without values.
 
     Raises:
         PrefkdError: Those to start from belong to models of other sizes.
@@ -55,9 +55,9 @@ def make_projectors(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projectors = DualSpaceProjectors(_hidden_size(student), _hidden_size(teacher))
-    if config.path is not None:
+    if config.path is not None and device.type != "meta":
         load_projectors(config.path, projectors)
-    return projectors
+    return projectors.to(device)
 
 
 def load_projectors(path: Path, projectors: DualSpaceProjectors) -> None:
@@ -72,15 +72,22 @@ def load_projectors(path: Path, projectors: DualSpaceProjectors) -> None:
         raise PrefkdError(f"projectors.path: {path} holds no projectors of these two models; remove it") from error
 
 
-def save_projectors(model: LogprobModel, path: Path, *, ranks: Ranks) -> None:
-    """Save the projectors of a model as float32 safetensors; all ranks call it, the main one writes."""
-    assert model.projectors is not None
+def save_projectors(model: LogprobModel, folder: Path, *, ranks: Ranks) -> dict[str, Path]:
+    """Save the projectors of a model as float32 safetensors; all ranks call it, the main one writes.
+
+    Returns:
+        The file by the name `projectors`; nothing for a model that has none.
+    """
+    if model.projectors is None:
+        return {}
+    path = folder / "projectors.safetensors"
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(model.projectors, options=options)
     if ranks.is_main:
         with whole(path) as unfinished:
             save_file({name: value.contiguous() for name, value in state.items()}, unfinished)
     ranks.wait()
+    return {"projectors": path}
 
 
 def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[str, Any]]:

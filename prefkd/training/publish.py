@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 import prefkd
 from prefkd.catalog import CONFIGS
 from prefkd.config import read_yaml
+from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError
 from prefkd.files import sha256
 from prefkd.hub import hub_token
+from prefkd.models.load import ModelConfig, TeacherConfig
 from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
@@ -56,7 +58,7 @@ def write_card(recipe: str, config: Any, folder: Path, outcome: Outcome, *, rank
     """Write README.md into the folder of a trained model: what it was made from, how, what came of it, how to use it.
 
     Args:
-        config: The recipe's config; a `student` and a `teacher`, or a `model`.
+        config: The recipe's config, with a model that learns and perhaps a teacher.
         outcome: Held-out metrics.
     """
     if ranks.is_main:
@@ -73,7 +75,8 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
         settings: The config as it was written down.
         kind: `student`, `model` or `adapter`.
     """
-    base = config.student if hasattr(config, "student") else config.model
+    base = setting(config, ModelConfig, but=TeacherConfig)
+    assert base is not None, "a recipe trains a model"
     on_hub, name = not Path(base.path).is_dir(), public_name(base.path)
     header = ModelCardData(
         base_model=base.path if on_hub else None,
@@ -131,7 +134,8 @@ def try_it(folder: Path) -> str:
     """A command that lets a saved model answer."""
     code = (
         "import sys, transformers; chat = transformers.pipeline('text-generation', sys.argv[1]); "
-        "print(chat([{'role': 'user', 'content': sys.argv[2]}])[0]['generated_text'][-1]['content'])"
+        "answer = chat([{'role': 'user', 'content': sys.argv[2]}], tokenizer=chat.tokenizer); "
+        "print(answer[0]['generated_text'][-1]['content'])"
     )
     return f'talk to it: python -c "{code}" {shlex.quote(str(folder))} "Hello!"'
 
@@ -198,7 +202,7 @@ def _adapter_config(folder: Path) -> bytes:
 
 
 def _teacher(config: Any) -> dict[str, str]:
-    teacher = getattr(config, "teacher", None)
+    teacher: Any = setting(config, TeacherConfig)
     if teacher is None:
         return {}
     if teacher.path is None:

@@ -1,56 +1,144 @@
-"""The reference of DPO is the model itself before training, so that it can be read ahead: no second model in memory."""
+"""The reference of DPO is the model itself before training, so that it can be read ahead: no second model in memory.
+
+What was read lies in the cache of data sets, next to the aligned pairs, under a fingerprint of all that it depends on.
+So a killed run continues where it was, and a run that is resumed, or repeated with another learning rate or loss, reads
+nothing. It takes 4 bytes a parent, and is removed as the rest of that cache is: by the user.
+"""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.config import HF_DATASETS_CACHE
+from filelock import FileLock
 
 from prefkd.data.batches import Microbatch, PairBatch, ParentScores, pair_lengths, split_step
+from prefkd.data.fingerprints import STUDENT_COLUMNS, Fingerprint, pairs_fingerprint
+from prefkd.data.pairs import fingerprint
+from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
+from prefkd.models.contrast import weights_fingerprint
+from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
+from prefkd.training.run import TrainingRun
+from prefkd.training.settings import TrainingConfig
+
+Collate = Callable[[Dataset, Microbatch], PairBatch]
 
 COLUMNS = ("chosen_reference", "rejected_reference")
+PAIRS_PER_SHARD = 256
 
 
 @torch.no_grad()
-def read_reference(
-    model: LogprobModel,
-    aligned: Dataset,
-    rows: Iterable[int],
-    *,
-    collate: Callable[[Dataset, Microbatch], PairBatch],
-    microbatch_size: int,
-    ranks: Ranks,
-    display: Display,
-) -> Dataset:
+def add_own_start(
+    run: TrainingRun, model: LogprobModel, config: ModelConfig, collate: Collate, training: TrainingConfig
+) -> None:
     """Add the log-prob of each parent under a model as it is now, where a teacher's scores would stand.
 
-    Args:
-        model: The model that is going to be trained; with new adapters, which change nothing yet, it is its base.
-        aligned: An aligned data set (`prefkd.data.tokenizing`), with or without scores.
-        rows: Those of its rows that will be asked for; each is read once.
-        collate: Makes a batch.
+    Pairs that no step asks for are not read; their columns stay empty.
 
-    Returns:
-        The data set with the columns of `COLUMNS`, in which the other rows are empty.
+    Args:
+        run: Its pairs get the columns of `COLUMNS`.
+        model: The model that is going to be trained; with new adapters, which change nothing yet, it is its base.
+        config: Where it came from.
+        collate: Makes a batch.
     """
-    lengths = pair_lengths(aligned)
-    longest_first = sorted(set(rows), key=lengths.__getitem__, reverse=True)
-    found, began = {}, time.perf_counter()
-    was_training = model.training
-    model.eval()
-    with display.progress(len(longest_first)) as bar:
-        for microbatch in split_step(longest_first, microbatch_size, ranks.rank, ranks.world_size):
-            batch = collate(aligned, microbatch).to(ranks.device)
-            scores = ParentScores(batch.parent_sums(model(batch.student), batch.student))
-            found |= zip(microbatch.rows, scores.columns(batch.parent_mask), strict=True)
-            speed = len(found) / (time.perf_counter() - began)
-            bar.advance(f"reading the reference, {speed:.1f} pairs/s", steps=len(microbatch.rows) * ranks.world_size)
-    model.train(was_training)
-    found = {row: columns for part in ranks.gather(found) for row, columns in part.items()}
-    read = {name: [found[row][name] if row in found else [] for row in range(len(aligned))] for name in COLUMNS}
-    columns = Dataset.from_dict(read, features=Features({name: List(Value("float32")) for name in COLUMNS}))
-    others = aligned.remove_columns([name for name in COLUMNS if name in aligned.column_names])
-    return concatenate_datasets([others, columns], axis=1)
+    ranks, display = run.ranks, run.display
+    lengths = pair_lengths(run.train_pairs)
+    used = {row for rows in run.steps for row in rows}
+    splits = {
+        "train": _Rows(run.train_pairs, sorted(used, key=lengths.__getitem__, reverse=True)),
+        "held_out": _Rows(run.held_out_pairs, run.held_out_rows),
+    }
+    parts: Fingerprint = pairs_fingerprint({name: split.content() for name, split in splits.items()}) | {
+        "model": ranks.gather(weights_fingerprint(config) if ranks.is_main else None)[0],
+        "dtype": str(next(model.lm.parameters()).dtype),
+        "precision": training.precision,
+        # These decide about the last digits only; with them in it, a run gives the same numbers whatever ran before.
+        "microbatch_size": training.microbatch_size,
+        "chunk_size": training.chunk_size,
+        "share_prompt": config.share_prompt,
+        "pairs_per_shard": PAIRS_PER_SHARD,
+    }
+    start = Scores(Path(HF_DATASETS_CACHE) / "prefkd_own_start" / fingerprint("own start", parts), parts)
+    if ranks.is_main:
+        start.folder.mkdir(parents=True, exist_ok=True)
+    # The main rank alone looks and writes there: the nodes of a cluster need not share the cache. Runs that start
+    # together wait for the first of them.
+    with FileLock(start.folder / ".lock") if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            begin_scores(start.folder, parts)
+        left = [shard for shard in plan_shards(parts) if ranks.is_main and not is_finished(start.folder, shard)]
+        left = ranks.gather(left)[0]
+        if left:
+            was_training, size = model.training, training.microbatch_size
+            model.eval()
+            _read_shards(start.folder, left, splits, model, collate=collate, size=size, ranks=ranks, display=display)
+            model.train(was_training)
+    stored = {name: start.read(name) if ranks.is_main else None for name in splits}
+    read = ranks.gather({name: rows and rows.select_columns(list(COLUMNS)).to_dict() for name, rows in stored.items()})
+    run.train_pairs, run.held_out_pairs = (split.with_columns(read[0][name]) for name, split in splits.items())
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of aligned pairs, the longest first.
+
+    Attributes:
+        pairs: The pairs.
+        rows: Which of them.
+    """
+
+    pairs: Dataset
+    rows: list[int]
+
+    def content(self) -> Dataset:
+        """What the model's log-probs of them depend on."""
+        return self.pairs.select_columns(["file", "row", *STUDENT_COLUMNS]).select(self.rows)
+
+    def with_columns(self, read: Mapping[str, Sequence[Any]] | None) -> Dataset:
+        """All pairs, these rows with what was read of them."""
+        others = self.pairs.remove_columns([name for name in COLUMNS if name in self.pairs.column_names])
+        values: dict[str, list[Any]] = {name: [[]] * len(self.pairs) for name in COLUMNS}
+        for name, column in (read or {}).items():
+            for row, logprobs in zip(self.rows, column, strict=True):
+                values[name][row] = logprobs
+        columns = Dataset.from_dict(values, features=Features({name: List(Value("float32")) for name in COLUMNS}))
+        return concatenate_datasets([others, columns], axis=1)
+
+
+def _read_shards(
+    folder: Path,
+    shards: Sequence[Shard],
+    splits: Mapping[str, _Rows],
+    model: LogprobModel,
+    *,
+    collate: Collate,
+    size: int,
+    ranks: Ranks,
+    display: Display,
+) -> None:
+    """Read the pairs of shards, each written as soon as it is complete."""
+    began, done = time.perf_counter(), 0
+    with display.progress(sum(len(shard.rows) for shard in shards)) as bar:
+        for shard in shards:
+            split, found = splits[shard.split], {}
+            rows = [split.rows[index] for index in shard.rows]
+            for microbatch in split_step(rows, size, ranks.rank, ranks.world_size):
+                batch = collate(split.pairs, microbatch).to(ranks.device)
+                scores = ParentScores(batch.parent_sums(model(batch.student), batch.student))
+                counted = len(microbatch.rows) - microbatch.fillers
+                found |= zip(microbatch.rows[:counted], scores.columns(batch.parent_mask)[:counted], strict=True)
+                done += counted * ranks.world_size
+                speed = done / (time.perf_counter() - began)
+                bar.advance(f"reading the reference, {speed:.1f} pairs/s", steps=counted * ranks.world_size)
+            found = {row: columns for part in ranks.gather(found) for row, columns in part.items()}
+            if ranks.is_main:
+                numbered = {index: found[row] for index, row in zip(shard.rows, rows, strict=True)}
+                write_shard(folder, shard, split.content(), numbered)

@@ -1,12 +1,14 @@
 """`prefkd plan`: numbers from config.json alone, for each recipe that trains or scores."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prefkd import catalog
 from prefkd.cli.main import main
 from tests.tiny import make_model
 
@@ -129,6 +131,32 @@ def test_it_warns_and_says_what_to_change(plan, capsys):
 def test_mistakes_are_said(plan, capsys, arguments, said):
     plan("sft", *arguments, code=2)
     assert said in capsys.readouterr().err
+
+
+def test_a_copied_recipe_with_fields_of_other_names(plan, world, tmp_path, capsys):
+    """Nothing is guessed from names: the recipe's own `load_models` says which models there are."""
+    shipped = plan("tis_dpo_distill")
+    source = (catalog.RECIPES / "tis_dpo_distill.py").read_text(encoding="utf-8")
+    for old, new in {"student": "pupil", "teacher": "coach"}.items():
+        source = re.sub(rf"(?<!\.)\b(config|self|run|models)\.{old}\b", rf"\1.{new}", source)
+        source = re.sub(rf"^    {old}: ", f"    {new}: ", source, flags=re.MULTILINE)
+    source = source.replace("student=student,", "pupil=student,").replace("teacher=Teacher(", "coach=Teacher(")
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    config, out = tmp_path / "mine.yaml", tmp_path / "mine.json"
+    models = TWO.replace("student:", "pupil:").replace("teacher:", "coach:")
+    config.write_text(SETTINGS.format(world=world, models=(models + TRAINING).format(world=world)))
+    assert (
+        main(["plan", str(tmp_path / "mine.py"), "--config", str(config), "--json", str(out), "--gpu", "0.0005"]) == 0
+    )
+    mine = json.loads(out.read_text())
+    assert mine["memory"] == shipped["memory"] and mine["scores"] == shipped["scores"]
+    assert {model["name"] for model in mine["models"]} == {"pupil", "teacher"}
+    assert mine["flops"] == {"pupil": shipped["flops"]["student"], "teacher": shipped["flops"]["teacher"]}
+    assert "coach.quantization=int8" in capsys.readouterr().out
+
+
+def test_adapters_that_are_not_there_yet(plan, tmp_path):
+    plan("score", f"teacher.adapter={tmp_path}/later")
 
 
 def test_a_recipe_without_a_step(world, tmp_path, capsys):

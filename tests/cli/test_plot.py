@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from prefkd.errors import PrefkdError
-from prefkd.plotting import RunCurves, panels, read_metrics, read_runs, smooth
+from prefkd.reports.curves import RunCurves, panels, read_metrics, read_runs, smooth
 
 
 def write_run(folder: Path | str, steps: int = 30, **metrics: float) -> Path:

@@ -1,12 +1,14 @@
 """What a model reads before an answer, where the answer ends, and that text stays text."""
 
 import copy
+from datetime import datetime
 
 import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
-from prefkd.data.templates import GUARD, ModelSide, merge_system, shared_response, write_answers
+from prefkd.data.templates import GUARD, NOW, ModelSide, merge_system, shared_response, write_answers
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES
 from tests.tiny import make_tokenizer
@@ -151,8 +153,70 @@ def test_a_system_message_stays_where_the_template_takes_it():
     assert text(side(TRIMMING), [SYSTEM, *HELLO]).startswith("<|system|>Be brief.<|end|>")
 
 
-def test_a_template_that_tells_the_day_writes_the_same_every_day():
-    assert text(side(DATED), HELLO).startswith("<|system|>26 Jul 2024<|end|><|user|>")
+# Mistral Small and gpt-oss ask the clock themselves, at the top of the template or in a macro.
+CLOCKS = [
+    DATED,
+    "  {% if strftime_now is defined %}\n  {{ strftime_now('%A, %-d %B %y') }}\n{% endif %}\n" + TRIMMING,
+    "\n{%- macro day() %}{{- 'Today: ' + strftime_now('%Y-%m-%d') + '\n' }}{% endmacro %}{{- day() }}" + TRIMMING,
+    "{%- set today = strftime_now('%Y-%m-%d') %}\n\n{{ today[:4] | int - 1 }} 100%\n" + TRIMMING,
+    "\n\n" + TRIMMING.replace("<|user|>", "{{ strftime_now('%d.%m. %H:%M:%S %Z%%') }}<|user|>"),
+]
+
+
+@pytest.mark.parametrize("template", CLOCKS)
+def test_a_template_that_tells_the_day_writes_the_same_every_day(template, monkeypatch):
+    class Clock(datetime):
+        today = NOW
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls.today
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    tokenizer = make_tokenizer("byte_level")
+    whole = tokenizer.apply_chat_template(
+        HELLO, chat_template=template, tokenize=False, add_generation_prompt=True
+    )  # transformers itself, on that day
+    found = []
+    for day in (NOW, datetime(2031, 2, 3, 4, 5, 6)):
+        Clock.today = day
+        model = side(template)
+        found.append(model.encode_prompts([model.frame(HELLO)]))
+        assert text(model, HELLO) == whole
+    assert found[0] == found[1]
+
+
+def test_a_generation_prompt_that_begins_a_thought_is_refused_with_a_remedy():
+    template = CHAT_TEMPLATES["deepseek"] + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    with pytest.raises(PrefkdError, match=r"of tiny begins a thought .* take <think> out of the generation prompt"):
+        side(template)
+
+
+# GPT-2's rule for blanks: the last one before a word stands alone.
+OPEN_END = (
+    "{% for m in messages %}<|{{ m.role }}|>\n\n{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+
+
+def test_answers_that_cut_the_end_of_their_prompt_in_different_ways_are_refused():
+    model = side(OPEN_END)
+    frame = model.frame(HELLO)
+    letter, blank = (model.encode_prompts([frame], [[answer]])[0] for answer in ("Hi", " Hi"))
+    assert letter != blank
+    assert model.encode_prompts([frame], [["Hi", "Yes"]]) == [letter]
+    with pytest.raises(DataError, match="tokenizer of tiny cuts the end of the prompt in one way before one answer"):
+        model.encode_prompts([frame], [["Hi", " Hi"]])
+
+
+def test_an_answer_that_merges_with_its_prompt_has_no_say_in_the_end_of_it():
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.add_tokens(["\n\n\n"])
+    tokenizer.chat_template = OPEN_END
+    model = ModelSide(tokenizer)
+    frame = model.frame(HELLO)
+    alone, right, found = (model.encode_prompts([frame], [texts])[0] for texts in (["\nHi"], ["Hi"], ["\nHi", "Hi"]))
+    assert alone != right == found
 
 
 def test_merging_finds_the_first_user_message():
@@ -332,7 +396,7 @@ def test_an_answer_gets_no_blank_that_it_does_not_have(real_models, template, sp
     assert answer == ["Hi", "!", "▁How", "▁are", "▁you", "?"]
     assert prompt[-1] in ("<0x0A>", "<|assistant|>", "▁assistant", "istant")
     assert not model.begins_with_blank
-    assert model.encode_responses(["Hi! How are you?"])[1][0][0] == (0, 2)
+    assert model.encode_responses(["Hi! How are you?"])[1][0][0].tolist() == [0, 2]
 
 
 def test_a_leading_blank_of_an_answer_stays(real_models):
@@ -340,9 +404,9 @@ def test_a_leading_blank_of_an_answer_stays(real_models):
     assert model.begins_with_blank
     assert [tokens(model, HELLO, text)[1] for text in ("x", " x")] == [["▁x"], ["▁▁", "x"]]
     assert tokens(model, HELLO, "  indented")[1] == ["▁▁", "▁ind", "ented"]
-    assert model.encode_responses(["x", " x"])[1] == [[(0, 1)], [(0, 1), (1, 2)]]
+    assert [spans.tolist() for spans in model.encode_responses(["x", " x"])[1]] == [[[0, 1]], [[0, 1], [1, 2]]]
     assert tokens(model, HELLO, "你")[1] == ["▁", "你"]
-    assert model.encode_responses(["你"])[1] == [[(0, 0), (0, 1)]]
+    assert model.encode_responses(["你"])[1][0].tolist() == [[0, 0], [0, 1]]
 
 
 def test_a_blank_before_answers_is_theirs_in_byte_level_vocabularies_too():

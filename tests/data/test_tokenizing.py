@@ -249,6 +249,25 @@ def test_a_pair_that_a_template_refuses_is_an_error_or_skipped(teacher, caplog):
     assert "row 3 of pairs.jsonl: fields 'chosen' and 'rejected' are the same text" in caplog.messages[1]
 
 
+def test_answers_behind_different_ends_of_the_prompt_are_a_bad_row(teacher, caplog):
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n\n{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+    )
+    model = ModelSide(tokenizer, name="open")
+    pairs = make_pairs([("Yes.", "No."), ("Yes.", " No."), ("Hm.", "Oh.")])
+    with pytest.raises(
+        DataError, match=r"row 2 of pairs\.jsonl: the tokenizer of open cuts the end of the prompt in one"
+    ):
+        align_pairs(pairs, model, teacher, config=ROOMY)
+    aligned = align_pairs(pairs, model, teacher, config=DataConfig("pairs.jsonl", on_bad_row="skip"))
+    assert aligned["row"][:] == [1, 3]
+    for row in aligned:  # as in the whole chat
+        ids = [*row["student_prompt"], *row["student_chosen"]]
+        assert ids == tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
+
+
 def test_trimming_on_one_side_counts_for_both(student, teacher):
     [row] = align_pairs(make_pairs([("  Yes. \n", " No. ")]), student, teacher, config=ROOMY)
     assert student.uses_chat_template and not teacher.uses_chat_template

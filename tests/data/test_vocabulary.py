@@ -1,12 +1,19 @@
-"""The texts of tokens, and the file that maps one vocabulary to another."""
+"""The texts of tokens, and the map of one vocabulary to another that is kept between runs."""
 
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import cached_assets_path
 
-from prefkd.cli.main import main
-from prefkd.data.vocabulary import Vocabularies, read_vocabulary_map, token_texts, write_vocabulary_map
-from prefkd.errors import PrefkdError
+from prefkd.data import vocabulary
+from prefkd.data.pairs import fingerprint
+from prefkd.data.token_map import cached
+from prefkd.data.vocabulary import Vocabularies, token_texts
 from tests.tiny import make_tokenizer
 
 TOKENIZERS = {kind: make_tokenizer(kind) for kind in ("byte_level", "metaspace")}
@@ -30,37 +37,50 @@ def test_parts_of_a_character_and_special_tokens():
     assert texts["metaspace"].count("~") == 1 and "<0x7E>" not in texts["metaspace"]
 
 
-def test_a_map_is_written_and_read(tmp_path):
-    vocabularies = Vocabularies(("a", "▁the", "<0xE4>", "house"), ("▁houses", "Ġthe", "a"))
-    seen = []
-    found = write_vocabulary_map(
-        tmp_path / "new" / "map", vocabularies, lambda batches: map(lambda b: seen.append(b) or b, batches)
-    )
-    assert found.tolist() == [3, 1, 0] and len(seen) == 1
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["map"]
-    assert read_vocabulary_map(tmp_path / "new" / "map", vocabularies).tolist() == [3, 1, 0]
-    other = Vocabularies(vocabularies.student, ("▁houses", "Ġthe", "b"))
-    with pytest.raises(PrefkdError, match="made for another tokenizer of the teacher"):
-        read_vocabulary_map(tmp_path / "new" / "map", other)
-    with pytest.raises(PrefkdError, match="does not exist"):
-        read_vocabulary_map(tmp_path / "none", vocabularies)
-    (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(PrefkdError, match="is no vocabulary map"):
-        read_vocabulary_map(tmp_path / "text", vocabularies)
+def test_a_map_is_made_once(capfd, monkeypatch):
+    student, teacher = ("a", "▁the", "<0xE4>", "house"), ("▁houses", "Ġthe", "a")
+    assert Vocabularies(student, teacher).nearest.tolist() == [3, 1, 0]
+    assert "Mapping the teacher's tokens" in capfd.readouterr().err
+    monkeypatch.setattr(vocabulary, "minimal_edit_vocabulary_map", lambda *_, **__: pytest.fail("it was made already"))
+    assert Vocabularies(student, teacher).nearest.tolist() == [3, 1, 0]
+    with pytest.raises(pytest.fail.Exception, match="made already"):
+        _ = Vocabularies(student, ("▁houses", "Ġthe", "b")).nearest
 
 
-def test_the_command(tmp_path, capsys):
-    for kind, tokenizer in TOKENIZERS.items():
-        tokenizer.save_pretrained(tmp_path / kind)
-    command = ["vocabulary-map", str(tmp_path / "metaspace"), str(tmp_path / "byte_level"), "--output"]
-    assert main([*command, str(tmp_path / "map")]) == 0
-    assert f"wrote {tmp_path}/map: 400 tokens of the teacher" in capsys.readouterr().out
-    found = read_vocabulary_map(tmp_path / "map", Vocabularies.of(TOKENIZERS["metaspace"], TOKENIZERS["byte_level"]))
+def test_a_blank_is_the_same_in_both_vocabularies():
+    found = Vocabularies.of(TOKENIZERS["metaspace"], TOKENIZERS["byte_level"]).nearest
     texts = {kind: token_texts(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
     assert texts["metaspace"][found[texts["byte_level"].index("▁the")]] == "▁the"
 
-    assert main([*command, str(tmp_path / "map")]) == 2
-    assert "is already there" in capsys.readouterr().err
-    command[1] = str(Path("models") / "nowhere")
-    assert main([*command, str(tmp_path / "other")]) == 2
-    assert "no folder models/nowhere; fetch the model" in capsys.readouterr().err
+
+def make(folder: Path) -> list[int]:
+    """In a process of its own: a map that tells in a file that it was made."""
+
+    def made() -> dict[str, torch.Tensor]:
+        (folder / f"{os.getpid()}.made").touch()
+        time.sleep(0.5)
+        return {"ids": torch.arange(3)}
+
+    return cached("test map", (str(folder),), made)["ids"].tolist()
+
+
+def test_of_several_processes_one_makes_the_map(tmp_path):
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert list(pool.map(make, [tmp_path] * 3)) == [[0, 1, 2]] * 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_map_is_made_once_more(tmp_path):
+    make(tmp_path)
+    name = fingerprint("test map", str(tmp_path))
+    path = cached_assets_path("prefkd", namespace="test_maps", subfolder=name) / "map.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    (tmp_path / f"{os.getpid()}.made").unlink()
+    assert make(tmp_path) == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_folder_for_it_a_map_is_made_and_not_kept(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "file"))
+    assert make(tmp_path) == [0, 1, 2]
+    assert "is not cached" in caplog.text and "set HF_ASSETS_CACHE" in caplog.text

@@ -1,4 +1,8 @@
-"""Prompt, answer and end are the tokens of the whole conversation: templates x tokenizers x conversations."""
+"""Prompt, answer and end are the tokens of the whole conversation: templates x tokenizers x conversations.
+
+Conversations are `merged`, and not compared, where one token of the whole conversation has characters of both prompt
+and answer. No prefix of it ends where the prompt does, so that the answer is tokenised apart there.
+"""
 
 from collections import Counter
 
@@ -122,7 +126,6 @@ def test_tiny_tokenizers(name):
 @pytest.mark.parametrize("name", REAL)
 def test_real_tokenizers(name, real_models):
     found = outcomes(AutoTokenizer.from_pretrained(real_models / name))
-    print(name, found)
     assert not [line for line in found if line.startswith("wrong")]
     assert sum(found.values()) == COMBINATIONS
     assert found["merged"] <= 20

@@ -12,12 +12,16 @@ from prefkd.config import build
 from prefkd.errors import PrefkdError
 from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
 from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
-from prefkd.estimate.models import group_bytes, make_frozen, reading, teacher_bytes
+from prefkd.estimate.models import group_bytes, reading, teacher_bytes
 from prefkd.estimate.step import state_bytes
-from prefkd.models.load import TeacherConfig
+from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize, stored_bytes, tensor_bytes
 from tests.tiny import make_model
+
+
+def outline(config: TeacherConfig) -> LogprobModel:
+    return LogprobModel(load_causal_lm(config, dtype=config.torch_dtype, device=torch.device("meta"))).freeze()
 
 
 def test_six_operations_for_each_weight_and_token(tmp_path):
@@ -40,7 +44,7 @@ def test_six_operations_for_each_weight_and_token(tmp_path):
 def test_a_teacher_is_split_as_its_placement_says(tmp_path):
     make_model(tmp_path / "model", "llama", "byte_level")
     config = TeacherConfig(str(tmp_path / "model"), dtype="float32")
-    [(_, base)] = make_frozen({"teacher": config}, chunk_size=8).bases
+    base = outline(config)
     whole = teacher_bytes(config, base, 1, None)
     root, layer = group_bytes(base)
 
@@ -66,8 +70,7 @@ def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype)
     if kind != "none":
         quantize(lm, kind)
     config = TeacherConfig(str(tmp_path / "model"), dtype=dtype, quantization=kind)
-    frozen = make_frozen({"teacher": config}, chunk_size=8)
-    assert teacher_bytes(*frozen.bases[0], 1, None) == pytest.approx(stored_bytes(lm), rel=0.01)
+    assert teacher_bytes(config, outline(config), 1, None) == pytest.approx(stored_bytes(lm), rel=0.01)
 
 
 def test_cards():

@@ -135,7 +135,10 @@ def test_a_damaged_shard_is_named(world, tmp_path, capsys, damage):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("teacher.scores={scores}",), "teacher.path: stands beside scores; remove one of the two"),
+        (
+            ("teacher.scores={scores}",),
+            "teacher.path: stands beside scores, but nothing is asked of a model; remove it",
+        ),
         (("~teacher.path",), "teacher.path: missing; give a model, or scores"),
         (("~teacher.path", "teacher.scores={scores}/.."), "has its scores in a folder of their own; name"),
         (("~teacher.path", "teacher.scores=nowhere"), "teacher.scores: no folder nowhere; write it with recipe score"),

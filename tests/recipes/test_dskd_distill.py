@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefkd.cli.main import main
 from prefkd.models import frozen as frozen_module
 from prefkd.models.load import ModelConfig
 from prefkd.training.projectors import ProjectorConfig, make_projectors
@@ -36,10 +35,7 @@ def split(term: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    folder = make_world(tmp_path_factory.mktemp("world"))
-    models = [str(folder / name) for name in ("student", "teacher")]
-    assert main(["vocabulary-map", *models, "--output", str(folder / "map.safetensors")]) == 0
-    return folder
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def everything(world) -> str:
     return objective(
         "dpo", "ipo", "tis_dpo label_smoothing: 0.1", "cross_entropy answers: both",
         "dual_space answers: both, weight: 0.5",
-        "uld", f"min_ed vocabulary_map: {world}/map.safetensors", "alm answers: both, temperature: 10.0",
+        "uld", "min_ed", "alm answers: both, temperature: 10.0",
         "dual_space divergence: reverse_kl, answers: rejected",
         "shared_tokens", "gold answers: both, beta: 0.3", "x_token temperature: 2.0", "x_token form: h_kl",
     )  # fmt: skip
@@ -323,16 +319,12 @@ MISTAKES = {
     (objective("x_token form: h_kl, largest: 0"),): "objective[0]: largest is 0, but must be at least 1",
     (objective("gold"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks "
     "for hidden states, which scores do not give; add the model",
-    (objective("min_ed"),): "objective[0].vocabulary_map: missing; prefkd.training.objective.min_ed needs it "
-    "(the recipe passes signals)",
-    (objective("min_ed vocabulary_map: no.file"),): "objective[0]: no.file does not exist; make it with "
-    "`prefkd vocabulary-map`",
     (objective("uld"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks for "
     "hidden states, which scores do not give; add the model",
     (objective("dpo", "alm"), "~teacher.path", "teacher.scores={scores}", "reference=student"): "teacher.path: "
     "missing, but the objective asks for log-probs of the teacher beside the student's own start, which scores do not "
     "give; add the model",
-    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands beside scores, but the objective asks nothing "
+    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands beside scores, but nothing is asked "
     "of a model; remove it (~teacher.path)",
     (objective("tis_dpo", "uld"), "teacher.scores={scores}"): "weights.contrast: prompt_pair needs a model in memory; "
     "use scores (whichever contrast was scored) or uniform",
@@ -369,14 +361,6 @@ def test_several_mistakes_are_told_at_once(world, tmp_path, capsys):
     run(world, tmp_path / "out", *wrong, code=2)
     keys = [line.partition(":")[0] for line in errors(capsys)]
     assert sorted(keys) == ["objective[0].temprature", "objective[1]", "projectors.lr", "training.epochs"]
-
-
-def test_a_map_of_other_tokenizers_is_refused(world, tmp_path, capsys):
-    make_model(tmp_path / "teacher", "llama", "metaspace", seed=2)
-    settings = (objective(f"min_ed vocabulary_map: {world}/map.safetensors"), f"teacher.path={tmp_path}/teacher")
-    run(world, tmp_path / "out", *settings, code=2)
-    (line,) = errors(capsys)
-    assert "was made for another tokenizer of the teacher; make one for these two" in line
 
 
 def test_projectors_of_other_models_are_refused(world, plain, tmp_path, capsys):

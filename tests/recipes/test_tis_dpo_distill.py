@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,29 @@ def test_loggers_of_torchtune(world, tmp_path, capsys):
     run(world, tmp_path / "disk", f"{logger}.DiskLogger", f"metric_logger.log_dir={tmp_path}", "training.max_steps=1")
     (log,) = tmp_path.glob("*.txt")
     assert "Step 1 | loss:" in log.read_text()
-    run(world, tmp_path / "wandb", f"{logger}.WandBLogger", "training.max_steps=1", code=2)
-    assert "WandBLogger needs a package that is not installed" in capsys.readouterr().err
+    if find_spec("wandb") is None:
+        run(world, tmp_path / "wandb", f"{logger}.WandBLogger", "training.max_steps=1", code=2)
+        assert "WandBLogger needs a package that is not installed" in capsys.readouterr().err
+
+
+def test_curves_for_tensorboard(world, tmp_path):
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = "metric_logger._component_=torchtune.training.metric_logging.TensorBoardLogger"
+    where = (f"metric_logger.log_dir={tmp_path}/board", "metric_logger.organize_logs=false")
+    metrics = run(world, tmp_path / "out", logger, *where, "training.max_steps=2")
+    found = module.EventAccumulator(f"{tmp_path}/board").Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2]
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx([row["loss"] for row in metrics[1:]])
+    assert [event.step for event in found.Scalars("held_out/loss")][0] == 0
+
+
+def test_curves_for_wandb(world, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    logger = "metric_logger._component_=torchtune.training.metric_logging.WandBLogger"
+    run(world, tmp_path / "out", logger, f"metric_logger.log_dir={tmp_path}", "training.max_steps=1")
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_the_contrast_is_judged_before_training(world, tmp_path, capsys):

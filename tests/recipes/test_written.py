@@ -229,6 +229,40 @@ def test_generation_stops_at_the_end_that_was_trained(taught):
     assert tokenizer.decode(answer) == "Drink water, rest.<|end|>"
 
 
+def test_generation_stops_at_an_end_that_is_text(tmp_path, capsys, monkeypatch):
+    make_model(tmp_path / "model", "llama", "byte_level", seed=1)
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|end|>", "###")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_pairs(tmp_path / "pairs.jsonl", 8)
+    write_pairs(tmp_path / "held_out.jsonl", 2)
+    single_model.run("sft", tmp_path, tmp_path / "out", "training.max_steps=1")
+    saved = tmp_path / "out" / "model"
+    assert GenerationConfig.from_pretrained(saved).stop_strings == ["###"]
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    ends = tokenizer("Yes.###", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    monkeypatch.setattr(lm, "forward", _says(ends, lm.forward))
+    prompt = tokenizer("Hello", return_tensors="pt")
+    written = lm.generate(**prompt, tokenizer=tokenizer, max_new_tokens=40, do_sample=False)
+    assert tokenizer.decode(written[0, prompt["input_ids"].shape[1] :]) == "Yes.###"
+    _, flag, code, *arguments = shlex.split(try_it(saved).removeprefix("talk to it: "))
+    monkeypatch.setattr(sys, "argv", [flag, *arguments])
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def _says(ids, forward):
+    """A model that says some tokens over and over, whatever it is asked."""
+    said = itertools.cycle(ids.tolist())
+
+    def answer(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(next(said)), output.logits.shape[-1])
+        return output
+
+    return answer
+
+
 def test_an_adapter_says_where_to_stop(taught, tmp_path):
     world, out = taught.parents[1], tmp_path / "out"
     single_model.run("sft", world, out, "lora={}", "training.max_steps=1")

@@ -1,0 +1,96 @@
+"""The models of a run without weights: the recipe's own `load_models` makes them on the meta device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from prefkd.config.fields import setting
+from prefkd.data.batches import Microbatch
+from prefkd.data.pairs import DataConfig
+from prefkd.errors import PrefkdError
+from prefkd.estimate.models import read_architecture
+from prefkd.estimate.rows import full_pairs
+from prefkd.models.load import ModelConfig, TeacherConfig
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.teacher import Teacher
+from prefkd.ranks import Ranks
+from prefkd.training.settings import TrainingConfig
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What a recipe has in memory.
+
+    Attributes:
+        models: What its `load_models` returns.
+        batch: Its largest microbatch.
+        pairs: Pairs of this microbatch.
+        step_pairs: Pairs of a step; of a microbatch where nothing is trained.
+        role: Name of the model that is trained, in `models`; None for recipe score.
+        learner: That model.
+        asked: Name of the teacher, in `models`; None where there is no teacher.
+        teacher: The teacher.
+    """
+
+    models: Any
+    batch: Any
+    pairs: int
+    step_pairs: int
+    role: str | None
+    learner: LogprobModel | None
+    asked: str | None
+    teacher: Teacher | None
+
+    @property
+    def frozen(self) -> list[tuple[TeacherConfig, LogprobModel]]:
+        """The models that are only read, each base once, with its config."""
+        if self.teacher is None or not self.teacher.models:
+            return []
+        configs = (self.teacher.config, *self.teacher.asked.pair.values())
+        bases = {
+            id(model.base): (config, model.base) for config, model in zip(configs, self.teacher.models, strict=True)
+        }
+        return [*bases.values()]
+
+
+def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
+    """Let a recipe make its models, and a microbatch of the largest pairs that its config allows.
+
+    Raises:
+        PrefkdError: The config.json of a model cannot be had, or there is no such architecture.
+    """
+    ranks = Ranks(0, 1, torch.device("meta"))
+    training = setting(config, TrainingConfig)
+    data = setting(config, DataConfig)
+    assert data is not None, "a recipe that trains or scores reads pairs"
+    try:
+        models = recipe.load_models(config, ranks)
+        role, learner = _part(models, LogprobModel)
+        asked, teacher = _part(models, Teacher)
+        holder = training or config
+        pairs = min(holder.microbatch_size, training.batch_size) if training else holder.microbatch_size
+        batch = models.collate(full_pairs(data, pairs), Microbatch([*range(pairs)]))
+        if teacher is not None:
+            teacher.load(batch.teacher, chunk_size=holder.chunk_size, ranks=ranks)
+    except PrefkdError as error:
+        for key, model in model_settings(config):
+            read_architecture(model, key)
+        raise error
+    step_pairs = training.batch_size if training else pairs
+    return Outlines(models, batch, pairs, step_pairs, role, learner, asked, teacher)
+
+
+def model_settings(config: Any) -> Iterator[tuple[str, ModelConfig]]:
+    """The models of a config that are read from a path, by their key."""
+    for name, value in vars(config).items():
+        if isinstance(value, ModelConfig) and value.path is not None:
+            yield name, value
+
+
+def _part(models: Any, kind: type[Kind]) -> tuple[str | None, Kind | None]:
+    return next(((name, value) for name, value in vars(models).items() if isinstance(value, kind)), (None, None))

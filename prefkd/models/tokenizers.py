@@ -1,0 +1,48 @@
+"""Tokenizers, with their models or without."""
+
+from pathlib import Path
+from typing import Literal
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prefkd.data.sources import HUB_ID
+from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError, first_line
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in a folder, or of a Hub id.
+
+    Raises:
+        PrefkdError: There is none, or it is not a fast one (offsets are needed to find parent tokens).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
+        raise PrefkdError(f"cannot load the tokenizer of {path}: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise PrefkdError(f"the tokenizer of {path} is not a fast one, so it tells no offsets; convert it first")
+    return tokenizer
+
+
+def side_without_model(path: str, template: Literal["auto", "chat", "plain"]) -> ModelSide:
+    """The tokenizer and the template of a model whose weights need not be there.
+
+    Args:
+        path: Folder with the files of a tokenizer, or a Hub id.
+        template: As in `ModelSide`.
+
+    Raises:
+        PrefkdError: There is no such tokenizer, or it cannot be used.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in FILES):
+            raise PrefkdError(f"{path} holds no tokenizer; expected one of {', '.join(FILES)}")
+    elif folder.is_file():
+        raise PrefkdError(f"{path} is a file; name the folder that holds the tokenizer")
+    elif not HUB_ID.fullmatch(path) or path.startswith((".", "models/")):
+        raise PrefkdError(f"no folder {path}; name a folder with a tokenizer, or a Hub id owner/name")
+    return ModelSide(read_tokenizer(path), template, name=folder.resolve().name if folder.is_dir() else path)

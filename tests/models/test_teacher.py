@@ -1,0 +1,158 @@
+"""A frozen teacher reads a pair once: what it said is kept, and the same value comes back."""
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.models.kept import KeptLogprobs
+from prefkd.models.load import TeacherConfig, load_tokenizer
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.teacher import Asks, Teacher, TeacherOutput
+from prefkd.ranks import Ranks
+from tests.tiny import make_model, write_pairs
+
+CPU = torch.device("cpu")
+RANKS = Ranks(0, 1, CPU)
+INSTRUCTIONS = ("{prompt} Be good.", "{prompt} Be bad.")
+PAIRS = 7
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> TeacherConfig:
+    return TeacherConfig(str(make_model(tmp_path_factory.mktemp("teacher"), "llama", "byte_level")), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def aligned(config, tmp_path_factory) -> Dataset:
+    data = DataConfig(str(write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", PAIRS)), held_out_fraction=0.0)
+    side = ModelSide(load_tokenizer(config))
+    return align_pairs(load_pairs(data).train, side, side, config=data, contrast=INSTRUCTIONS)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """The number of targets of each forward pass of any model, in order."""
+    seen, forward = [], LogprobModel.forward
+
+    def counted(self, tokens, *more):
+        seen.append(len(tokens.targets))
+        return forward(self, tokens, *more)
+
+    monkeypatch.setattr(LogprobModel, "forward", counted)
+    return seen
+
+
+def batches(aligned: Dataset, rows: list[int], size: int = 2) -> list[PairBatch]:
+    return [collate_pairs(aligned, microbatch, share_prompt=(True, True)) for microbatch in split_step(rows, size)]
+
+
+def load(config: TeacherConfig, aligned: Dataset, asks: Asks) -> Teacher:
+    teacher = Teacher(config, asks)
+    teacher.load(batches(aligned, [0])[0].teacher, chunk_size=64, ranks=RANKS)
+    return teacher
+
+
+def values(output: TeacherOutput) -> dict[str, torch.Tensor]:
+    found = (
+        {}
+        if output.scores is None
+        else {name: value for name, value in vars(output.scores).items() if value is not None}
+    )
+    return found | ({} if output.logprobs is None else {"logprobs": output.logprobs})
+
+
+@pytest.mark.parametrize(
+    ("asks", "readings", "kept_readings"),
+    [
+        (Asks(reference=True), 1, 0),
+        (Asks(reference=True, instructions=INSTRUCTIONS), 3, 0),
+        (Asks(reference=True, logprobs=True), 1, 0),
+        (Asks(reference=True, instructions=INSTRUCTIONS, states=True), 3, 1),
+        (Asks(states=True), 1, 1),
+        (Asks(), 0, 0),
+    ],
+)
+def test_a_pair_is_read_once(config, aligned, passes, asks, readings, kept_readings):
+    teacher = load(config, aligned, asks)
+    rows = [*range(PAIRS)]
+    passes.clear()
+    first = [teacher(batch) for batch in batches(aligned, rows)]
+    assert len(passes) == readings * len(first)
+    passes.clear()
+    again = [teacher(batch) for batch in batches(aligned, rows)]
+    assert len(passes) == kept_readings * len(first)
+    for one, other in zip(first, again, strict=True):
+        assert values(one).keys() == values(other).keys()
+        for name, value in values(one).items():
+            assert torch.equal(value, values(other)[name]), name
+        assert (one.states is None) == (other.states is None) == (not asks.states)
+
+
+def test_kept_values_are_those_of_the_pair_in_any_company(config, aligned, passes):
+    teacher = load(config, aligned, Asks(reference=True, instructions=INSTRUCTIONS))
+    for batch in batches(aligned, [*range(PAIRS)]):
+        teacher(batch)
+    passes.clear()
+    for batch in batches(aligned, [5, 0, 3], size=3):
+        kept, read = values(teacher(batch)), values(teacher.read(batch))
+        for name, value in read.items():
+            torch.testing.assert_close(kept[name], value, rtol=1e-5, atol=1e-5)
+            assert not kept[name][~batch.parent_mask].any()
+    assert len(passes) == 3  # those of `read`
+
+
+def test_another_data_set_is_other_pairs(config, aligned, passes):
+    teacher = load(config, aligned, Asks(reference=True))
+    passes.clear()
+    for rows in (aligned, aligned.select(range(1, PAIRS))):
+        teacher(batches(rows, [0, 1])[0])
+    assert len(passes) == 2
+
+
+def test_without_room_it_is_read_again(config, aligned, passes):
+    teacher = load(config, aligned, Asks(reference=True))
+    teacher._kept = KeptLogprobs(RANKS, limit=0)
+    passes.clear()
+    for _ in range(2):
+        teacher(batches(aligned, [0, 1])[0])
+    assert len(passes) == 2
+
+
+def one_of_two(others: list) -> Ranks:
+    """A rank, and what the other one has read at each moment."""
+    kind = type("OneOfTwo", (Ranks,), {"gather": lambda self, value: [value, *others]})
+    return kind(0, 2, CPU)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, PAIRS - 1), min_size=1, max_size=6, unique=True), st.data())
+def test_ranks_decide_alike(aligned, rows, data):
+    """A step is answered from what is kept only if each of its pairs is, whichever of them a rank has."""
+    kept = KeptLogprobs(one_of_two([]))
+    known = data.draw(st.lists(st.sampled_from(rows), unique=True))
+    for row in known:
+        batch = collate_pairs(aligned, Microbatch([row]), share_prompt=(True, True))
+        kept.keep(batch, {"own": torch.randn(batch.parent_mask.shape)})
+    for row in rows:
+        batch = collate_pairs(aligned, Microbatch([row], step=rows), share_prompt=(True, True))
+        assert (kept.find(batch) is not None) == (set(known) == set(rows))
+
+
+def test_what_another_rank_has_read_is_kept_here(aligned):
+    theirs, mine = (collate_pairs(aligned, Microbatch(rows), share_prompt=(True, True)) for rows in ([2, 4], [0, 1]))
+    logprobs = [{"own": torch.randn(batch.parent_mask.shape) * batch.parent_mask} for batch in (theirs, mine)]
+    told: list = []
+    there = KeptLogprobs(
+        type("Other", (Ranks,), {"gather": lambda self, value: told.append(value) or [value]})(1, 2, CPU)
+    )
+    there.keep(theirs, logprobs[0])
+    here = KeptLogprobs(one_of_two(told))
+    here.keep(mine, logprobs[1])
+    found = here.find(theirs)
+    assert found is not None and torch.equal(found["own"], logprobs[0]["own"])
