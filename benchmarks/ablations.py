@@ -82,11 +82,10 @@ def finished_run(config: str, folder: Path, seed: int, arguments: Arguments) -> 
     """The last held-out values of a run and its seconds a step; one that did not end is started anew."""
     if not (folder / "student").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-        recipe = catalog.recipe_of(catalog.find_config(config))
         settings = (*arguments.overrides, f"training.seed={seed}", f"output_dir={folder}")
         sys.stdout.write(f"{config}, seed {seed}\n")
         sys.stdout.flush()
-        subprocess.run([sys.executable, "-m", "prefkd", "run", recipe, "--config", config, *settings], check=True)
+        subprocess.run([sys.executable, "-m", "prefkd", "run", config, *settings], check=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     start, *steps = lines
     seconds = [line["tokens"] / line["tokens_per_second"] for line in steps]

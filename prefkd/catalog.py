@@ -1,11 +1,15 @@
 """The shipped recipes, configs and pipelines, found by looking into their folders."""
 
 import ast
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from prefkd.errors import PrefkdError, nearest
 
@@ -42,25 +46,34 @@ def recipes() -> list[Recipe]:
 
 
 def configs() -> dict[str, Path]:
-    """The files of all shipped configs, by name (such as demo/tis_dpo_distill)."""
-    return {name: path for name, path in _yaml_files().items() if not _is_pipeline(path)}
+    """All shipped configs, by name (such as demo/tis_dpo_distill): a file, or `FILE/NAME` in a file of several."""
+    return {name: path for name, path in _shipped().items() if not _is_base(name) and not is_pipeline(path)}
 
 
-def recipe_of(config: Path) -> str:
-    """The recipe that a shipped config is for: that of the command in its first lines, `prefkd run RECIPE --config`."""
-    name = re.escape(config.relative_to(CONFIGS).with_suffix("").as_posix())
-    command = re.search(rf"^#.*prefkd run (\S+) --config {name}$", config.read_text(encoding="utf-8"), re.MULTILINE)
-    return command[1] if command else config.stem
+def recipe_of(config: Path) -> str | None:
+    """The recipe that a config is for, as it or its base says."""
+    return _written_in(config, "recipe")
 
 
 def pipelines() -> dict[str, Path]:
-    """The files of all shipped pipelines, by name (such as demo/pipeline)."""
-    return {name: path for name, path in _yaml_files().items() if _is_pipeline(path)}
+    """All shipped pipelines, by name (such as demo/pipeline)."""
+    return {name: path for name, path in _shipped().items() if not _is_base(name) and is_pipeline(path)}
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a file lists stages, as no config of a recipe does."""
+    return _written_in(path, "stages") is not None
+
+
+def header_of(path: Path) -> str:
+    """The comment at the top of a config's file."""
+    lines = (path if path.is_file() else path.parent).read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
 
 
 def pipeline_summary(path: Path) -> str:
     """The first line of a pipeline's file, which is a comment."""
-    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return header_of(path).partition("\n")[0].removeprefix("# ")
 
 
 def find_recipe(name: str) -> Path:
@@ -72,13 +85,59 @@ def find_recipe(name: str) -> Path:
     return _find("recipe", name, {recipe.name: recipe.path for recipe in recipes()})
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, recipe: str | None = None) -> Path:
     """The file of a shipped config, or of the user's own where `name` is a path.
+
+    Args:
+        name: The config. One in a file of several is `FILE/NAME`, or the file alone with a recipe that one is for.
+        recipe: The recipe that it is run with.
 
     Raises:
         PrefkdError: If there is neither; the message names the nearest shipped config.
     """
-    return _find("config", name, configs())
+    shipped = configs()
+    for file in (CONFIGS / f"{name}.yaml", Path(name)):
+        held = {held: file / held for held in _held(file) if not is_pipeline(file / held)}
+        if held:
+            fitting = [path for path in held.values() if recipe_of(path) == recipe]
+            if len(fitting) == 1:
+                return fitting[0]
+            raise PrefkdError(f"{name} holds several configs; name one: {', '.join(f'{name}/{held}' for held in held)}")
+    return _find("config", name, shipped)
+
+
+def find_run(recipe: str, config: str | None) -> tuple[Path, Path]:
+    """The files of a recipe and its config.
+
+    Args:
+        recipe: Name or path of the recipe; or, without a config, of a config that says what recipe it is for.
+        config: Name or path of the config.
+
+    Raises:
+        PrefkdError: If one is not there, or a config alone does not say its recipe.
+    """
+    if config is not None:
+        return find_recipe(recipe), find_config(config, Path(recipe).stem)
+    shipped = {known.name: known.configs for known in recipes()}
+    if recipe in shipped or recipe.endswith(".py"):
+        example = shipped.get(recipe) or ["mine.yaml"]
+        raise PrefkdError(f"{recipe} needs a config; add --config, for instance --config {example[0]}")
+    path = find_config(recipe)
+    own = recipe_of(path)
+    if own is None:
+        raise PrefkdError(
+            f"{recipe} does not say its recipe; write `recipe: NAME` into it, or name the recipe and --config"
+        )
+    return find_recipe(own), path
+
+
+def find_base(name: str) -> Path:
+    """The file of a shipped config or base, or of the user's own where `name` is a path.
+
+    Raises:
+        PrefkdError: If there is neither; the message names the nearest shipped one.
+    """
+    return _find("config", name, _shipped())
 
 
 def find_pipeline(name: str) -> Path:
@@ -96,7 +155,7 @@ def find_shipped(name: str) -> Path:
     Raises:
         PrefkdError: If there is none; the message names the nearest one.
     """
-    shipped = {recipe.name: recipe.path for recipe in recipes()} | _yaml_files()
+    shipped = {recipe.name: recipe.path for recipe in recipes()} | _shipped()
     if name not in shipped:
         raise PrefkdError(f"no recipe, config or pipeline is named {name}{_hint(name, shipped)}")
     return shipped[name]
@@ -115,15 +174,50 @@ def shipped_file(name: str) -> str:
     return str(path)
 
 
-def _yaml_files() -> dict[str, Path]:
-    """By name; those in inner folders last, since they are variants."""
-    paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
+def _shipped() -> dict[str, Path]:
+    """All that can be run, and bases, by name; those in inner folders last, since they are variants."""
+    found = {}
+    for file in sorted(CONFIGS.rglob("*.yaml")):
+        name = file.relative_to(CONFIGS).with_suffix("").as_posix()
+        found |= {f"{name}/{held}": file / held for held in _held(file)} or {name: file}
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0].partition("/")[0])))
 
 
-def _is_pipeline(path: Path) -> bool:
-    """Whether a file lists stages, as no config of a recipe does."""
-    return re.search("^stages:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+def _is_base(name: str) -> bool:
+    return name.startswith("bases/")
+
+
+def _held(file: Path) -> list[str]:
+    """The names of the configs in a file of several."""
+    held = _keys(file).get("configs") if file.suffix in (".yaml", ".yml") and file.is_file() else None
+    return [str(name) for name in held] if isinstance(held, dict) else []
+
+
+def _written_in(config: Path, key: str) -> Any:
+    """What a config or its base writes under a key, None if neither does."""
+    keys = _keys(config)
+    if key not in keys and "base" in keys:
+        try:
+            keys = _keys(find_base(str(keys["base"])))
+        except PrefkdError:  # reading the config will say so
+            return None
+    return keys.get(key)
+
+
+@cache
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _keys(config: Path) -> dict[Any, Any]:
+    """What a config writes itself; nothing where it cannot be read, which reading it as a config will explain."""
+    file = config if config.is_file() else config.parent
+    try:
+        keys = _parse(file.read_text(encoding="utf-8"))
+        found = keys if file == config else keys["configs"][config.name]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:
@@ -131,6 +225,11 @@ def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:
         return shipped[name]
     path = Path(name)
     if path.is_file():
+        return path
+    if path.parent.is_file():
+        held = _held(path.parent)
+        if path.name not in held:
+            raise PrefkdError(f"{path.parent} holds no {kind} {path.name}{nearest(path.name, held) if held else ''}")
         return path
     if path.is_dir():
         raise PrefkdError(f"{name} is a folder; give the path of the {kind} file in it")

@@ -13,7 +13,7 @@ from torch import Tensor
 from prefkd.config.hints import describe, fits
 from prefkd.data.batches import PairBatch, ParentScores
 from prefkd.data.scores import open_scores, scores_problems
-from prefkd.errors import nearest
+from prefkd.errors import Problem, nearest
 from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
 
 
@@ -92,20 +92,23 @@ class WeightConfig:
                 yield f"parameters.{name}: {value!r} is not {describe(accepted[name])}"
 
 
-def contrast_problems(config: WeightConfig, scores: Path | None) -> Iterator[str]:
+def contrast_problems(config: WeightConfig, scores: Path | None) -> Iterator[Problem]:
     """Why weights cannot be had from a teacher.
 
     Args:
         scores: The teacher's folder of scores, None for a model in memory.
     """
     if scores is None and config.contrast == "scores":
-        yield "contrast: scores, but there is no teacher.scores; use prompt_pair, uniform, or score first"
+        text = "scores, but there is no teacher.scores; use prompt_pair, uniform, or score first"
+        yield Problem("weights.contrast", text)
     elif scores is not None and config.contrast == "prompt_pair":
-        yield "contrast: prompt_pair needs a model in memory; use scores (whichever contrast was scored) or uniform"
+        text = "prompt_pair needs a model in memory; use scores (whichever contrast was scored) or uniform"
+        yield Problem("weights.contrast", text)
     elif scores is None or config.contrast == "uniform" or any(scores_problems(scores)):
         return
     elif not open_scores(scores).has_contrast:
-        yield f"contrast: scores, but {scores} was written without a contrast; use uniform, or score with one"
+        text = f"scores, but {scores} was written without a contrast; use uniform, or score with one"
+        yield Problem("weights.contrast", text, paths=(scores,))
 
 
 def parent_log_ratio(scores: ParentScores, batch: PairBatch, reduce: Literal["sum", "mean"]) -> Tensor:

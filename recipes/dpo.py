@@ -24,7 +24,7 @@ from prefkd.config import Component, component
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
@@ -82,7 +82,7 @@ class Config(LossSettings):
         """What a later stage of a pipeline can build on."""
         return ("adapter" if self.lora else "model",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
         yield from loss_problems(self, unit="tokens")
 

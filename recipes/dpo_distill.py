@@ -26,6 +26,7 @@ from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
 from prefkd.data.pairs import DataConfig
+from prefkd.errors import Problem
 from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
@@ -86,7 +87,7 @@ class Config(LossSettings):
         own_start = self.reference == "student"
         return Asks(reference=not own_start, own_start=own_start)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         is_reference = self.reference == "teacher"

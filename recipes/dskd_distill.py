@@ -28,6 +28,7 @@ from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, count_targets, split_step
 from prefkd.data.pairs import DataConfig
 from prefkd.data.vocabulary import Vocabularies
+from prefkd.errors import Problem
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
@@ -91,13 +92,13 @@ class Config:
         """What a later stage of a pipeline can build on."""
         return ("student",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
         yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         if "weights" in objective.needs:
-            yield from (f"weights.{problem}" for problem in contrast_problems(self.weights, self.teacher.scores))
+            yield from contrast_problems(self.weights, self.teacher.scores)
         if self.projectors.warmup_steps and "projectors" not in objective.needs:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 

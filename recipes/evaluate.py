@@ -19,7 +19,7 @@ import torch
 
 from prefkd.config import save_config
 from prefkd.config.hints import LARGEST_SEED, size_problems
-from prefkd.errors import PrefkdError, nearest
+from prefkd.errors import PrefkdError, Problem, nearest
 from prefkd.evaluation.answers import AnswersConfig, AnswersTask
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.harness import HarnessConfig, HarnessTask
@@ -65,7 +65,7 @@ class Config:
         """What a later stage of a pipeline can build on."""
         return ("table.json",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from folder_problems(self.output_dir)
         if not self.checkpoints:
             yield "checkpoints: there are none; give them as name: {path: ...}"
@@ -90,7 +90,7 @@ class Config:
         yield from size_problems(self, "resamples", most=MOST_RESAMPLES)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.device == "cuda" and not torch.cuda.is_available():
-            yield "device: cuda is not available here; use auto or cpu"
+            yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
 
 
 @dataclass

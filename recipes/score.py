@@ -29,7 +29,7 @@ from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
@@ -69,7 +69,7 @@ class Config:
         """What a later stage of a pipeline can build on."""
         return ("scores",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from size_problems(self, "pairs_per_shard", "microbatch_size", "chunk_size")
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -25,7 +25,7 @@ from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch, Microbatch, collate_answers, split_step
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
@@ -74,7 +74,7 @@ class Config:
         """What a later stage of a pipeline can build on."""
         return ("adapter" if self.lora else "model",)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
 
 

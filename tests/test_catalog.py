@@ -1,6 +1,5 @@
 """What is shipped is found, and every shipped config is sound."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +28,12 @@ def test_every_config_belongs_to_a_recipe():
 
 @pytest.mark.parametrize("name", catalog.configs())
 def test_every_shipped_config_is_sound(name):
-    """But for what is fetched first, of which a line says `no folder` or `does not exist`."""
+    """But for models, scores and data, which are fetched or written first."""
     recipe = load_recipe(catalog.find_recipe(catalog.recipe_of(catalog.find_config(name))))
     try:
         load_config(recipe.Config, catalog.find_config(name))
     except ConfigError as error:
-        assert [line for line in error.problems if not re.search("no folder|does not exist", line)] == []
+        assert [problem for problem in error.problems if problem.about not in ("model", "scores", "data")] == []
 
 
 def test_names_come_before_paths_and_paths_work(tmp_path, monkeypatch):
@@ -60,3 +59,36 @@ def test_bare_checkout_outside_its_folder(tmp_path):
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == [str(ROOT / "recipes"), str(ROOT / "configs")]
+
+
+def test_a_config_alone_says_its_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, config = catalog.find_run("demo/dskd_distill", None)
+    assert (recipe.stem, config) == ("dskd_distill", catalog.configs()["demo/dskd_distill"])
+    Path("mine.yaml").write_text("base: demo/sft")
+    assert catalog.find_run("mine.yaml", None) == (catalog.RECIPES / "sft.py", Path("mine.yaml"))
+    Path("mine.yaml").write_text("output_dir: x")
+    with pytest.raises(PrefkdError, match="does not say its recipe"):
+        catalog.find_run("mine.yaml", None)
+    with pytest.raises(PrefkdError, match="sft needs a config; add --config, for instance --config demo/sft"):
+        catalog.find_run("sft", None)
+    with pytest.raises(PrefkdError, match="no config is named demo/sfk; did you mean demo/sft"):
+        catalog.find_run("demo/sfk", None)
+
+
+def test_one_config_of_a_file_is_found_by_its_recipe_or_its_name():
+    pair = catalog.CONFIGS / "mistral_7b_to_qwen2.5_1.5b.yaml"
+    assert catalog.find_config("mistral_7b_to_qwen2.5_1.5b", "sft") == pair / "sft"
+    assert catalog.find_config("mistral_7b_to_qwen2.5_1.5b/dpo") == pair / "dpo"
+    assert catalog.find_config(str(pair), "sft") == pair / "sft"
+    assert catalog.find_config(f"{pair}/sft") == pair / "sft"
+    assert catalog.recipe_of(pair / "dpo") == "dpo"
+    assert catalog.is_pipeline(pair / "ctpd") and not catalog.is_pipeline(pair / "dpo")
+    with pytest.raises(PrefkdError, match="holds no config sfd; did you mean sft"):
+        catalog.find_config(f"{pair}/sfd")
+    with pytest.raises(PrefkdError, match=r"mistral_7b_to_qwen2.5_1.5b holds several configs; name one: \S+/sft, "):
+        catalog.find_config("mistral_7b_to_qwen2.5_1.5b", "evaluate")
+
+
+def test_few_files_hold_all_configs():
+    assert len(list(catalog.CONFIGS.rglob("*.yaml"))) <= 30

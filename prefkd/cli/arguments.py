@@ -12,4 +12,4 @@ def optional(metavar: str) -> Any:
 
 RecipeName = Annotated[str, arg(metavar="RECIPE")]
 Overrides = Annotated[tuple[str, ...], optional("[KEY=VALUE ...]")]
-Config = Annotated[str, arg(metavar="CONFIG")]
+Config = Annotated[str | None, optional("CONFIG")]

@@ -9,7 +9,7 @@ from prefkd import catalog
 
 
 def cat(name: Annotated[str, arg(metavar="NAME")], /) -> None:
-    """Print a recipe, a config or a pipeline.
+    """Print a recipe, a config or a pipeline. A config with a base is printed merged with it.
 
     For example:
         prefkd cat tis_dpo_distill
@@ -18,4 +18,10 @@ def cat(name: Annotated[str, arg(metavar="NAME")], /) -> None:
     Args:
         name: Name of a recipe, a config or a pipeline, as `prefkd ls` shows it.
     """
-    sys.stdout.write(catalog.find_shipped(name).read_text(encoding="utf-8"))
+    path = catalog.find_shipped(name)
+    if path.suffix == ".py":
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+        return
+    from prefkd.config import written_out
+
+    sys.stdout.write(written_out(path))

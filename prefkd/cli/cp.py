@@ -18,7 +18,7 @@ def cp(
     *,
     force: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False,
 ) -> None:
-    """Copy a recipe, a config or a pipeline, to change it.
+    """Copy a recipe, a config or a pipeline, to change it. A config with a base is written merged with it.
 
     For example:
         prefkd cp demo/tis_dpo_distill ./mine.yaml
@@ -30,14 +30,23 @@ def cp(
         force: Overwrite a file that is there.
     """
     source = catalog.find_shipped(name)
-    target = dest / source.name if dest.is_dir() else dest if dest.suffix else dest.with_suffix(source.suffix)
-    if target.suffix != source.suffix:
-        raise PrefkdError(f"{name} is a {source.suffix} file; give {target} that suffix, or none")
+    suffix = ".py" if source.suffix == ".py" else ".yaml"
+    target = dest / f"{source.stem}{suffix}" if dest.is_dir() else dest if dest.suffix else dest.with_suffix(suffix)
+    if target.suffix != suffix:
+        raise PrefkdError(f"{name} is a {suffix} file; give {target} that suffix, or none")
     if target.exists() and not force:
         raise PrefkdError(f"{target} is already there; name another file, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())
+    target.write_text(_text(source), encoding="utf-8", newline="")
     say(f"wrote {target}\nrun it: {_run_command(source, target)}")
+
+
+def _text(source: Path) -> str:
+    if source.suffix == ".py":
+        return source.read_bytes().decode()
+    from prefkd.config import written_out
+
+    return written_out(source)
 
 
 def _run_command(source: Path, copy: Path) -> str:
@@ -45,7 +54,7 @@ def _run_command(source: Path, copy: Path) -> str:
     path = shlex.quote(str(copy))
     if source in catalog.pipelines().values():
         return f"prefkd pipeline {path}"
-    if source.suffix == ".yaml":
+    if source.suffix != ".py":
         return f"prefkd run {catalog.recipe_of(source)} --config {path}"
     configs = next(recipe.configs for recipe in catalog.recipes() if recipe.path == source)
     return f"prefkd run {path} --config {configs[0] if configs else 'CONFIG'}"

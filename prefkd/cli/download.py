@@ -110,7 +110,9 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
 
 def _next_command(folders: list[Path]) -> str:
     """The run of the first shipped config that reads from one of the folders, before all of the demo's main one."""
+    from prefkd.config import written_out
+
     for name, path in sorted(catalog.configs().items(), key=lambda config: config[0] != MAIN_DEMO):
-        if any(f"{folder}\n" in path.read_text(encoding="utf-8") for folder in folders):
+        if any(f"{folder}\n" in written_out(path) for folder in folders):
             return f"prefkd run {catalog.recipe_of(path)} --config {name}"
     return f"name it in a config, `path: {shlex.quote(str(folders[0]))}`; `prefkd ls` lists configs to start from"

@@ -94,7 +94,7 @@ def inspect(
         )
         problems = list(config.problems())
         if problems:
-            raise PrefkdError("\n".join(problems))
+            raise PrefkdError("\n".join(map(str, problems)))
         sides = side_without_model(student, student_template), side_without_model(teacher, teacher_template)
         status.update("aligning")
         found = inspect_pairs(config, *sides, most=limit, scores=cache)

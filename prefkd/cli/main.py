@@ -17,6 +17,7 @@ from prefkd.cli.cp import cp
 from prefkd.cli.download import download
 from prefkd.cli.inspect import inspect
 from prefkd.cli.ls import ls
+from prefkd.cli.new import new
 from prefkd.cli.output import complain, say
 from prefkd.cli.pipeline import pipeline
 from prefkd.cli.plan import plan
@@ -27,7 +28,7 @@ from prefkd.errors import PrefkdError, nearest
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (ls, cp, cat, validate, plan, download, inspect, run, pipeline, plot)
+    for verb in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
 }
 
 

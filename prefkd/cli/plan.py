@@ -17,7 +17,7 @@ def plan(
     overrides: Overrides = (),
     /,
     *,
-    config: Config,
+    config: Config = None,
     nproc_per_node: Annotated[int, optional("N")] = 1,
     gpu: Annotated[str | None, optional("NAME|GIB")] = None,
     json: Annotated[Path | None, optional("FILE")] = None,
@@ -32,7 +32,7 @@ def plan(
         prefkd plan sft --config ./mine.yaml --gpu 16 --json plan.json training.activation_checkpointing=true
 
     Args:
-        recipe: Name of a recipe, or the path of your own.
+        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
         overrides: Settings that replace those of the config; ~key removes one.
         config: Name of a config, or the path of your own.
         nproc_per_node: Processes, each with a GPU of its own; 1 if not given.
@@ -45,14 +45,15 @@ def plan(
     from prefkd.estimate.memory import find_card, smallest_card
 
     card = find_card(gpu) if gpu is not None else None
-    module = load_recipe(catalog.find_recipe(recipe))
+    recipe_path, config_path = catalog.find_run(recipe, config)
+    module = load_recipe(recipe_path)
     with Console(stderr=True).status("reading the config"):
         from prefkd.estimate.advice import make_advice
         from prefkd.estimate.plan import as_json, make_plan
         from prefkd.estimate.reading import read_for_plan
         from prefkd.estimate.terminal import print_plan
 
-        settings = read_for_plan(module, recipe, catalog.find_config(config), overrides)
+        settings = read_for_plan(module, recipe, config_path, overrides)
     with Console(stderr=True).status("running a step on tensors without content"):
         found = make_plan(module, recipe, settings, nproc_per_node, card)
     card = card or smallest_card(found.peak)

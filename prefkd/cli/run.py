@@ -41,7 +41,7 @@ def run(
     overrides: Overrides = (),
     /,
     *,
-    config: Config,
+    config: Config = None,
     torchrun: OmitArgPrefixes[Torchrun] = Torchrun(),
 ) -> None:
     """Run a recipe with a config, on one device or many.
@@ -52,11 +52,11 @@ def run(
         prefkd run tis_dpo_distill --config ./mine.yaml --nproc-per-node 8
 
     Args:
-        recipe: Name of a recipe, or the path of your own.
+        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
         overrides: Settings that replace those of the config; ~key removes one.
         config: Name of a config, or the path of your own.
     """
-    recipe_path, config_path = catalog.find_recipe(recipe), catalog.find_config(config)
+    recipe_path, config_path = catalog.find_run(recipe, config)
     options = {name: value for name, value in asdict(torchrun).items() if value is not None}
     for name in ("nproc_per_node", "nnodes"):
         count = str(options.get(name, 1))

@@ -7,7 +7,7 @@ from prefkd.cli.output import say
 from prefkd.config import load_config
 
 
-def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config) -> None:
+def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config = None) -> None:
     """Check a config: everything that is wrong with it, at once, before any model is loaded.
 
     For example:
@@ -15,10 +15,10 @@ def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config
         prefkd validate tis_dpo_distill --config ./mine.yaml optimizer.lr=1e-5 training.batch_size=8
 
     Args:
-        recipe: Name of a recipe, or the path of your own.
+        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
         overrides: Settings that replace those of the config; ~key removes one.
         config: Name of a config, or the path of your own.
     """
-    module = load_recipe(catalog.find_recipe(recipe))
-    load_config(module.Config, catalog.find_config(config), overrides)
-    say(f"{config} is fine for {recipe}")
+    recipe_path, config_path = catalog.find_run(recipe, config)
+    load_config(load_recipe(recipe_path).Config, config_path, overrides)
+    say(f"{config or recipe} is fine for {recipe if config else recipe_path.stem}")

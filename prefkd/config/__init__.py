@@ -9,7 +9,8 @@ from prefkd.config.components import (
     components,
     import_dotpath,
 )
-from prefkd.config.read import examine_config, load_config, read_yaml, save_config
+from prefkd.config.layers import read_layers, read_yaml, written_out
+from prefkd.config.read import examine_config, load_config, save_config
 
 __all__ = [
     "Component",
@@ -21,6 +22,8 @@ __all__ = [
     "examine_config",
     "import_dotpath",
     "load_config",
+    "read_layers",
     "read_yaml",
     "save_config",
+    "written_out",
 ]

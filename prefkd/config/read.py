@@ -3,8 +3,9 @@
 The file is laid over the dataclass's defaults, the overrides over both. A component (see prefkd/config/components.py)
 that the file writes with its `_component_` stands for itself; without it, its keys change the default's arguments.
 
-A dataclass may define `problems(self) -> Iterator[str]` for checks between its fields and of files: lines of the form
-`field: problem; remedy`. They are asked for where all values of the section are sound.
+A dataclass may define `problems(self) -> Iterator[Problem | str]` for checks between its fields and of files. A string
+has the form `field: problem; remedy`; a problem about a file or a folder is a `Problem` that names it. They are asked
+for where all values of the section are sound.
 """
 
 import re
@@ -17,7 +18,6 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
-    GrammarParseError,
     InterpolationToMissingValueError,
     InterpolationValidationError,
     OmegaConfBaseException,
@@ -26,7 +26,8 @@ from omegaconf.errors import (
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
 from prefkd.config.hints import describe, fits, members, named_sections
-from prefkd.errors import ConfigError, first_line, nearest
+from prefkd.config.layers import overlaid, read_layers
+from prefkd.errors import ConfigError, Problem, first_line, nearest
 
 ConfigType = TypeVar("ConfigType")
 _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
@@ -34,13 +35,13 @@ _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
 
 @dataclass
 class _Findings:
-    """The problems found so far, one line each, and the keys whose values cannot be used."""
+    """The problems found so far, and the keys whose values cannot be used."""
 
-    lines: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     def add(self, key: str, problem: str) -> None:
-        self.lines.append(f"{key}: {problem}")
+        self.problems.append(Problem(key, problem))
         self.broken.append(key)
 
     def touch(self, key: str) -> bool:
@@ -69,7 +70,7 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
 
 def examine_config(
     config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()
-) -> tuple[ConfigType, list[str]]:
+) -> tuple[ConfigType, list[Problem]]:
     """Read a config as `load_config` does, and return it together with the problems of its sound values.
 
     These are problems of components and what the sections themselves say, a missing file for instance, which may be
@@ -80,18 +81,21 @@ def examine_config(
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    values = _plain(_overlaid(_container(config), read_yaml(path)))
+    written = read_layers(path)
+    if "recipe" not in _hints(config):
+        written.pop("recipe", None)
+    values = _plain(overlaid(_container(config), written))
     found = _Findings()
     component_keys = set(_component_keys(config_class))
     for override in overrides:
         _apply(override, values, component_keys, found)
     _fill(config, values, "", found)
     _resolve(config, "", found)
-    is_sound = not found.lines
+    is_sound = not found.problems
     _ask(config, "", found)
     if not is_sound:
-        raise ConfigError(found.lines)
-    return OmegaConf.to_object(config), found.lines  # pyright: ignore[reportReturnType]
+        raise ConfigError(found.problems)
+    return OmegaConf.to_object(config), found.problems  # pyright: ignore[reportReturnType]
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -106,41 +110,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """The keys of a YAML file, interpolations as they are written.
-
-    Raises:
-        ConfigError: If the file cannot be read or holds no keys.
-    """
-    try:
-        loaded = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        twice = re.fullmatch("found duplicate key (.+)", error.problem or "")
-        problem = f"the key {twice[1]} stands here for the second time; remove one" if twice else error.problem
-        raise ConfigError([f"{path}, line {line}: {problem}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not a YAML text in UTF-8; save it as one"]) from error
-    except GrammarParseError as error:
-        raise ConfigError([f"{path}: {error.full_key}: its ${{...}} is malformed; write ${{key}}"]) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{path}: {_reason(error)}"]) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        loaded = ListConfig([])  # a single value
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError([f"{path}: holds no keys; write `key: value` lines"])
-    return _container(loaded)
-
-
-def _overlaid(base: Any, over: Any) -> Any:
-    """Values laid over others, section by section; a component with its `_component_` takes the whole place."""
-    if not (isinstance(base, dict) and isinstance(over, dict)) or "_component_" in over:
-        return over
-    return base | {key: _overlaid(base.get(key), value) for key, value in over.items()}
 
 
 def _apply(override: str, values: dict[Any, Any], component_keys: Set[str], found: _Findings) -> None:
@@ -203,7 +172,7 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
     for name, value in values.items():
         path = _join(key, name)
         if name not in hints:
-            found.lines.append(f"{path}: unknown key{nearest(str(name), hints)}")
+            found.problems.append(Problem(path, f"unknown key{nearest(str(name), hints)}"))
             continue
         section = next((member for member in members(hints[name]) if is_dataclass(member)), None)
         if section is not None and value == "???":  # a section without a default: its own fields say what is missing
@@ -280,7 +249,7 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
         if isinstance(value, ListConfig) and list[Component] in members(hints[part.name]) and not found.touch(path):
             for index, item in enumerate(_container(value, resolve=True)):
                 lines = component_problems(item, part.metadata.get("supplied", ()), part.metadata.get("settings"))
-                found.lines += (f"{path}[{index}].{line}" for line in lines)
+                found.problems += (Problem.of(line).under(f"{path}[{index}]") for line in lines)
         if not isinstance(value, DictConfig):
             continue
         if is_dataclass(OmegaConf.get_type(value)):
@@ -290,10 +259,10 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
                 _ask(value[item], _join(path, item), found)
         elif not found.touch(path) and (_is_component(hints[part.name]) or "_component_" in value):
             lines = component_problems(_container(value, resolve=True), part.metadata.get("supplied", ()))
-            found.lines += (f"{path}.{line}" for line in lines)
+            found.problems += (Problem.of(line).under(path) for line in lines)
     if hasattr(section, "problems") and not found.touch(key):
         settings: Any = OmegaConf.to_object(config)
-        found.lines += (_join(key, line) for line in settings.problems())
+        found.problems += (Problem.of(line).under(key) for line in settings.problems())
 
 
 def _container(config: Any, *, resolve: bool = False) -> Any:

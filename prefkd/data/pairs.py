@@ -30,7 +30,7 @@ from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
 from prefkd.data.reading import Reader, formats_of, read_rows
 from prefkd.data.sources import open_source, source_problems, split_problems
-from prefkd.errors import DataError, nearest
+from prefkd.errors import DataError, Problem, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,14 @@ class DataConfig:
             return None
         return self.held_out_source or self.source, self.held_out_split or self.split
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         for name in ("source", "held_out_source"):
             value = getattr(self, name)
             if value is not None:
-                yield from (f"{name}: {problem}" for problem in source_problems(value))
-        yield from (f"split: {problem}" for problem in split_problems(self.source, self.split))
+                yield from source_problems(value, name)
+        yield from split_problems(self.source, self.split, "split")
         if self.held_out and self.held_out != (self.source, self.split):
-            yield from (f"held_out_split: {problem}" for problem in split_problems(*self.held_out))
+            yield from split_problems(*self.held_out, "held_out_split")
         if Path(self.source).is_file() and self.subset is not None:
             yield f"subset: {self.subset} means nothing to a file; leave it out"
         if self.held_out_split is not None and Path(self.held_out_source or self.source).is_file():

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
 from prefkd.data.tokenizing import INSTRUCTIONS
-from prefkd.errors import ConfigError, PrefkdError
+from prefkd.errors import ConfigError, PrefkdError, Problem
 from prefkd.files import whole
 
 # Raise it when a folder of scores comes to look otherwise.
@@ -125,8 +125,17 @@ def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[in
         pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
 
 
-def scores_problems(folder: Path) -> Iterator[str]:
-    """What keeps a folder of scores from being used, as far as can be seen without reading the scores."""
+def scores_problems(folder: Path, key: str = "") -> Iterator[Problem]:
+    """What keeps a folder of scores from being used, as far as can be seen without reading the scores.
+
+    Args:
+        key: Where the config names it.
+    """
+    for text in _faults(folder):
+        yield Problem(key, text, about="scores", paths=(folder,))
+
+
+def _faults(folder: Path) -> Iterator[str]:
     if not (folder / FINGERPRINT).is_file():
         if (folder / "scores" / FINGERPRINT).is_file():
             yield f"{folder} has its scores in a folder of their own; name {folder / 'scores'}"
@@ -151,8 +160,8 @@ def open_scores(folder: Path) -> "Scores":
     Raises:
         PrefkdError: It cannot be used.
     """
-    for problem in scores_problems(folder):
-        raise PrefkdError(problem)
+    for text in _faults(folder):
+        raise PrefkdError(text)
     return Scores(folder, _read_fingerprint(folder))
 
 

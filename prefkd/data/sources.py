@@ -10,7 +10,7 @@ from typing import Any, cast
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from prefkd.data.containers import KINDS, Rows, file_problems, read_file, suffix_of
-from prefkd.errors import DataError, nearest
+from prefkd.errors import DataError, Problem, nearest
 from prefkd.files import sha256
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,8 +34,17 @@ class Source:
     content: str
 
 
-def source_problems(source: str) -> Iterator[str]:
-    """What keeps a source from being read, as far as can be seen without reading it."""
+def source_problems(source: str, key: str = "") -> Iterator[Problem]:
+    """What keeps a source from being read, as far as can be seen without reading it.
+
+    Args:
+        key: Where the config names it.
+    """
+    for text in _faults(source):
+        yield Problem(key, text, about="data", paths=(Path(source),))
+
+
+def _faults(source: str) -> Iterator[str]:
     path = Path(source)
     try:
         if path.is_dir():
@@ -62,9 +71,17 @@ def _folder_problems(folder: Path) -> Iterator[str]:
             yield f"{file} is a link to {file.readlink()}, which does not exist"
 
 
-def split_problems(source: str, split: str) -> Iterator[str]:
-    """What keeps a split of a folder from being read. Only the Hub knows the splits of a data set that it has."""
-    folder = Path(source)
+def split_problems(source: str, split: str, key: str) -> Iterator[Problem]:
+    """What keeps a split of a folder from being read. Only the Hub knows the splits of a data set that it has.
+
+    Args:
+        key: Where the config names the split.
+    """
+    for text in _split_faults(Path(source), split):
+        yield Problem(key, text, paths=(Path(source),))
+
+
+def _split_faults(folder: Path, split: str) -> Iterator[str]:
     if not folder.is_dir() or any(_folder_problems(folder)):
         return
     try:
@@ -86,8 +103,8 @@ def open_source(source: str, *, split: str, subset: str | None) -> Source:
     Raises:
         DataError: There is no such source, or it has no such split.
     """
-    for problem in source_problems(source):
-        raise DataError(problem)
+    for text in _faults(source):
+        raise DataError(text)
     path = Path(source)
     if path.is_dir() and _is_saved(path):
         return _open_saved(path, split)

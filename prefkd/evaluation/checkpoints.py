@@ -37,7 +37,8 @@ class CheckpointConfig(TeacherConfig):
 
     def missing(self) -> str | None:
         """What keeps it from being loaded, as far as its files tell."""
-        return next(super().problems(), None)
+        problem = next(super().problems(), None)
+        return None if problem is None else str(problem)
 
 
 class Checkpoint:

@@ -22,7 +22,7 @@ import numpy as np
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import fingerprint
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.table import Series
@@ -59,7 +59,7 @@ class HarnessConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     seed: int = 1234
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if find_spec("lm_eval") is None:
             yield "tasks: they need the package lm-eval; pip install 'prefkd[lm-eval]'"
         if self.backend == "vllm" and find_spec("vllm") is None:
@@ -68,10 +68,10 @@ class HarnessConfig:
             yield "tasks: names none; give leaderboard, ctpd, or others that lm-eval knows"
         for name in self.tasks:
             if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
-                yield f"tasks: no file {name}"
+                yield Problem("tasks", f"no file {name}", paths=(Path(name),))
         for folder in self.task_folders:
             if not folder.is_dir():
-                yield f"task_folders: no folder {folder}"
+                yield Problem("task_folders", f"no folder {folder}", paths=(folder,))
         yield from size_problems(self, "limit", "batch_size")
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.num_fewshot is not None and self.num_fewshot < 0:

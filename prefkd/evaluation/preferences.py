@@ -27,7 +27,7 @@ from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sources import open_source
 from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import DataError, PrefkdError, nearest
+from prefkd.errors import DataError, PrefkdError, Problem, nearest
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.statistics import preferred
@@ -50,7 +50,7 @@ class PairsConfig(DataConfig):
     part: Literal["all", "held_out"] = "all"
     by: str | None = None
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from super().problems()
         if self.part == "all":
             for name in ("held_out_source", "held_out_split", "held_out_limit"):

@@ -16,7 +16,7 @@ from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.pairs import fingerprint
 from prefkd.data.reading import Reader
 from prefkd.data.sources import open_source, source_problems
-from prefkd.errors import DataError
+from prefkd.errors import DataError, Problem
 
 READ = frozenset({"prompt", "system", "reference", "references"})
 
@@ -40,8 +40,8 @@ class PromptsConfig:
     limit: int | None = None
     seed: int = 0
 
-    def problems(self) -> Iterator[str]:
-        yield from (f"source: {problem}" for problem in source_problems(self.source))
+    def problems(self) -> Iterator[Problem | str]:
+        yield from source_problems(self.source, "source")
         yield from size_problems(self, "limit")
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
 

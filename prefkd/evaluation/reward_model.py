@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prefkd.config.hints import size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 
 
 @dataclass
@@ -35,11 +35,13 @@ class RewardModelConfig:
     batch_size: int = 8
     trust_remote_code: bool = False
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
-            yield f"path: {self.path} holds no config.json; name the folder of a sequence-classification model"
+            text = f"{self.path} holds no config.json; name the folder of a sequence-classification model"
+            yield Problem("path", text, about="model", paths=(Path(self.path),))
         elif not Path(self.path).exists() and self.path.count("/") != 1:
-            yield f"path: no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+            text = f"no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+            yield Problem("path", text, about="model", paths=(Path(self.path),))
         yield from size_problems(self, "max_length", "batch_size")
         yield from size_problems(self, "label", least=0)
 

@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
-from prefkd.errors import PrefkdError, first_line
+from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
 from prefkd.models.tokenizers import read_tokenizer
@@ -39,27 +39,31 @@ class ModelConfig:
     share_prompt: bool = True
     trust_remote_code: bool = False
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
+        for text in self._faults():
+            yield Problem("path", text, about="model", paths=(Path(self.path),))
+
+    def _faults(self) -> Iterator[str]:
         folder = Path(self.path)
         if folder.is_dir():
             if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
-                yield f"path: {self.path} is an adapter; give its base here (a teacher takes the adapter as `adapter`)"
+                yield f"{self.path} is an adapter; give its base here (a teacher takes the adapter as `adapter`)"
             elif not (folder / "config.json").is_file():
-                yield f"path: {self.path} holds no config.json; name the folder of a Hugging Face checkpoint"
+                yield f"{self.path} holds no config.json; name the folder of a Hugging Face checkpoint"
             elif not any(folder.glob("*.safetensors")):
-                yield f"path: {self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
+                yield f"{self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
             elif lost := _lost_files(folder):
                 more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-                yield f"path: {self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
+                yield f"{self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
             else:
                 try:
                     read_side(self)
                 except PrefkdError as error:
-                    yield f"path: {error}"
+                    yield str(error)
         elif folder.exists():
-            yield f"path: {self.path} is a file; name the folder that holds it"
+            yield f"{self.path} is a file; name the folder that holds it"
         elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
-            yield f"path: no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+            yield f"no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
 
 
 @dataclass
@@ -82,13 +86,13 @@ class TeacherConfig(ModelConfig):
     placement: Literal["replicate", "shard", "auto"] = "auto"
     cpu_offload: bool = False
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         yield from super().problems()
         yield from quantization_problems(
             self.quantization, self.torch_dtype, "cuda" if torch.cuda.is_available() else "cpu"
         )
         if self.adapter is not None:
-            yield from (f"adapter: {problem}" for problem in adapter_problems(self.adapter, self.path))
+            yield from adapter_problems(self.adapter, self.path, "adapter")
         if self.placement == "shard" and self.quantization not in SHARDED_SIZE:
             yield f"placement: weights of quantization: {self.quantization} cannot be split; use replicate, or nf4"
         if self.cpu_offload and self.placement != "shard":

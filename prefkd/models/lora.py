@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefkd.config.hints import size_problems
-from prefkd.errors import PrefkdError, nearest
+from prefkd.errors import PrefkdError, Problem, nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of each weight in an adapter's file
@@ -172,13 +172,32 @@ def trained_on(folder: str) -> str:
     return written.get("base_model_name_or_path") or "an unnamed model"
 
 
-def adapter_problems(folder: str, base: str) -> Iterator[str]:
+def adapter_problems(folder: str, base: str, key: str) -> Iterator[Problem]:
     """What keeps an adapter from being put on a base, as far as the files of the two tell.
 
     Args:
         folder: The adapter.
         base: Folder or Hub id of the base. Of a model that is not in a folder, nothing is known yet.
+        key: Where the config names the adapter.
     """
+    text = next(_faults(folder), None)
+    if text is not None:
+        yield Problem(key, text, about="adapter", paths=(Path(folder),))
+        return
+    own_base = trained_on(folder)
+    remedy = f"name {own_base} as path, or another adapter"
+    reason = _misfit(Path(folder), Path(base))
+    both = (Path(folder), Path(base), Path(own_base))
+    if reason:
+        text = f"{folder} was trained on {own_base} and does not fit {base}: {reason}; {remedy}"
+        yield Problem(key, text, about="adapter", paths=both)
+    elif Path(own_base).is_dir() and Path(base).is_dir() and not _same_weights(Path(own_base), Path(base)):
+        text = f"{folder} was trained on {own_base}, and the weights of {base} are others; {remedy}"
+        yield Problem(key, text, about="adapter", paths=both)
+
+
+def _faults(folder: str) -> Iterator[str]:
+    """What is wrong with the folder of an adapter itself."""
     if not Path(folder).is_dir():
         yield f"no folder {folder}; name one that holds {CONFIG}"
         return
@@ -187,16 +206,9 @@ def adapter_problems(folder: str, base: str) -> Iterator[str]:
             yield f"{folder} holds no {file}; name the folder of an adapter in peft's format"
             return
     try:
-        own_base = trained_on(folder)
+        trained_on(folder)
     except PrefkdError as error:
         yield str(error)
-        return
-    remedy = f"name {own_base} as path, or another adapter"
-    reason = _misfit(Path(folder), Path(base))
-    if reason:
-        yield f"{folder} was trained on {own_base} and does not fit {base}: {reason}; {remedy}"
-    elif Path(own_base).is_dir() and Path(base).is_dir() and not _same_weights(Path(own_base), Path(base)):
-        yield f"{folder} was trained on {own_base}, and the weights of {base} are others; {remedy}"
 
 
 def _misfit(folder: Path, base: Path) -> str:

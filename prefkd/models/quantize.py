@@ -16,7 +16,7 @@ from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, I
 from torchao.quantization.quantize_.workflows import Int4PackingFormat
 from transformers import PreTrainedModel
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 
 Quantization = Literal["none", "int8", "float8", "nf4", "int4"]
 
@@ -28,22 +28,23 @@ _INT4_GROUP = 128
 _GPU = {"float8": ((8, 9), "an L4, L40S or H100"), "int4": ((8, 0), "an A100 or newer")}
 
 
-def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[str]:
+def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[Problem]:
     """Why a model cannot be quantised so on a device, `cpu` or `cuda`."""
-    yield from device_problems(kind, device_type)
+    yield from _device_problems(kind, device_type)
     if kind == "int4" and dtype != torch.bfloat16:
-        yield "quantization: int4 goes with dtype: bfloat16 only; change one of the two"
+        yield Problem("quantization", "int4 goes with dtype: bfloat16 only; change one of the two")
 
 
-def device_problems(kind: Quantization, device_type: str) -> Iterator[str]:
+def _device_problems(kind: Quantization, device_type: str) -> Iterator[Problem]:
     """Why a device, `cpu` or `cuda`, cannot work with weights that are quantised so."""
     instead = "use int8 or nf4, which run everywhere"
     if kind in _GPU:
         capability, example = _GPU[kind]
         if device_type != "cuda":
-            yield f"quantization: {kind} needs a GPU, {example}; {instead}"
+            yield Problem("quantization", f"{kind} needs a GPU, {example}; {instead}", about="device")
         elif torch.cuda.get_device_capability() < capability:
-            yield f"quantization: {kind} needs {example}, and this is {torch.cuda.get_device_name()}; {instead}"
+            own = torch.cuda.get_device_name()
+            yield Problem("quantization", f"{kind} needs {example}, and this is {own}; {instead}", about="device")
 
 
 def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> None:

@@ -19,6 +19,7 @@ from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.scores import Scores, open_scores, scores_problems
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
+from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
@@ -40,13 +41,13 @@ class TeacherSource(TeacherConfig):
     path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     scores: Path | None = None
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if self.path is None and self.scores is None:
             yield "path: missing; give a model, or scores: the folder that recipe score wrote"
         if self.path is not None:
             yield from super().problems()
         if self.scores is not None:
-            yield from (f"scores: {problem}" for problem in scores_problems(self.scores))
+            yield from scores_problems(self.scores, "scores")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefkd.errors import ConfigError, PrefkdError, nearest
+from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.pipeline.records import Contents, Record, read_record
-from prefkd.pipeline.stages import Pipeline, Stage, mentions
+from prefkd.pipeline.stages import Pipeline, Stage, in_stage
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def make_plans(pipeline: Pipeline, contents: Contents, *, first: str | None, onl
     named = first or only
     fixed = pipeline.built_on(named) if named else set()
     plans: dict[str, Plan] = {}
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     for stage in pipeline.stages:
         record = read_record(stage.output_dir)
         seconds = record.seconds if record else None
@@ -88,20 +88,20 @@ def _reason(stage: Stage, record: Record | None, running: list[str], contents: C
     return f"lost: {', '.join(lost[:3])}" if lost else None
 
 
-def _problems(stage: Stage, coming: list[Path]) -> Iterator[str]:
+def _problems(stage: Stage, coming: list[Path]) -> Iterator[Problem]:
     """What its config says against running it, but for what other stages are going to write and for its old folder."""
-    for line in stage.problems:
-        if not mentions(line, coming) and not (_is_about_folder(line) and stage.output_dir.is_dir()):
-            yield f"stage {stage.name}: {line}"
+    for problem in stage.problems:
+        if not problem.lies_in(coming) and not (_is_about_folder(problem) and stage.output_dir.is_dir()):
+            yield in_stage(stage.name, problem)
 
 
 def _is_refused(stage: Stage) -> bool:
     """Whether the recipe does not go on in the folder that it finds."""
-    return any(_is_about_folder(line) for line in stage.problems)
+    return any(map(_is_about_folder, stage.problems))
 
 
-def _is_about_folder(problem: str) -> bool:
-    return problem.startswith("output_dir: ")
+def _is_about_folder(problem: Problem) -> bool:
+    return problem.key == "output_dir"
 
 
 def _aside(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ folders a setting of its lies, however the setting came by its value.
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from keyword import iskeyword
@@ -33,8 +33,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefkd import catalog
 from prefkd.cli.launch import load_recipe
-from prefkd.config import examine_config, load_config, read_yaml
-from prefkd.errors import ConfigError, PrefkdError, nearest
+from prefkd.config import examine_config, load_config, read_layers
+from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.files import sha256
 from prefkd.pipeline.records import Contents, Fingerprint, paths_in, settings_of
 
@@ -64,7 +64,7 @@ class Stage:
         overrides: What is laid over the config, as `prefkd run` takes it.
         settings: The resolved config by dotted key.
         paths: Those settings that name a file or a folder if there is one.
-        problems: What its config says against running now, one line each.
+        problems: What its config says against running now.
         outputs: What the recipe says that it writes; None if it says nothing.
         needs: Names of the stages on whose output it works.
     """
@@ -76,7 +76,7 @@ class Stage:
     overrides: tuple[str, ...]
     settings: dict[str, Any]
     paths: dict[str, Path]
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     outputs: tuple[str, ...] | None
     needs: frozenset[str] = frozenset()
 
@@ -116,27 +116,31 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     config = _load(path, overrides)
     specs: dict[str, StageConfig] = {part.name: vars(config.stages)[part.name] for part in fields(config.stages)}
-    problems, stages = [*_folder_problems(specs)], []
+    problems: list[Problem | str] = [*_folder_problems(specs)]
+    stages: list[Stage] = []
     folders = [spec.output_dir for spec in specs.values()]
     for name, spec in specs.items():
         try:
             stages.append(_examine(name, spec))
+        except ConfigError as error:
+            problems += [in_stage(name, problem) for problem in error.problems if not problem.lies_in(folders)]
         except PrefkdError as error:
-            problems += [f"stage {name}: {line}" for line in str(error).splitlines() if not mentions(line, folders)]
+            problems.append(in_stage(name, Problem.of(str(error))))
     if problems:
-        files = [f"stage {stage.name}: {line}" for stage in stages for line in stage.problems]
-        raise ConfigError(problems + [line for line in files if not mentions(line, folders)])
+        for stage in stages:
+            problems += [in_stage(stage.name, problem) for problem in stage.problems if not problem.lies_in(folders)]
+        raise ConfigError(problems)
     return Pipeline(config.output_dir, tuple(_in_order(_connected(stages))))
 
 
-def mentions(line: str, folders: Collection[Path]) -> bool:
-    """Whether a line of text names one of some folders, or something in it."""
-    return any(re.search(rf"(?<![\w./-]){re.escape(str(folder))}(?![\w-]|\.\w)", line) for folder in folders)
+def in_stage(name: str, problem: Problem) -> Problem:
+    """A problem of a stage's config as the pipeline tells it."""
+    return replace(problem, key="", text=f"stage {name}: {problem}")
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Any:
     """The file's content as an object with the attributes output_dir, values and stages."""
-    raw = read_yaml(path)
+    raw = read_layers(path)
     stages, values = raw.get("stages"), raw.get("values") or {}
     if not isinstance(stages, dict) or not stages:
         raise ConfigError([f"{path}: stages: missing; give a section for each stage, with recipe and config in it"])
@@ -150,7 +154,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Any:
         for name in re.findall(r"\$\{stages\.(\w+)", text)
         if name not in stages
     }
-    problems = [*unknown.values()]
+    problems: list[Problem | str] = [*unknown.values()]
     for key in (override.partition("=")[0] for override in overrides):
         value = re.match(r"values\.([\w-]+)", key)
         if value and value[1] not in values:
@@ -158,7 +162,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Any:
     try:
         config = load_config(_config_class(stages), path, overrides)
     except ConfigError as error:
-        problems += [line for line in error.problems if not line.startswith(tuple(f"{key}: " for key in unknown))]
+        problems += [problem for problem in error.problems if problem.key not in unknown]
     if problems:
         raise ConfigError(problems)
     return config
@@ -190,7 +194,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
     Raises:
         PrefkdError: One line for each thing that is wrong.
     """
-    recipe_path, config_path = catalog.find_recipe(spec.recipe), catalog.find_config(spec.config)
+    recipe_path, config_path = catalog.find_run(spec.recipe, spec.config)
     recipe = load_recipe(recipe_path)
     if "output_dir" not in (part.name for part in fields(recipe.Config)):
         raise PrefkdError(f"the Config of {spec.recipe} has no output_dir, where a stage has to write; add one")

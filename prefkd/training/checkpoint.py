@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -39,12 +39,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.data.fingerprints import pairs_fingerprint
 from prefkd.data.pairs import fingerprint
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.pipeline.records import settings_of
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
-from prefkd.training.settings import output_problems
+from prefkd.training.settings import output_problem, output_problems
 from prefkd.training.snapshots import (
     RECORD,
     RUN,
@@ -61,6 +61,9 @@ from prefkd.training.snapshots import (
     write_snapshot,
 )
 
+if TYPE_CHECKING:  # it imports the checks of a training, which import this module
+    pass
+
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
@@ -71,7 +74,7 @@ FREE = (
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
-def resume_problems(config: Any) -> Iterator[str]:
+def resume_problems(config: Any) -> Iterator[Problem]:
     """What stands in the way of a run in its output folder, whether it begins there or goes on.
 
     Args:
@@ -82,22 +85,23 @@ def resume_problems(config: Any) -> Iterator[str]:
     if resume not in ("auto", "none"):
         checkpoint = Path(resume)
         if not (checkpoint / RECORD).is_file():
-            yield f"training.resume: {resume} is no checkpoint; name a folder checkpoints/step_..., or use auto or none"
+            text = f"{resume} is no checkpoint; name a folder checkpoints/step_..., or use auto or none"
+            yield Problem("training.resume", text, about="resume", paths=(checkpoint,))
             return
         changes = _changes(checkpoint / RUN, config)
         if changes:
-            yield f"training.resume: {resume} was made with other settings ({changes}); take those"
+            text = f"{resume} was made with other settings ({changes}); take those"
+            yield Problem("training.resume", text, about="resume", paths=(checkpoint,))
         if checkpoint.resolve().parent != begun.resolve().parent:
             yield from output_problems(folder)
     elif not begun.is_file():
         yield from output_problems(folder)
     elif resume == "none":
-        yield f"output_dir: {folder} holds an unfinished run; set training.resume to auto, or name another folder"
+        text = f"{folder} holds an unfinished run; set training.resume to auto, or name another folder"
+        yield output_problem(folder, text)
     elif changes := _changes(begun, config):
-        yield (
-            f"output_dir: {folder} holds an unfinished run with other settings ({changes}); go on with those, "
-            "or name another folder"
-        )
+        remedy = "go on with those, or name another folder"
+        yield output_problem(folder, f"{folder} holds an unfinished run with other settings ({changes}); {remedy}")
 
 
 class Checkpoints:

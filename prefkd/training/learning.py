@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from prefkd.config import component_problems, import_dotpath
-from prefkd.errors import PrefkdError, first_line
+from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import resume_problems
 from prefkd.training.display import Display
@@ -21,7 +21,7 @@ from prefkd.training.optimizer import build_optimizer, build_schedule
 TRIED_STEPS = 1000
 
 
-def training_problems(config: Any) -> Iterator[str]:
+def training_problems(config: Any) -> Iterator[Problem | str]:
     """What stands in the way of a training that its sections alone do not see.
 
     Args:

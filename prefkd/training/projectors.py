@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoConfig
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.load import ModelConfig
@@ -34,13 +34,14 @@ class ProjectorConfig:
     warmup_steps: int = 0
     path: Path | None = None
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if not 0 < self.lr < math.inf:
             yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
         if self.warmup_steps < 0:
             yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"
         if self.path is not None and not self.path.is_file():
-            yield f"path: {self.path} does not exist; name the projectors.safetensors of an earlier run"
+            text = f"{self.path} does not exist; name the projectors.safetensors of an earlier run"
+            yield Problem("path", text, about="projectors", paths=(self.path,))
 
 
 def make_projectors(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
+from prefkd.errors import Problem
 
 # More passes over the data than this are planned ahead for minutes, and never end.
 MOST_EPOCHS = 10_000
@@ -71,7 +72,7 @@ class TrainingConfig:
         """`precision` as torch names it."""
         return getattr(torch, self.precision)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         sizes = ("max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
         yield from size_problems(self, *sizes, "checkpoint_every", "keep_checkpoints")
         yield from size_problems(self, "epochs", most=MOST_EPOCHS)
@@ -79,22 +80,28 @@ class TrainingConfig:
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
         if self.device == "cuda" and not torch.cuda.is_available():
-            yield "device: cuda is not available here; use auto or cpu"
+            yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
 
 
-def output_problems(output_dir: Path) -> Iterator[str]:
+def output_problems(output_dir: Path) -> Iterator[Problem]:
     """What stands in the way of writing a new run to a folder."""
     if (output_dir / "metrics.jsonl").exists():
-        yield f"output_dir: {output_dir} holds an earlier run; name another folder or remove that one"
+        yield output_problem(output_dir, f"{output_dir} holds an earlier run; name another folder or remove that one")
     else:
         yield from folder_problems(output_dir)
 
 
-def folder_problems(output_dir: Path) -> Iterator[str]:
+def folder_problems(output_dir: Path) -> Iterator[Problem]:
     """What stands in the way of writing to a folder, which need not be there."""
     if output_dir.exists() and not output_dir.is_dir():
-        yield f"output_dir: {output_dir} is a file; name a folder"
+        yield output_problem(output_dir, f"{output_dir} is a file; name a folder")
     else:
         there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
         if not os.access(there, os.W_OK | os.X_OK):
-            yield f"output_dir: {there} may not be written to; change its permissions, or name another folder"
+            text = f"{there} may not be written to; change its permissions, or name another folder"
+            yield output_problem(output_dir, text)
+
+
+def output_problem(output_dir: Path, text: str) -> Problem:
+    """A problem of the folder of a run."""
+    return Problem("output_dir", text, about="output", paths=(output_dir,))

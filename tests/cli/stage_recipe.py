@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, Problem
 
 
 @dataclass
@@ -20,10 +20,10 @@ class Config:
     act: Literal["finish", "user", "bug", "killed", "sleep"] = "finish"
     resumes: bool = False
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         for source in self.sources:
             if not Path(source).is_file():
-                yield f"sources: no file {source}; write it"
+                yield Problem("sources", f"no file {source}; write it", paths=(Path(source),))
         if not self.resumes and (self.output_dir / "metrics.jsonl").exists():
             yield f"output_dir: {self.output_dir} holds an earlier run; name another folder"
 

@@ -182,7 +182,7 @@ def test_interrupt(prefkd, monkeypatch):
 
 def test_demo_names_the_run_that_uses_it(prefkd, monkeypatch, tmp_path):
     (tmp_path / "configs" / "demo").mkdir(parents=True)
-    (tmp_path / "configs" / "demo" / "toy.yaml").write_text("student:\n  path: models/demo-student\n")
+    (tmp_path / "configs" / "demo" / "toy.yaml").write_text("recipe: toy\nstudent:\n  path: models/demo-student\n")
     monkeypatch.setattr(catalog, "CONFIGS", tmp_path / "configs")
     demo = ModuleType("prefkd.demo")
     demo.make_demo_models = lambda folder: [folder / "demo-teacher", folder / "demo-student"]

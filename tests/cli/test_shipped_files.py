@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefkd import catalog
+from prefkd.config import read_layers, read_yaml
 
 RECIPE = catalog.recipes()[0]
 
@@ -61,8 +62,27 @@ def test_cp_overwrites_only_by_force(prefkd):
     assert Path("mine.py").read_bytes() == RECIPE.path.read_bytes()
 
 
-@pytest.mark.parametrize("name", catalog.configs())
-def test_cp_of_a_config_names_its_recipe(name, prefkd):
+@pytest.mark.parametrize("name", ["demo/dpo", "demo/ablations/uld", "mistral_7b_to_qwen2.5_1.5b/tis_dpo_distill"])
+def test_cp_of_a_config_names_its_recipe_and_needs_no_other_file(name, prefkd):
     ended = prefkd("cp", name, "my own")
-    assert Path("my own.yaml").read_bytes() == catalog.configs()[name].read_bytes()
-    assert f"prefkd run {catalog.recipe_of(catalog.configs()[name])} --config 'my own.yaml'" in ended.out
+    path = catalog.configs()[name]
+    copy = Path("my own.yaml")
+    assert copy.read_text() == prefkd("cat", name).out
+    assert copy.read_text().startswith(catalog.header_of(path))
+    assert read_yaml(copy) == {"recipe": catalog.recipe_of(path)} | read_layers(path)
+    assert not {"base", "configs", "values"} & read_yaml(copy).keys()
+    assert f"prefkd run {catalog.recipe_of(path)} --config 'my own.yaml'" in ended.out
+
+
+def test_a_long_hand_config_is_copied_as_it_stands(prefkd):
+    prefkd("cp", "demo/dpo", "mine")
+    assert Path("mine.yaml").read_bytes() == catalog.configs()["demo/dpo"].read_bytes()
+
+
+def test_cp_of_a_pipeline_keeps_its_values(prefkd):
+    ended = prefkd("cp", "mistral_7b_to_qwen2.5_1.5b/ctpd", "mine")
+    assert "run it: prefkd pipeline mine.yaml" in ended.out
+    assert (
+        prefkd("pipeline", "mine.yaml", "--dry-run").err
+        == prefkd("pipeline", "mistral_7b_to_qwen2.5_1.5b/ctpd", "--dry-run").err
+    )

@@ -61,7 +61,7 @@ def load(tmp_path):
 def problems_of(load, *arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(*arguments)
-    return caught.value.problems
+    return list(map(str, caught.value.problems))
 
 
 def test_defaults(load):

@@ -1,11 +1,17 @@
-"""What the header of a shipped config tells its reader to do."""
+"""What the header of a shipped file of configs tells its reader to do."""
 
 import re
 import shlex
-from itertools import takewhile
+from pathlib import Path
 from typing import NamedTuple
 
 from prefkd import catalog
+
+FILES = sorted(
+    path
+    for path in catalog.CONFIGS.rglob("*.yaml")
+    if path.parent.name != "bases" and path not in catalog.pipelines().values()
+)
 
 
 class Run(NamedTuple):
@@ -16,11 +22,15 @@ class Run(NamedTuple):
     overrides: list[str]
     processes: int
 
+    @property
+    def path(self) -> Path:
+        """The config that it runs."""
+        return catalog.find_run(self.recipe, self.config)[1]
+
 
 def header(name: str) -> str:
-    """The comment at the top of a shipped config or pipeline."""
-    lines = catalog.find_shipped(name).read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(takewhile(lambda line: line.startswith("#"), lines))
+    """The comment at the top of a file below configs/, named without its suffix."""
+    return catalog.header_of(catalog.CONFIGS / f"{name}.yaml")
 
 
 def downloads(text: str) -> list[str]:

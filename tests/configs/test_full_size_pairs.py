@@ -131,15 +131,13 @@ def test_every_command_of_a_header_is_sound(pair, world):
     Path(adapter.parent.parent / "dpo_reversed").mkdir(exist_ok=True)
     if not (adapter.parent.parent / "dpo_reversed" / "adapter").exists():
         (adapter.parent.parent / "dpo_reversed" / "adapter").symlink_to(adapter.resolve())
-    for recipe in RECIPES:
-        for command in runs(header(f"{pair}/{recipe}")):
-            overrides = [*command.overrides, "output_dir=elsewhere"]
-            module = load_recipe(catalog.find_recipe(command.recipe))
-            load_config(module.Config, catalog.find_config(command.config), overrides)
+    for command in runs(header(pair)):
+        module = load_recipe(catalog.find_recipe(command.recipe))
+        load_config(module.Config, command.path, [*command.overrides, "output_dir=elsewhere"])
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_chain_is_sound(pair, world, capfd):
-    for command in re.findall(r"^#   prefkd pipeline (.+)$", header(f"{pair}/ctpd"), re.MULTILINE):
+    for command in re.findall(r"^#   prefkd pipeline (.+)$", header(pair), re.MULTILINE):
         words = [word for word in command.split() if word not in ("--nproc-per-node", "8", "--dry-run")]
         assert main(["pipeline", *words, "--dry-run"]) == 0, capfd.readouterr().err

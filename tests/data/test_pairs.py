@@ -291,7 +291,7 @@ def test_a_config_that_cannot_work_says_so(tmp_path, monkeypatch, settings, prob
     (tmp_path / "data" / "pairs.txt").touch()
     assert list(DataConfig("data/pairs.jsonl").problems()) == []
     assert list(DataConfig("owner/name").problems()) == []
-    assert list(DataConfig(**({"source": "data/pairs.jsonl"} | settings)).problems()) == [problem]
+    assert list(map(str, DataConfig(**({"source": "data/pairs.jsonl"} | settings)).problems())) == [problem]
 
 
 @pytest.mark.parametrize(

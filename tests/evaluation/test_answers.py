@@ -166,4 +166,4 @@ def test_a_reward_model_that_is_none(tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(PrefkdError, match="cannot load the reward model"):
         RewardModel(RewardModelConfig(str(folder)), CPU)
-    assert "no folder nowhere" in next(RewardModelConfig("nowhere").problems())
+    assert "no folder nowhere" in str(next(RewardModelConfig("nowhere").problems()))

@@ -146,7 +146,7 @@ def test_two_adapters_stand_on_one_base(base, tmp_path):
 
 
 def problems(base: Path, adapter: Path) -> list[str]:
-    return list(TeacherConfig(str(base), adapter=str(adapter)).problems())
+    return list(map(str, TeacherConfig(str(base), adapter=str(adapter)).problems()))
 
 
 def test_an_adapter_of_a_model_of_another_size_names_both(base, tmp_path):
@@ -184,7 +184,7 @@ def test_what_is_no_adapter_is_one_line(base, tmp_path):
     ]
     assert "holds no adapter_config.json" in problems(base, base)[0]
     make_adapter(base, tmp_path / "adapter", seed=0)
-    assert "is an adapter; give its base here" in next(ModelConfig(str(tmp_path / "adapter")).problems())
+    assert "is an adapter; give its base here" in str(next(ModelConfig(str(tmp_path / "adapter")).problems()))
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-9])

@@ -127,8 +127,8 @@ def test_what_needs_a_gpu_is_refused_before_anything_loads(world, tmp_path, caps
 def test_an_old_gpu_and_a_type_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    (line,) = quantization_problems("float8", torch.bfloat16, "cuda")
-    assert "Tesla T4" in line
+    (problem,) = quantization_problems("float8", torch.bfloat16, "cuda")
+    assert "Tesla T4" in problem.text and problem.about == "device"
     assert len([*quantization_problems("int4", torch.float32, "cuda")]) == 2
     assert not [*TeacherConfig("owner/name", quantization="int8").problems()]
 

@@ -1,0 +1,59 @@
+"""`prefkd new`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import arg
+
+from prefkd.cli.arguments import optional
+from prefkd.cli.output import hush_libraries, say
+from prefkd.errors import PrefkdError
+
+
+def new(
+    *,
+    student: Annotated[str, arg(metavar="MODEL")],
+    teacher: Annotated[str, arg(metavar="MODEL")],
+    data: Annotated[str, arg(metavar="SOURCE")],
+    recipe: Annotated[str, optional("RECIPE")] = "tis_dpo_distill",
+    split: Annotated[str, optional("NAME")] = "train",
+    subset: Annotated[str | None, optional("NAME")] = None,
+    gpu: Annotated[str | None, optional("NAME|GIB")] = None,
+    output: Annotated[Path, optional("FILE")] = Path("mine.yaml"),
+) -> None:
+    """Write a config for a pair of models and data of your own: lengths, batches and types that fit.
+
+    For example:
+        prefkd new --student models/small --teacher models/large --data mine.jsonl
+        prefkd new --student models/small --teacher models/large --data mine.jsonl --recipe dskd_distill --gpu A100-80
+
+    Args:
+        student: Folder or Hub id of the student; its tokenizer and its config.json are read.
+        teacher: Folder or Hub id of the teacher.
+        data: File, folder or Hub data set of preference pairs.
+        recipe: Which recipe the config is for; tis_dpo_distill if not given. sft and dpo train the teacher.
+        split: Split of a Hub data set or of a folder; train if not given.
+        subset: Configuration of a Hub data set.
+        gpu: The GPU that it has to fit: H100, A100-40 or another that `prefkd plan` knows, or its memory in GiB. This
+            machine's own, if not given.
+        output: The file; mine.yaml if not given.
+    """
+    if output.exists():
+        raise PrefkdError(f"{output} is already there; name another file with --output")
+    if output.suffix not in (".yaml", ".yml"):
+        raise PrefkdError(f"{output} is not a name for a config; end it in .yaml")
+    with Console(stderr=True).status("reading models and data"):
+        from datasets import disable_progress_bars
+
+        from prefkd.proposal import propose
+
+        hush_libraries()
+        disable_progress_bars()
+        found = propose(
+            recipe, student=student, teacher=teacher, source=data, split=split, subset=subset, gpu=gpu, name=output.stem
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(found.text(output), encoding="utf-8")
+    say("\n".join(f"{what}: {why}" for what, why in found.reasons.items()))
+    say(f"\nwrote {output}\nsee what it needs: prefkd plan {output}\nrun it: prefkd run {recipe} --config {output}")

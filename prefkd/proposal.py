@@ -1,0 +1,225 @@
+"""A first config for a pair of models and data: what to choose, found by looking at them."""
+
+import tempfile
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+
+from prefkd import catalog
+from prefkd.cli.launch import load_recipe
+from prefkd.config.layers import as_yaml, laid_over_base
+from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import ANSWERS, SIDES, align_pairs
+from prefkd.data.vocabulary import Vocabularies
+from prefkd.errors import PrefkdError, nearest
+from prefkd.estimate.memory import GIB, Card, find_card
+from prefkd.estimate.models import read_architecture
+from prefkd.estimate.plan import make_plan
+from prefkd.estimate.reading import read_for_plan
+from prefkd.models.load import ModelConfig, read_side
+
+RECIPES = ("tis_dpo_distill", "dpo_distill", "dskd_distill", "score", "sft", "dpo")
+SAMPLE = 1000  # pairs that are read for their lengths
+LONGEST = 8192  # tokens of a pair that are counted
+ROUND = 64  # lengths are multiples of it
+# Pairs of a microbatch, and whether activations are computed twice; the faster of two that fit stands first.
+FITS = ((8, False), (4, False), (8, True), (4, True), (2, False), (2, True), (1, False), (1, True))
+LEAST_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config that is proposed.
+
+    Attributes:
+        keys: The config.
+        reasons: What was chosen -> why.
+    """
+
+    keys: dict[str, Any]
+    reasons: dict[str, str]
+
+    def text(self, path: Path) -> str:
+        """The file, with the reasons in its header."""
+        lines = [f"A config for recipe {self.keys['recipe']}, which `prefkd new` has written. What it chose, and why:"]
+        for what, why in self.reasons.items():
+            lines += textwrap.wrap(f"{what}: {why}", 116, initial_indent="  ", subsequent_indent="    ")
+        lines += ["", "Run:", f"  prefkd run {self.keys['recipe']} --config {path}"]
+        return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n" + as_yaml(self.keys)
+
+
+def propose(
+    recipe: str,
+    *,
+    student: str,
+    teacher: str,
+    source: str,
+    split: str,
+    subset: str | None,
+    gpu: str | None,
+    name: str,
+) -> Proposal:
+    """Look at models and data, and choose lengths, batches and types that fit.
+
+    Args:
+        recipe: Name of a recipe that trains or scores.
+        student, teacher: Folders or Hub ids.
+        source, split, subset: The pairs, as in a config's `data`.
+        gpu: Name of a GPU, or its GiB; None for this machine.
+        name: The folder of the run below runs/.
+
+    Raises:
+        PrefkdError: The recipe, a model, the data or the GPU cannot be used.
+    """
+    if recipe not in RECIPES:
+        raise PrefkdError(f"--recipe {recipe} is not one that this writes a config for{nearest(recipe, RECIPES)}")
+    card = _own_memory() if gpu is None else find_card(gpu)
+    configs = {"student": ModelConfig(student), "teacher": ModelConfig(teacher)}
+    for key, config in configs.items():
+        for problem in config.problems():
+            raise PrefkdError(f"--{key}: {getattr(problem, 'text', problem)}")
+    sides = {key: read_side(config) for key, config in configs.items()}
+    positions = min(
+        getattr(read_architecture(config, key), "max_position_embeddings", None) or LONGEST
+        for key, config in configs.items()
+    )
+    data: dict[str, Any] = {"source": source, "subset": subset, "split": split}
+    reasons: dict[str, str] = {}
+    steps, training = _read_data(data, sides, positions, reasons)
+    own: dict[str, Any] = {"output_dir": f"runs/{name}"}
+    if recipe != "score":
+        own |= {"training": training, "lr_schedule": {"num_warmup_steps": steps // 10}}
+    own |= _for_the_pair(recipe, sides, reasons)
+    on_cpu = gpu is None and not torch.cuda.is_available()
+    if recipe != "score":
+        training["precision"] = "float32" if on_cpu else "bfloat16"
+        reasons["precision"] = "float32, since there is no GPU here" if on_cpu else "bfloat16, which GPUs compute fast"
+    keys = laid_over_base(f"bases/{recipe}", own, {"student": student, "teacher": teacher, "pairs": data, "pair": name})
+    return Proposal(_fitting(keys, recipe, card, reasons), reasons)
+
+
+def _own_memory() -> Card:
+    if torch.cuda.is_available():
+        return Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB)
+    return Card("the memory of this machine", psutil.virtual_memory().available / GIB)
+
+
+def _read_data(
+    data: dict[str, Any], sides: dict[str, ModelSide], positions: int, reasons: dict[str, str]
+) -> tuple[int, dict[str, Any]]:
+    """Choose lengths and the size of a step; returns the steps of an epoch, and settings of the training."""
+    longest = max(min(LONGEST, positions), 2)
+    config = DataConfig(**data, max_length=longest, max_prompt_length=longest // 2, on_bad_row="skip")
+    for problem in config.problems():
+        raise PrefkdError(f"--data: {getattr(problem, 'text', problem)}")
+    read = load_pairs(config)
+    pairs = read.train.select(range(min(SAMPLE, len(read.train))))
+    left_out: Counter[str] = Counter()
+    aligned = align_pairs(pairs, sides["student"], sides["teacher"], config=config, left_out=left_out)
+    if not len(aligned):
+        raise PrefkdError(f"--data: none of the first {len(pairs)} pairs of {data['source']} can be used")
+    prompt, pair = (max(_percentile(aligned, side, whole) for side in SIDES) for whole in (False, True))
+    max_length = max(min(_rounded(pair), positions), 2)
+    data["max_length"] = max_length
+    data["max_prompt_length"] = min(_rounded(prompt), max_length // 2)
+    tokens = " and ".join(f"{_percentile(aligned, side, True)} tokens of the {side}" for side in SIDES)
+    limit = f", and the models read {positions}" if max_length == positions else ""
+    reasons["data.max_length"] = f"{max_length}; 95 % of {len(aligned)} pairs have at most {tokens}{limit}"
+    reasons["data.max_prompt_length"] = (
+        f"{data['max_prompt_length']}; 95 % of the prompts have at most {prompt} tokens, and one is cut only where its "
+        "pair is too long"
+    )
+    skipped = read.report["skipped_rows"]
+    if skipped:
+        data["on_bad_row"] = "skip"
+        reasons["data.on_bad_row"] = f"skip; {len(skipped)} rows cannot be used, the first is {skipped[0]}"
+    batch = next((size for size in (32, 16, 8) if len(read.train) // size >= LEAST_STEPS), 4)
+    steps = max(len(read.train) // batch, 1)
+    reasons["training.batch_size"] = f"{batch}; {len(read.train)} pairs make {steps} steps of it"
+    return steps, {"batch_size": batch, "evaluate_every": max(min(200, steps // 4), 1)}
+
+
+def _percentile(aligned: Dataset, side: str, whole: bool) -> int:
+    """Tokens of 95 % of the prompts, or of the prompts with their longer answer, before anything is cut off."""
+    table: Any = aligned.with_format("arrow")[:]
+
+    def lengths(part: str) -> np.ndarray:
+        kept = pc.call_function("list_value_length", [table[f"{side}_{part}"]]).to_numpy()
+        return kept + table[f"{side}_{part}_cut"].to_numpy()
+
+    answers = np.maximum(*(lengths(answer) for answer in ANSWERS)) if whole else 0
+    return int(np.percentile(lengths("prompt") + answers, 95))
+
+
+def _rounded(length: int) -> int:
+    return -(-length // ROUND) * ROUND
+
+
+def _for_the_pair(recipe: str, sides: dict[str, ModelSide], reasons: dict[str, str]) -> dict[str, Any]:
+    """What depends on the two tokenizers."""
+    own: dict[str, Any] = {}
+    has_chat = {key: side.uses_chat_template for key, side in sides.items()}
+    reasons["templates"] = ", ".join(
+        f"the {key} has a chat template" if chat else f"the {key} has none and reads role headings"
+        for key, chat in has_chat.items()
+    )
+    vocabularies = Vocabularies.of(sides["student"].tokenizer, sides["teacher"].tokenizer)
+    one = vocabularies.student == vocabularies.teacher
+    sizes = len(vocabularies.student), len(vocabularies.teacher)
+    reasons["vocabularies"] = f"one of {sizes[0]} tokens" if one else f"two, of {sizes[0]} and {sizes[1]} tokens"
+    follows = has_chat["teacher"]
+    if recipe in ("tis_dpo_distill", "dskd_distill"):
+        own["weights"] = {"contrast": "prompt_pair" if follows else "uniform"}
+        reasons["weights.contrast"] = (
+            "prompt_pair; the teacher has a chat template, so that it may follow the two instructions"
+            if follows
+            else "uniform; a teacher without a chat template does not follow the two instructions of prompt_pair"
+        )
+    if recipe == "score":
+        own["contrast"] = {"kind": "prompts" if follows else "none"}
+        reasons["contrast.kind"] = "prompts" if follows else "none; the teacher has no chat template for instructions"
+    if recipe == "dskd_distill" and one:
+        own["objective"] = [
+            {"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.1},
+            {"_component_": "prefkd.training.objective.cross_entropy", "weight": 0.25},
+            {"_component_": "prefkd.training.objective.same_vocabulary", "weight": 0.25, "divergence": "forward_kl"},
+        ]
+        reasons["objective"] = "same_vocabulary; with one vocabulary next-token distributions are compared as they are"
+    return own
+
+
+def _fitting(keys: dict[str, Any], recipe: str, card: Card, reasons: dict[str, str]) -> dict[str, Any]:
+    """The config with the first microbatch that fits."""
+    module = load_recipe(catalog.find_recipe(recipe))
+    scores = recipe == "score"
+    peak = 0.0
+    for pairs, again in [(size, again) for size, again in FITS if not (scores and again)]:
+        if not scores and pairs > keys["training"]["batch_size"]:
+            continue
+        chosen = {"microbatch_size": pairs} | ({} if scores else {"activation_checkpointing": again})
+        keys = keys | (chosen if scores else {"training": keys["training"] | chosen})
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(as_yaml(keys), encoding="utf-8")
+            config = read_for_plan(module, recipe, path, ())
+        peak = make_plan(module, recipe, config, 1, card).peak
+        if card.fits(peak):
+            reasons["microbatch_size"] = f"{pairs}; {peak / GIB:.1f} GiB of the {card.gib:.1f} GiB of {card.name}"
+            if not scores:
+                why = "activations would not fit otherwise" if again else "there is room for all activations"
+                reasons["activation_checkpointing"] = f"{str(again).lower()}; {why}"
+            return keys
+    reasons["microbatch_size"] = (
+        f"1, and still {peak / GIB:.1f} GiB, more than {card.name} of {card.gib:.1f} GiB has room for; split the "
+        "run over several GPUs (--nproc-per-node) or take a larger one"
+    )
+    return keys
