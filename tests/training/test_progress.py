@@ -5,6 +5,7 @@ from rich.console import Console
 from torch import device
 
 from prefkd.ranks import Ranks
+from prefkd.training import display as module
 from prefkd.training.display import Display, LogLines
 from prefkd.training.metrics import brief
 
@@ -92,9 +93,7 @@ def test_other_ranks_are_silent_in_a_log(capsys):
 
 
 def test_a_terminal_has_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(
-        display_module, "Console", lambda **settings: Console(force_terminal=True, width=80, **settings)
-    )
+    monkeypatch.setattr(module, "Console", lambda **settings: Console(force_terminal=True, width=80, **settings))
     with Display(Ranks(0, 1, device("cpu"))).progress(3) as bar:
         for _ in range(3):
             bar.advance("loss 0.1")
