@@ -37,10 +37,11 @@ class Recipe:
 
 def recipes() -> list[Recipe]:
     """All shipped recipes, by name. The files are read, not imported."""
+    recipe_names = {name: recipe_of(config) for name, config in configs().items()}
     found = []
     for path in sorted(RECIPES.glob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        names = tuple(name for name, config in configs().items() if recipe_of(config) == path.stem)
+        names = tuple(name for name, recipe in recipe_names.items() if recipe == path.stem)
         found.append(Recipe(path.stem, path, docstring.partition("\n")[0], names))
     return found
 
@@ -82,7 +83,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         PrefkdError: If there is neither; the message names the nearest shipped recipe.
     """
-    return _find("recipe", name, {recipe.name: recipe.path for recipe in recipes()})
+    return _find("recipe", name, {path.stem: path for path in RECIPES.glob("*.py")})
 
 
 def find_config(name: str, recipe: str | None = None) -> Path:
@@ -137,7 +138,8 @@ def find_base(name: str) -> Path:
     Raises:
         PrefkdError: If there is neither; the message names the nearest shipped one.
     """
-    return _find("config", name, _shipped())
+    shipped = CONFIGS / f"{name}.yaml"
+    return shipped if shipped.is_file() else _find("config", name, _shipped())
 
 
 def find_pipeline(name: str) -> Path:
