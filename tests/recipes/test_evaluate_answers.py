@@ -173,7 +173,7 @@ def test_a_judge_compares_with_the_baseline(world, finished, tmp_path, monkeypat
         (("answers.bench.scorers.words.answer=x",), "answers.bench.scorers.words.answer: the recipe itself passes it"),
         (("answers.bench.scorers.words=3",), "answers.bench.scorers.words: 3 is not a component"),
         (("answers.bench.prompts.source=nowhere.jsonl",), "answers.bench.prompts.source: nowhere.jsonl does not exist"),
-        (("answers.bench.sampling.temperature=-1",), "answers.bench.sampling.temperature: -1.0 is negative"),
+        (("answers.bench.sampling.temperature=-1",), "answers.bench.sampling.temperature: -1.0 is not a temperature"),
         (("answers.bench.reward_model.path=nowhere",), "answers.bench.reward_model.path: no folder nowhere"),
         (
             ("answers.bench.judge={base_url: 'http://localhost:1', model: j, api_key_variable: null}", "baseline=null"),
