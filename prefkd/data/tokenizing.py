@@ -33,7 +33,7 @@ from prefkd.data.formats import Message, check_answers
 from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error, fingerprint
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
-from prefkd.data.workers import Shared, available_cores, one_thread_in_workers
+from prefkd.data.workers import Shared, available_cores, one_thread_in_workers, same_environment
 from prefkd.errors import DataError, PrefkdError
 from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 
@@ -91,23 +91,24 @@ def align_pairs(
         return Dataset.from_dict({name: [] for name in columns}, features=columns)
     limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
     workers = config.workers or min(available_cores(), len(pairs) // PAIRS_PER_WORKER)
-    rows = pairs.map(
-        _align_batch,
-        batched=True,
-        batch_size=PAIRS_PER_BATCH,
-        remove_columns=pairs.column_names,
-        features=Features({**columns, "problem": Value("string")}),
-        num_proc=workers if workers > 1 else None,
-        fn_kwargs={
-            "shared_sides": Shared({"student": student, "teacher": teacher}),
-            "limits": limits,
-            "contrast": contrast,
-        },
-        new_fingerprint=fingerprint(
-            "aligned", VERSION, pairs._fingerprint, student.fingerprint, teacher.fingerprint, limits, contrast
-        ),
-        desc=description,
-    )
+    with same_environment():
+        rows = pairs.map(
+            _align_batch,
+            batched=True,
+            batch_size=PAIRS_PER_BATCH,
+            remove_columns=pairs.column_names,
+            features=Features({**columns, "problem": Value("string")}),
+            num_proc=workers if workers > 1 else None,
+            fn_kwargs={
+                "shared_sides": Shared({"student": student, "teacher": teacher}),
+                "limits": limits,
+                "contrast": contrast,
+            },
+            new_fingerprint=fingerprint(
+                "aligned", VERSION, pairs._fingerprint, student.fingerprint, teacher.fingerprint, limits, contrast
+            ),
+            desc=description,
+        )
     return _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
 
 

@@ -1,6 +1,8 @@
 """Worker processes: how many there can be, and how they come by large objects."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -16,6 +18,17 @@ def one_thread_in_workers() -> None:
     """Keep a worker process from tokenising on all cores: its siblings are on them."""
     if multiprocess.parent_process() is not None:  # pyright: ignore[reportAttributeAccessIssue]
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Keep `os.environ` the object that it is: datasets puts a copy in its place when it maps in several processes.
+
+    Whoever holds the old one, rich for the width of the terminal, would not see what is set later.
+    """
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003
 
 
 class Shared:
