@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -60,9 +60,6 @@ from prefkd.training.snapshots import (
     write_json,
     write_snapshot,
 )
-
-if TYPE_CHECKING:  # it imports the checks of a training, which import this module
-    pass
 
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
