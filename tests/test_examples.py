@@ -1,6 +1,8 @@
 """Every file of examples/ does what its docstring says, on tiny models."""
 
+import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,6 +53,25 @@ def test_a_loss_of_ones_own_starts_at_its_margin(tmp_path, monkeypatch):
     loss = ("loss._component_=own_loss.hinge", "training.max_steps=1")
     metrics = single_model.run("dpo", world, tmp_path / "out", *loss)
     assert metrics[0]["held_out/loss"] == 1.0
+
+
+VOTES = [
+    {"post": f"What now, {i}?", "replies": [{"text": "Boil the eggs.", "votes": 4}, {"text": "Look it up.", "votes": 1}]}
+    for i in range(8)
+]
+
+
+def test_rows_of_ones_own_format_are_read_and_trained_on(tmp_path, monkeypatch, capsys):
+    world = single_model.make_world(tmp_path)
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text("".join(json.dumps(row) + "\n" for row in VOTES))
+    run_script(monkeypatch, "04_own_format.py", str(votes))
+    assert capsys.readouterr().out.splitlines()[0] == "0.75  What now, 0?: Boil the eggs. > Look it up."
+    shutil.copy(EXAMPLES / "04_own_format.py", tmp_path / "mine.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = f"data={{source: {votes}, reader: {{_component_: mine.read_row, least: 2}}, held_out_fraction: 0.3}}"
+    metrics = single_model.run("dpo", world, tmp_path / "out", data, "training.max_steps=1")
+    assert metrics[-1]["held_out/accuracy"] <= 1
 
 
 def test_every_example_has_a_test():

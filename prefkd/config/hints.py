@@ -77,6 +77,12 @@ def named_sections(hint: Any) -> type | None:
     return section if is_dataclass(section) and isinstance(section, type) else None
 
 
+def listed_sections(hint: Any) -> type | None:
+    """The dataclass of a hint `list[dataclass]`: a list of sections of one kind."""
+    section = get_args(hint)[-1] if get_origin(hint) is list else None
+    return section if is_dataclass(section) and isinstance(section, type) else None
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value suits a parameter's hint. In doubt (a class that YAML knows nothing of) it does."""
     if is_union(hint):

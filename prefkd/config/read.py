@@ -25,7 +25,7 @@ from omegaconf.errors import (
 
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
-from prefkd.config.hints import describe, fits, members, named_sections
+from prefkd.config.hints import describe, fits, listed_sections, members, named_sections
 from prefkd.config.layers import overlaid, read_layers
 from prefkd.errors import ConfigError, Problem, first_line, nearest
 
@@ -186,6 +186,10 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
         if named is not None and isinstance(value, Mapping):
             _fill_named(config, name, named, value, path, found)
             continue
+        listed = listed_sections(hints[name])
+        if listed is not None and isinstance(value, Sequence) and not isinstance(value, str):
+            _fill_listed(config, name, listed, value, path, found)
+            continue
         try:
             OmegaConf.update(config, name, value, merge=False)
             # OmegaConf would take an escaped interpolation, which is a text, for a value of any type.
@@ -207,6 +211,19 @@ def _fill_named(
             continue
         config[name][item] = OmegaConf.structured(section)
         _fill(config[name][item], settings, _join(path, item), found)
+
+
+def _fill_listed(
+    config: DictConfig, name: str, section: type, values: Sequence[Any], path: str, found: _Findings
+) -> None:
+    """Put values into a list of sections of one kind, each checked as a section is."""
+    config[name] = []
+    for index, settings in enumerate(values):
+        config[name].append(OmegaConf.structured(section))
+        if isinstance(settings, Mapping):
+            _fill(config[name][-1], settings, f"{path}[{index}]", found)
+        else:
+            found.add(f"{path}[{index}]", f"{settings!r} is not a section of keys and values")
 
 
 def _resolve(config: Any, key: str, found: _Findings) -> None:
@@ -250,6 +267,9 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
             for index, item in enumerate(_container(value, resolve=True)):
                 lines = component_problems(item, part.metadata.get("supplied", ()), part.metadata.get("settings"))
                 found.problems += (Problem.of(line).under(f"{path}[{index}]") for line in lines)
+        if isinstance(value, ListConfig) and listed_sections(hints[part.name]) is not None:
+            for index, item in enumerate(value):
+                _ask(item, f"{path}[{index}]", found)
         if not isinstance(value, DictConfig):
             continue
         if is_dataclass(OmegaConf.get_type(value)):

@@ -24,14 +24,19 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     """
     found, rest = {}, dict(row)
     for name, path in columns.items():
-        keys = [path] if path in row else path.split(".")
-        found[name] = _at(row, keys, path)
-        rest = _without(rest, keys)
+        found[name] = value_at(row, path)
+        rest = _without(rest, [path] if path in row else path.split("."))
     return {f"{name} of the file" if name in found else name: value for name, value in rest.items()} | found
 
 
-def _at(value: Any, keys: list[str], path: str) -> Any:
-    for key in keys:
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """What a row has in a column; dots lead into objects and lists.
+
+    Raises:
+        DataError: The column is missing.
+    """
+    value: Any = row
+    for key in [path] if path in row else path.split("."):
         if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         elif isinstance(value, Mapping) and key in value:

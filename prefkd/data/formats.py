@@ -9,7 +9,7 @@
     sharegpt        {"conversations": [{"from", "value"}], "chosen": {"from", "value"}, "rejected": {"from", "value"}}
 
 Messages are those of `prefkd.data.messages`, and may be text that spells them. A field "system" with text becomes the
-system message of any of them. What cannot be read is a `DataError` that names the field and what belongs there.
+system message of any of them, and a field "tools" tells which tools can be called. What cannot be read is a `DataError` that names the field and what belongs there.
 """
 
 import unicodedata
@@ -17,17 +17,37 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from prefkd.data.fields import ATTACHMENTS, CONTEXT, has_content, is_metadata, is_repeated, unread_fields, unread_parts
-from prefkd.data.messages import Message, decode_messages, kind, read_messages
+from prefkd.data.messages import (
+    SYSTEM_ROLES,
+    THOUGHTS,
+    Answer,
+    Message,
+    answer_text,
+    decode_messages,
+    kind,
+    read_messages,
+    read_tools,
+)
 from prefkd.data.transcripts import is_transcript, read_transcript, read_transcript_prompt
+from prefkd.data.worth import Worth
 from prefkd.errors import DataError
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt. The prompt is a conversation that ends with a message of the user."""
+    """Two answers to one prompt.
+
+    Attributes:
+        prompt: A conversation that ends with a message of the user or of a tool.
+        chosen, rejected: The better and the worse answer: text, or a message that calls tools.
+        tools: The tools that can be called, JSON schemas, or None.
+        worth: What the pair is worth.
+    """
 
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: Answer
+    rejected: Answer
+    tools: list[dict[str, Any]] | None = None
+    worth: Worth = Worth()
 
 
 def detect_format(row: Mapping[str, Any]) -> str:
@@ -64,12 +84,12 @@ def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     """
     row = decoded(row)
     pair = FORMATS[row_format].read(row)
-    prompt = [Message(role=turn["role"], content=_normal(turn["content"], "prompt")) for turn in pair.prompt]
-    prompt = with_system(prompt, row.get("system"))
-    pair = Pair(prompt, _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected"))
+    prompt: list[Message] = with_system(_normal(pair.prompt, "prompt"), row.get("system"))
+    tools = _normal(read_tools(row["tools"]), "tools") if has_content(row.get("tools")) else None
+    pair = Pair(prompt, _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected"), tools)
     check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
-    check_answers(pair.chosen, pair.rejected)
+    check_answers(answer_text(pair.chosen), answer_text(pair.rejected))
     return pair
 
 
@@ -81,7 +101,7 @@ def unread(row: Mapping[str, Any], row_format: str) -> list[str]:
     return fields + unread_parts(row, reads, MESSAGE_KEYS)
 
 
-MESSAGE_KEYS = ("role", "content", "from", "value")
+MESSAGE_KEYS = ("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *THOUGHTS)
 
 
 def with_system(prompt: list[Message], system: Any) -> list[Message]:
@@ -95,7 +115,7 @@ def with_system(prompt: list[Message], system: Any) -> list[Message]:
     if not isinstance(system, str):
         raise DataError(f"field 'system' is {kind(system)}: expected text")
     system = _normal(system, "system")
-    if not prompt or prompt[0]["role"] != "system":
+    if not prompt or prompt[0]["role"] not in SYSTEM_ROLES:
         return [Message(role="system", content=system), *prompt]
     if prompt[0]["content"].strip() != system.strip():
         raise DataError("field 'system' is not the system message of the prompt: remove one of the two")
@@ -117,9 +137,9 @@ def check_prompt(prompt: list[Message]) -> None:
     """Raise a DataError unless the prompt is a conversation that waits for an answer."""
     if not any(turn["content"].strip() for turn in prompt if turn["role"] == "user"):
         raise DataError("the prompt is empty: expected a message of the user")
-    if prompt[-1]["role"] != "user":
+    if prompt[-1]["role"] not in ("user", "tool"):
         raise DataError(f"the prompt ends with a message of the {prompt[-1]['role']}: expected one of the user")
-    if any(turn["role"] == "system" for turn in prompt[1:]):
+    if any(turn["role"] in SYSTEM_ROLES for turn in prompt[1:]):
         raise DataError("the prompt has a system message after its start: expected it first")
 
 
@@ -192,7 +212,7 @@ class _Format(NamedTuple):
     reads: frozenset[str]
 
 
-_COMMON = frozenset({"prompt", "chosen", "rejected", "system"})
+_COMMON = frozenset({"prompt", "chosen", "rejected", "system", "tools"})
 
 FORMATS: dict[str, _Format] = {
     "standard": _Format(read_standard, _COMMON),
@@ -203,7 +223,7 @@ FORMATS: dict[str, _Format] = {
 }
 
 
-def _conversations(row: Mapping[str, Any]) -> tuple[list[Message], str, str]:
+def _conversations(row: Mapping[str, Any]) -> tuple[list[Message], Answer, Answer]:
     """What both conversations begin with, and their last answers: texts, single messages, or the ends of lists."""
     histories, answers = [], []
     for name in ("chosen", "rejected"):
@@ -224,10 +244,10 @@ def _require_same_prompt(chosen: list[Message], rejected: list[Message]) -> None
         raise DataError("fields 'chosen' and 'rejected' differ before their last answer: expected one shared prompt")
 
 
-def _answer(message: Message, name: str) -> str:
+def _answer(message: Message, name: str) -> Answer:
     if message["role"] != "assistant":
         raise DataError(f"field '{name}' ends with a message of the {message['role']}: expected one of the assistant")
-    return message["content"]
+    return message if "tool_calls" in message else message["content"]
 
 
 def _user(text: str) -> Message:
@@ -253,12 +273,19 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if is_metadata(str(name)) else decode_messages(value, name) for name, value in row.items()}
 
 
-def _normal(text: str, name: str) -> str:
+def _normal(value: Any, name: str) -> Any:
+    """A value whose texts are in Unicode NFC."""
+    if isinstance(value, list):
+        return [_normal(part, name) for part in value]
+    if isinstance(value, dict):
+        return {key: _normal(part, name) for key, part in value.items()}
+    if not isinstance(value, str):
+        return value
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"field '{name}' is broken: half a character (surrogate) at {error.start}") from error
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", value)
 
 
 def _all_normal(value: Any) -> Any:

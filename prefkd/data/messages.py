@@ -1,38 +1,50 @@
 """Messages of a conversation as data sets write them -> messages with a role and text, or an error that names the part.
 
 A message is {"role", "content"} or ShareGPT's {"from", "value"}. Content is text, or a list of text parts
-{"type": "text", "text": ...}, which are joined. What else a message holds, and a model would read or write (calls of
-tools, thoughts, images), is an error. A list of messages may be text itself, as CSV files have it: JSON, Python's
-notation, or NumPy's.
+{"type": "text", "text": ...}, which are joined. An assistant's message may call tools (`tool_calls`, or the older
+`function_call`), and have a thought (`reasoning_content`), which becomes a part of its text: <think> ... </think>. What
+else a message holds, and a model would read or write (images, say), is an error. A list of messages may be text itself,
+as CSV files have it: JSON, Python's notation, or NumPy's.
 """
 
 import ast
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from prefkd.data.fields import has_content
 from prefkd.errors import DataError
 
 
 class Message(TypedDict):
-    """One turn of a conversation. The role is `system`, `user` or `assistant`."""
+    """One turn of a conversation. The role is a name in `ROLES`.
+
+    Calls are {"type": "function", "function": {"name", "arguments"}}, arguments as an object. A message of the role
+    `tool` may say which call it answers.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
-# The names that data sets give to the three roles.
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
+# An answer: its text, or a message that calls tools.
+Answer = str | Message
+
+# The names that data sets give to the roles.
+ROLES = {name: name for name in ("system", "developer", "user", "assistant", "tool")}
+SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+SYSTEM_ROLES = ("system", "developer")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 # Parts of a message that a model would read or write, and that a message of role and text cannot carry.
 UNREADABLE_PARTS = frozenset(
     {
-        *("tool_calls", "tool_call", "tool_call_id", "tool_responses", "tool_plan", "tools", "function_call"),
-        *("functions", "reasoning", "reasoning_content", "reasoning_details", "thinking", "thoughts", "refusal"),
-        *("name", "image", "images", "audio", "audios", "video", "videos", "file", "files", "documents", "citations"),
+        *("tool_call", "tool_responses", "tool_plan", "tools", "functions", "reasoning_details", "thoughts", "refusal"),
+        *("image", "images", "audio", "audios", "video", "videos", "file", "files", "documents", "citations"),
     }
 )
 
@@ -73,10 +85,13 @@ def _read_message(message: Any, where: str) -> Message:
     for key, value in message.items():
         if key in UNREADABLE_PARTS and has_content(value):
             raise DataError(f"'{key}' in {where} cannot be read")
-    for key in (role_key, text_key):
-        if message.get(key) is None:
+    role, content = message.get(role_key), message.get(text_key)
+    calls = _read_calls(message, where)
+    if content is None and calls:
+        content = ""
+    for key, value in ((role_key, role), (text_key, content)):
+        if value is None:
             raise DataError(f"{where} has no '{key}'")
-    role, content = message[role_key], message[text_key]
     if not isinstance(role, str):
         raise DataError(f"'{role_key}' in {where} is {kind(role)}: expected text")
     if isinstance(content, list):
@@ -86,7 +101,115 @@ def _read_message(message: Any, where: str) -> Message:
     roles = SHAREGPT_ROLES if role_key == "from" else ROLES
     if role not in roles:
         raise DataError(f"{where} has the role '{role}': expected {', '.join(roles)}")
-    return Message(role=roles[role], content=content)
+    if role == "function_call" and not calls:
+        calls, content = [_call(_json(content), f"'{text_key}' in {where}")], ""
+    read = Message(role=roles[role], content=_with_thought(message, content, where))
+    if calls:
+        read["tool_calls"] = calls
+    for key in ("tool_call_id", "name"):
+        if has_content(message.get(key)) and read["role"] != "tool":
+            raise DataError(f"'{key}' in {where} cannot be read: it belongs to messages of the role tool")
+        if has_content(message.get(key)):
+            read[key] = str(message[key])
+    if read["role"] != "assistant" and (calls or any(has_content(message.get(key)) for key in THOUGHTS)):
+        raise DataError(f"{where} has calls or a thought: expected them in messages of the assistant only")
+    return read
+
+
+def _with_thought(message: Mapping[str, Any], content: str, where: str) -> str:
+    """The text of a message behind its thought, as models of the family that names it so write the two."""
+    thought = next((message[key] for key in THOUGHTS if has_content(message.get(key))), None)
+    if thought is None:
+        return content
+    if not isinstance(thought, str):
+        raise DataError(f"the thought in {where} is {kind(thought)}: expected text")
+    return f"<think>\n{thought.strip()}\n</think>\n\n{content.lstrip()}"
+
+
+def _read_calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The calls of tools in a message; text that spells them in JSON is read."""
+    value = message.get("tool_calls")
+    if not has_content(value):
+        value = [message["function_call"]] if has_content(message.get("function_call")) else []
+    value = _json(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise DataError(f"'tool_calls' in {where} is {kind(value)}: expected a list of calls")
+    return [_call(call, f"'tool_calls' in {where}") for call in value]
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where} has a call without the name of a function")
+    arguments = function.get("arguments")
+    parsed = _json(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+    if not isinstance(parsed, dict):
+        raise DataError(f"{where} has a call whose arguments are {kind(arguments)}: expected an object")
+    read = {"type": "function", "function": {"name": function["name"], "arguments": without_nulls(parsed)}}
+    return read | ({"id": call["id"]} if has_content(call.get("id")) else {})
+
+
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """The tools of a row, each a JSON schema; text that spells them in JSON is read.
+
+    Raises:
+        DataError: It is something else.
+    """
+    value = _json(value) if isinstance(value, str) else value
+    for tool in value if isinstance(value, list) else [None]:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError("field 'tools' is not a list of tools with a name, as {type: function, function: {name}}")
+    return [without_nulls(tool) for tool in value]
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the keys that hold nothing: Arrow gives each object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def answer_text(answer: Answer) -> str:
+    """An answer for comparison and for length: its text, and its calls as JSON."""
+    if isinstance(answer, str):
+        return answer
+    return "\n".join([answer["content"], *(json.dumps(call["function"]) for call in answer.get("tool_calls", ()))])
+
+
+def pack_calls(prompt: list[Message], answers: Mapping[str, Answer], tools: list[dict[str, Any]] | None) -> str | None:
+    """All that messages of role and text cannot carry, as JSON; None if there is nothing."""
+    extra = {
+        "tools": tools,
+        "prompt": {i: rest for i, turn in enumerate(prompt) if (rest := _beyond_text(turn))},
+        "answers": {name: answer["tool_calls"] for name, answer in answers.items() if not isinstance(answer, str)},
+    }
+    return json.dumps(extra, ensure_ascii=False) if any(extra.values()) else None
+
+
+def unpack_calls(
+    prompt: list[Message], answers: Mapping[str, str], packed: str | None
+) -> tuple[list[Message], dict[str, Answer], list[dict[str, Any]] | None]:
+    """What `pack_calls` was given: the prompt, the answers by name, and the tools."""
+    if packed is None:
+        return prompt, dict(answers), None
+    extra = json.loads(packed)
+    whole: list[Any] = [{**turn, **extra["prompt"].get(str(i), {})} for i, turn in enumerate(prompt)]
+    found: dict[str, Answer] = dict(answers)
+    for name, calls in extra["answers"].items():
+        found[name] = Message(role="assistant", content=answers[name], tool_calls=calls)
+    return whole, found, extra["tools"]
+
+
+def _beyond_text(turn: Message) -> dict[str, Any]:
+    return {key: value for key, value in turn.items() if key not in ("role", "content")}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _join_parts(parts: list[Any], where: str) -> str:

@@ -6,38 +6,48 @@ The data sets have the columns
     chosen     the better answer
     rejected   the worse answer
     file, row  where the pair comes from
+    source     the source that it belongs to, by the name that metrics have for it
+    weight     its weight in the loss
+    margin     by how much the chosen answer must win
+    gap        how far apart the answers are, null where the row does not tell
+    calls      tools and calls of tools, `prefkd.data.messages.pack_calls`, null where there are none
+    key        names the prompt, `prefkd.data.mixtures.prompt_key`
+    length     characters of the prompt and the longer answer
+    ratio      characters of the longer answer for one of the shorter
 
-all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it.
+all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it. Rows are
+looked at column by column, as Arrow has them: a million would not fit into memory as Python objects.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import datasets.config
 import numpy as np
-from datasets import Dataset, Features, List, Value
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
-from prefkd.config.hints import LARGEST_SEED, size_problems
-from prefkd.data.formats import FORMATS
-from prefkd.data.layouts import LAYOUTS
-from prefkd.data.layouts.candidates import Pairing
+from prefkd.data.mixtures import held_out_rows, mixture_sizes, repeated
+from prefkd.data.own_rows import own_reader, reader_fingerprint
 from prefkd.data.reading import Reader, formats_of, read_rows
-from prefkd.data.sources import open_source, source_problems, split_problems
-from prefkd.errors import DataError, Problem, nearest
+from prefkd.data.settings import DataConfig, Filters, MixedRows
+from prefkd.data.sources import open_source
+from prefkd.errors import DataError
 from prefkd.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 2
+VERSION = 3
 
-MOST_WORKERS = 1024  # each is a process
+ROWS_AT_A_TIME = 1000
 
 COLUMNS = Features(
     {
@@ -49,100 +59,24 @@ COLUMNS = Features(
     }
 )
 
+# What else is known of a pair. Data sets without these columns are read as if all pairs were worth the same.
+KNOWN = Features(
+    {
+        "source": Value("string"),
+        "weight": Value("float32"),
+        "margin": Value("float32"),
+        "gap": Value("float32"),
+        "calls": Value("string"),
+        "key": Value("int64"),
+        "length": Value("int64"),
+        "ratio": Value("float32"),
+    }
+)
+
 # What is known of a row while it is read, `prefkd.data.reading.read_rows`.
 READING = Features(
     {"problem": Value("string"), "tie": Value("bool"), "format": Value("string"), "unread": List(Value("string"))}
 )
-
-
-@dataclass
-class DataConfig:
-    """Which preference pairs to read, and how much of each a model sees.
-
-    Attributes:
-        source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
-            wrote, or the id of a data set on the Hugging Face Hub.
-        format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
-        columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
-        pairing: Of several answers with ranks or scores, make one pair of the best and the worst, one of the best and a
-            random one, or all pairs.
-        minimum_gap: The least difference of their scores or ranks.
-        subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
-        split: The split of a Hub data set; of a folder, the files that are named after it (train.jsonl,
-            train-00000.parquet), or all those that are named after no split.
-        held_out_source: Pairs to evaluate on. Without it a part of `source` is held out.
-        held_out_split: The split of the held-out pairs, in `held_out_source` if given, else in `source`.
-        held_out_fraction: The part that is held out where neither of the two is given. Pairs with the same prompt stay
-            together, so that no prompt is both trained on and evaluated on.
-        limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
-        reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
-        on_bad_row: What a row that cannot be used does: end everything, or be left out, counted and reported.
-        seed: Seed of the held-out part and of the limits.
-        max_length: Most tokens of a prompt and one answer together, on each side.
-        max_prompt_length: Most tokens of a prompt whose pair is longer than `max_length`.
-        truncation: Which end of such a prompt is kept.
-        workers: Processes that tokenise; None takes as many as are worth it.
-    """
-
-    source: str
-    format: str = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
-    pairing: Pairing = "best_worst"
-    minimum_gap: float = 0.0
-    subset: str | None = None
-    split: str = "train"
-    held_out_source: str | None = None
-    held_out_split: str | None = None
-    held_out_fraction: float = 0.1
-    limit: int | None = None
-    held_out_limit: int | None = None
-    reverse: bool = False
-    on_bad_row: Literal["error", "skip"] = "error"
-    seed: int = 0
-    max_length: int = 512
-    max_prompt_length: int = 256
-    truncation: Literal["keep_start", "keep_end"] = "keep_end"
-    workers: int | None = None
-
-    @property
-    def held_out(self) -> tuple[str, str] | None:
-        """Source and split of the held-out pairs, None where they are a part of the training pairs."""
-        if self.held_out_source is None and self.held_out_split is None:
-            return None
-        return self.held_out_source or self.source, self.held_out_split or self.split
-
-    def problems(self) -> Iterator[Problem | str]:
-        for name in ("source", "held_out_source"):
-            value = getattr(self, name)
-            if value is not None:
-                yield from source_problems(value, name)
-        yield from split_problems(self.source, self.split, "split")
-        if self.held_out and self.held_out != (self.source, self.split):
-            yield from split_problems(*self.held_out, "held_out_split")
-        if Path(self.source).is_file() and self.subset is not None:
-            yield f"subset: {self.subset} means nothing to a file; leave it out"
-        if self.held_out_split is not None and Path(self.held_out_source or self.source).is_file():
-            yield f"held_out_split: {self.held_out_split} means nothing to a file; name a held_out_source instead"
-        elif self.held_out == (self.source, self.split):
-            key = "held_out_source" if self.held_out_source else "held_out_split"
-            yield f"{key}: {getattr(self, key)} is what is trained on; name another or leave it out"
-        if self.format not in ("auto", *FORMATS, *LAYOUTS):
-            yield f"format: {self.format} is unknown{nearest(self.format, ['auto', *FORMATS, *LAYOUTS])}"
-        for name, column in self.columns.items():
-            if not column:
-                yield f"columns.{name}: names no column; write {name}: COLUMN"
-        if not self.minimum_gap >= 0:
-            yield f"minimum_gap: {self.minimum_gap} is below 0; use 0 for any difference"
-        if not 0 <= self.held_out_fraction < 1:
-            yield f"held_out_fraction: {self.held_out_fraction} is no part of the data; use 0.1 for a tenth"
-        yield from size_problems(self, "limit", "held_out_limit", "max_length", "max_prompt_length")
-        yield from size_problems(self, "workers", most=MOST_WORKERS)
-        yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
-        if self.max_length <= self.max_prompt_length:
-            yield (
-                f"max_length: {self.max_length} leaves no room for an answer after {self.max_prompt_length} tokens of "
-                "prompt; raise it or lower max_prompt_length"
-            )
 
 
 class BadRow(NamedTuple):
@@ -166,6 +100,10 @@ class PairSplits:
         formats: The form of the rows that can be used -> how many have it.
         ties: Rows without a preference: the better answer is not better, or not by `minimum_gap`.
         unread: Fields with content that are not read, and are not known to be metadata -> how many rows have them.
+        sources: Name of each source -> its pairs to train on and their share, and its held-out pairs.
+        filtered: How many pairs each of `data.filters` left out.
+        repeated_prompts: Training pairs whose prompt occurred before; `data.duplicates` drops them.
+        leaked_prompts: Training pairs whose prompt is held out; `data.leakage` drops them.
     """
 
     train: Dataset
@@ -174,6 +112,10 @@ class PairSplits:
     formats: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
     ties: int = 0
+    sources: dict[str, dict[str, float]] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    repeated_prompts: int = 0
+    leaked_prompts: int = 0
 
     @property
     def report(self) -> dict[str, Any]:
@@ -183,15 +125,23 @@ class PairSplits:
             "formats": self.formats,
             "rows_without_preference": self.ties,
             "unread_fields": self.unread,
+            "sources": self.sources,
+            "filtered": self.filtered,
+            "repeated_prompts": self.repeated_prompts,
+            "leaked_prompts": self.leaked_prompts,
             "skipped_rows": skipped,
         }
 
     @property
     def omissions(self) -> str:
-        """What is left out of the data, for one line of the terminal."""
+        """What is left out of the data, and what it is mixed of, for one line of the terminal."""
         ties = f", {self.ties} without a preference" if self.ties else ""
         fields = f", not read: {in_rows(self.unread)}" if self.unread else ""
-        return f"{len(self.skipped)} bad rows skipped{ties}{fields}"
+        filtered = "".join(f", {count} by filters.{name}" for name, count in self.filtered.items() if count)
+        leaked = f", {self.leaked_prompts} with a held-out prompt" if self.leaked_prompts else ""
+        shares = ", ".join(f"{part['share']:.1%} {name}" for name, part in self.sources.items())
+        mixed = f"; {shares}" if len(self.sources) > 1 else ""
+        return f"{len(self.skipped)} bad rows skipped{ties}{filtered}{leaked}{fields}{mixed}"
 
 
 def in_rows(fields: Mapping[str, int]) -> str:
@@ -200,35 +150,48 @@ def in_rows(fields: Mapping[str, int]) -> str:
 
 
 def load_pairs(config: DataConfig) -> PairSplits:
-    """Read, check, split and limit the pairs of a config. What was read is cached by the content of the files.
+    """Read, check, filter, split, mix and limit the pairs of a config. What was read is cached by the files' content.
 
     Raises:
         DataError: A source cannot be read, or a row cannot be used and `on_bad_row` is `error`.
     """
-    sources = [(config.source, config.split), *([config.held_out] if config.held_out else [])]
-    read = [_read_source(source, split, config) for source, split in sources]
-    (train, bad), *others = (_usable(rows, config) for rows in read)
-    if others:
-        [(held_out, also_bad)] = others
-        bad += also_bad
+    parts, filtered, bad = config.parts, Counter[str](), list[BadRow]()
+    read = {part.label: _read_source(part, config) for part in parts}
+    train = {name: _usable(rows, config, bad, filtered) for name, rows in read.items()}
+    if config.held_out is not None:
+        read["held out"] = _read_source(config.held_out, config)
+        held_out = [_usable(read["held out"], config, bad, filtered)]
     else:
-        train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
-    if not len(train):
-        raise DataError(f"{config.source}: no pairs are left to train on")
-    formats, unread_by_row, ties = Counter(), Counter(), 0
-    for rows in read:
-        ties += sum(rows["tie"][:])
-        formats.update(name for name in rows["format"][:] if name)
-        unread_by_row.update(name for names in rows["unread"][:] for name in names)
-    if unread_by_row:
-        logger.warning("%s: fields that hold something and are not read: %s", config.source, in_rows(unread_by_row))
+        splits = {name: _hold_out(pairs, config.held_out_fraction, config.seed) for name, pairs in train.items()}
+        train = {name: kept for name, (kept, _) in splits.items()}
+        held_out = [pairs for _, pairs in splits.values()]
+    evaluated = _limited(_together(held_out), config.held_out_limit, config.seed)
+    again = leaked = 0
+    for name, pairs in train.items():
+        kept = np.ones(len(pairs), dtype=bool)
+        for places, what in ((_held(pairs, evaluated), config.leakage), (repeated(_keys(pairs)), config.duplicates)):
+            kept &= ~places if what == "drop" else True
+        leaked += int(_held(pairs, evaluated).sum())
+        again += int(repeated(_keys(pairs)).sum())
+        train[name] = _select(pairs, kept.nonzero()[0])
+    mixed = _together(_mixed(list(train.values()), parts, config.seed))
+    if not len(mixed):
+        raise DataError(f"{config.label}: no pairs are left to train on")
+    mixed = _limited(mixed, config.limit, config.seed)
+    unread = sum((_counts(pc.list_flatten(_column(rows, "unread"))) for rows in read.values()), Counter[str]())
+    if unread:
+        logger.warning("%s: fields that hold something and are not read: %s", config.label, in_rows(unread))
     return PairSplits(
-        train=_limited(train, config.limit, config.seed),
-        held_out=_limited(held_out, config.held_out_limit, config.seed),
+        train=mixed,
+        held_out=evaluated,
         skipped=bad,
-        formats=dict(formats),
-        unread=dict(unread_by_row),
-        ties=ties,
+        formats=dict(sum((_counts(_column(rows, "format")) for rows in read.values()), Counter[str]())),
+        unread=dict(unread),
+        ties=sum(int(_flags(rows, "tie").sum()) for rows in read.values()),
+        sources=_shares(mixed, evaluated),
+        filtered=dict(filtered),
+        repeated_prompts=again,
+        leaked_prompts=leaked,
     )
 
 
@@ -238,24 +201,36 @@ def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
     return DataError(f"{bad[0]}{more}; fix the data, or leave such rows out with on_bad_row: skip")
 
 
-def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
+def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
     """All rows of a source, and for each `problem`: why it cannot be used, or None. Cached by content."""
-    opened = open_source(source, split=split, subset=config.subset)
-    reader = Reader(config.format, config.columns, config.pairing, config.minimum_gap)
+    source = cast(str, part.source)
+    opened = open_source(source, split=part.split, subset=part.subset, revision=part.revision)
+    reader = Reader(
+        format=part.format,
+        columns=part.columns,
+        pairing=part.pairing,
+        minimum_gap=part.minimum_gap,
+        weight=config.weight,
+        margin=part.margin,
+        margin_scale=config.margin_scale,
+        function=own_reader(part.reader) if part.reader is not None else None,
+    )
+    own = reader_fingerprint(part.reader) if part.reader is not None else None
+    made_of = [reader._replace(function=None)._asdict(), own, part.label, list(opened.parts), opened.content]
 
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
         for file, read in opened.parts.items():
             for row in read_rows(file, read(), formats_of(file, read(), reader), reader):
-                yield row
+                yield row | {"source": part.label}
         if row is None:
             raise DataError(f"{source}: there are no rows in it")
 
     try:
         rows = Dataset.from_generator(
             all_rows,
-            features=Features({**COLUMNS, **READING}),
-            fingerprint=fingerprint("pairs", VERSION, reader._asdict(), list(opened.parts), opened.content),
+            features=Features({**COLUMNS, **KNOWN, **READING}),
+            fingerprint=fingerprint("pairs", VERSION, *made_of),
         )
     except DatasetGenerationError as error:
         cause = error.__cause__
@@ -265,35 +240,75 @@ def _read_source(source: str, split: str, config: DataConfig) -> Dataset:
     return cast(Dataset, rows)
 
 
-def _usable(rows: Dataset, config: DataConfig) -> tuple[Dataset, list[BadRow]]:
-    """The rows that can be used, and those that cannot, if the config lets them be."""
-    problems, ties = rows["problem"][:], rows["tie"][:]
-    unusable = [i for i, problem in enumerate(problems) if problem and not ties[i]]
-    bad = [BadRow(rows[i]["file"], rows[i]["row"], problems[i]) for i in unusable]
-    if bad and config.on_bad_row == "error":
-        raise bad_rows_error(bad)
-    usable = _select(rows.remove_columns(list(READING)), [i for i, problem in enumerate(problems) if not problem])
+def _usable(rows: Dataset, config: DataConfig, bad: list[BadRow], filtered: Counter[str]) -> Dataset:
+    """The rows that can be used.
+
+    Args:
+        bad: Gets those that cannot, if the config lets them be.
+        filtered: Gets the number of pairs that each filter leaves out.
+    """
+    wrong, ties = ~_flags(rows, "problem", present=False), _flags(rows, "tie")
+    found = (wrong & ~ties).nonzero()[0]
+    if len(found):
+        told = rows.select_columns(["file", "row", "problem"]).select(found)
+        bad += [BadRow(row["file"], row["row"], row["problem"]) for row in cast(Any, told)]
+        if config.on_bad_row == "error":
+            raise bad_rows_error(bad)
+    kept = ~wrong & _passing(rows, config.filters, ~wrong, filtered)
+    usable = _select(rows.remove_columns(list(READING)), kept.nonzero()[0])
     if config.reverse:
-        swapped = {"chosen": "rejected", "rejected": "chosen"}
-        usable = usable.rename_columns(swapped).select_columns(list(COLUMNS))
-    return usable, bad
+        columns = usable.column_names
+        usable = usable.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select_columns(columns)
+    return usable
+
+
+def _passing(rows: Dataset, filters: Filters, usable: np.ndarray, filtered: Counter[str]) -> np.ndarray:
+    """(n,) which rows no filter leaves out; each is counted for the first that does."""
+    left = usable.copy()
+    tests = {
+        "gap": (filters.gap, lambda least: np.nan_to_num(_numbers(rows, "gap"), nan=-np.inf) >= least),
+        "length_ratio": (filters.length_ratio, lambda most: _numbers(rows, "ratio") <= most),
+        "length": (filters.length, lambda most: _numbers(rows, "length") <= most),
+    }
+    for name, (limit, passes) in tests.items():
+        if limit is None:
+            continue
+        filtered[name] += int((left & ~passes(limit)).sum())
+        left &= passes(limit)
+    return left
 
 
 def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached.
+    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached."""
+    order = np.fromiter(
+        (
+            int(fingerprint(seed, json.dumps(prompt))[:16], 16)
+            for batch in cast(Any, pairs.select_columns("prompt")).iter(ROWS_AT_A_TIME)
+            for prompt in batch["prompt"]
+        ),
+        dtype=np.uint64,
+        count=len(pairs),
+    )
+    held_out = held_out_rows(_keys(pairs), order, fraction)
+    return _select(pairs, (~held_out).nonzero()[0]), _select(pairs, held_out.nonzero()[0])
 
-    The last of them is never held out, so that pairs of one prompt are trained on.
-    """
-    rows_of_prompt: dict[str, list[int]] = {}
-    for i, prompt in enumerate(pairs["prompt"]):
-        rows_of_prompt.setdefault(json.dumps(prompt), []).append(i)
-    held_out: list[int] = []
-    for prompt in sorted(rows_of_prompt, key=lambda prompt: fingerprint(seed, prompt))[:-1]:
-        if len(held_out) >= round(fraction * len(pairs)):
-            break
-        held_out += rows_of_prompt[prompt]
-    kept = np.setdiff1d(np.arange(len(pairs)), held_out)
-    return _select(pairs, kept.tolist()), _select(pairs, sorted(held_out))
+
+def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> list[Dataset]:
+    """Of each source as many pairs as its limit and its weight allow."""
+    limited = [_limited(pairs, part.limit, seed) for pairs, part in zip(train, parts, strict=True)]
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        return limited
+    sizes = mixture_sizes([len(pairs) for pairs in limited], weights)
+    return [_limited(pairs, size, seed) for pairs, size in zip(limited, sizes, strict=True)]
+
+
+def _shares(train: Dataset, held_out: Dataset) -> dict[str, dict[str, float]]:
+    trained, evaluated = _counts(_column(train, "source")), _counts(_column(held_out, "source"))
+    return {
+        name: {"pairs": trained[name], "share": round(trained[name] / len(train), 4), "held_out": evaluated[name]}
+        for name in trained | evaluated
+    }
 
 
 def _limited(pairs: Dataset, limit: int | None, seed: int) -> Dataset:
@@ -301,10 +316,48 @@ def _limited(pairs: Dataset, limit: int | None, seed: int) -> Dataset:
     if limit is None or limit >= len(pairs):
         return pairs
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:limit]
-    return _select(pairs, sorted(chosen.tolist()))
+    return _select(pairs, np.sort(chosen))
 
 
-def _select(pairs: Dataset, rows: list[int]) -> Dataset:
-    if rows == list(range(len(pairs))):
+def _select(pairs: Dataset, rows: np.ndarray) -> Dataset:
+    if len(rows) == len(pairs):
         return pairs
-    return pairs.select(rows, new_fingerprint=fingerprint(pairs._fingerprint, rows))
+    digest = hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
+    return pairs.select(rows, new_fingerprint=fingerprint(pairs._fingerprint, digest))
+
+
+def _together(parts: Sequence[Dataset]) -> Dataset:
+    if len(parts) == 1:
+        return parts[0]
+    whole = concatenate_datasets(list(parts))
+    whole._fingerprint = fingerprint(*(part._fingerprint for part in parts))
+    return whole
+
+
+def _column(pairs: Dataset, name: str) -> pa.ChunkedArray:
+    return cast(Any, pairs.select_columns(name).with_format("arrow"))[:][name]
+
+
+def _numbers(pairs: Dataset, name: str) -> np.ndarray:
+    return _column(pairs, name).to_numpy()
+
+
+def _flags(pairs: Dataset, name: str, *, present: bool = True) -> np.ndarray:
+    """(n,) which rows have true in a column, or with `present=False` which have nothing in it."""
+    column = _column(pairs, name)
+    return (column if present else column.is_null()).to_numpy().astype(bool)
+
+
+def _keys(pairs: Dataset) -> np.ndarray:
+    return _column(pairs, "key").to_numpy()
+
+
+def _held(pairs: Dataset, held_out: Dataset) -> np.ndarray:
+    """(n,) which pairs have a prompt that is held out."""
+    return np.isin(_keys(pairs), _keys(held_out))
+
+
+def _counts(values: Any) -> Counter[str]:
+    """How often each text occurs."""
+    found = pc.value_counts(values).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    return Counter({entry["values"]: entry["counts"] for entry in found if entry["values"] is not None})

@@ -97,7 +97,7 @@ def _split_faults(folder: Path, split: str) -> Iterator[str]:
         yield f"{folder}: its dataset_dict.json is broken; write it again with save_to_disk"
 
 
-def open_source(source: str, *, split: str, subset: str | None) -> Source:
+def open_source(source: str, *, split: str, subset: str | None, revision: str | None = None) -> Source:
     """Find a source. Nothing is parsed yet.
 
     Raises:
@@ -113,7 +113,7 @@ def open_source(source: str, *, split: str, subset: str | None) -> Source:
     elif path.exists():
         files = {path.name: path}
     else:
-        data = _load_from_hub(source, subset, split)
+        data = _load_from_hub(source, subset, split, revision)
         return Source({source: lambda: _rows_of(data)}, content=data._fingerprint)
     for problem in (problem for file in files.values() for problem in file_problems(file)):
         raise DataError(problem)
@@ -176,14 +176,14 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _load_from_hub(name: str, subset: str | None, split: str) -> Dataset:
+def _load_from_hub(name: str, subset: str | None, split: str, revision: str | None) -> Dataset:
     try:
         try:
-            data = load_dataset(name, name=subset, split=split)
+            data = load_dataset(name, name=subset, split=split, revision=revision)
         except ValueError:  # the subset is not a configuration, so it must be a folder
             if subset is None:
                 raise
-            data = load_dataset(name, data_dir=subset, split=split)
+            data = load_dataset(name, data_dir=subset, split=split, revision=revision)
     except Exception as error:  # the network, the Hub and the builders of data sets have no error in common
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: no file here, and the Hub does not give it out: {reason}") from error

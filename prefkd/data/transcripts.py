@@ -5,14 +5,15 @@ import re
 from prefkd.data.messages import Message
 from prefkd.errors import DataError
 
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+SPEAKERS = {"System": "system", "Human": "user", "Assistant": "assistant"}
 
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+# A system message is the first turn; later "System:" is text.
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n(?!System:))(System|Human|Assistant):")
 
 
 def is_transcript(text: str) -> bool:
     """Whether a text begins with a speaker and both speak. `Human:` alone may be the user's own words."""
-    return set(_SPEAKER.findall(text)) == set(SPEAKERS) and _SPEAKER.match(text) is not None
+    return {"Human", "Assistant"} <= set(_SPEAKER.findall(text)) and _SPEAKER.match(text) is not None
 
 
 def read_transcript(text: str, name: str) -> list[Message]:

@@ -33,6 +33,7 @@ class Config:
     teacher: Teacher | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     files: list[Path] = field(default_factory=list)
+    others: list[Model] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=lambda: {"k": 1.0})
     lr: float = 1e-6
     max_steps: int | None = None
@@ -62,6 +63,16 @@ def problems_of(load, *arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(*arguments)
     return list(map(str, caught.value.problems))
+
+
+def test_a_list_of_sections_is_filled_and_checked_item_by_item(load):
+    assert load("others: [{path: a}, {path: b}]").others == [Model(Path("a")), Model(Path("b"))]
+    assert load("others: [{path: a}]", "others.0.path=c").others == [Model(Path("c"))]
+    assert load("others: []").others == []
+    found = problems_of(load, "others: [{path: a, pth: b}, 7, {}]")
+    assert found[0].startswith("others[0].pth: unknown key")
+    assert found[1] == "others[1]: 7 is not a section of keys and values"
+    assert found[2].startswith("others[2].path: missing")
 
 
 def test_defaults(load):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from prefkd.data.fields import METADATA, has_content, is_metadata
 from prefkd.data.formats import detect_format, read_pair, unread
+from prefkd.data.messages import pack_calls, unpack_calls
 from prefkd.errors import DataError
 
 
@@ -153,8 +154,8 @@ BAD = {
     ),
     "unknown role": (
         "conversational",
-        GOOD_TALK | {"prompt": [{"role": "tool", "content": "42"}, user("Why?")]},
-        "message 1 of field 'prompt' has the role 'tool': expected system, user, assistant",
+        GOOD_TALK | {"prompt": [{"role": "critic", "content": "42"}, user("Why?")]},
+        "message 1 of field 'prompt' has the role 'critic': expected system, developer, user, assistant, tool",
     ),
     "content in parts": (
         "conversational",
@@ -199,8 +200,9 @@ BAD = {
     "no conversations": ("sharegpt", GOOD_SHAREGPT | {"conversations": None}, "field 'conversations' is missing"),
     "sharegpt role": (
         "sharegpt",
-        GOOD_SHAREGPT | {"conversations": [HUMAN, {"from": "observation", "value": "42"}]},
-        "message 2 of field 'conversations' has the role 'observation': expected system, user, assistant, human, gpt",
+        GOOD_SHAREGPT | {"conversations": [HUMAN, {"from": "critic", "value": "42"}]},
+        "message 2 of field 'conversations' has the role 'critic': expected system, developer, user, assistant, tool, "
+        "human, gpt, function_call, observation",
     ),
     "no transcript": (
         "hh",
@@ -247,11 +249,6 @@ def test_text_becomes_nfc():
 
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
 PARTS = {
-    "tool_calls": [CALL],
-    "function_call": {"name": "get_weather", "arguments": "{}"},
-    "reasoning_content": "It rains.",
-    "thinking": "It rains.",
-    "name": "Ann",
     "images": ["a.png"],
     "audio": {"id": "a1"},
     "refusal": "I cannot.",
@@ -269,15 +266,76 @@ def test_a_part_that_a_model_would_read_is_never_dropped(part, place):
     assert str(error.value) == f"'{part}' in message {number} of field '{place}' cannot be read"
 
 
-def test_a_call_without_text_is_told_by_the_call():
-    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    with pytest.raises(DataError, match="'tool_calls' in message 2 of field 'prompt' cannot be read"):
-        read_pair(GOOD_TALK | {"prompt": [user("Hi"), call, user("Why?")]}, "conversational")
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+WEATHER = {"role": "tool", "content": "Rain", "tool_call_id": "c1", "name": "get_weather"}
+CALLS = {
+    "as an object": {"tool_calls": [CALL | {"id": "c1"}]},
+    "arguments as text": {
+        "tool_calls": [{"id": "c1", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]
+    },
+    "calls as text": {"tool_calls": json.dumps([CALL | {"id": "c1"}])},
+    "filled by Arrow": {
+        "tool_calls": [{"id": "c1", "function": {"name": "get_weather", "arguments": {"city": "Oslo", "unit": None}}}]
+    },
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+def test_calls_and_tools_are_read(call, tools):
+    calling = {"role": "assistant", "content": None} | call
+    prompt = [user("Weather?"), calling, WEATHER]
+    row = {"prompt": prompt, "chosen": [assistant("Rain.")], "rejected": [calling], "tools": tools}
+    pair = read_pair(row, detect_format(row))
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": "c1"}]}
+    assert pair.prompt == [user("Weather?"), called, WEATHER]
+    assert (pair.chosen, pair.rejected, pair.tools) == ("Rain.", called, [TOOL])
+    packed = pack_calls(pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected}, pair.tools)
+    bare = [{"role": turn["role"], "content": turn["content"]} for turn in pair.prompt]
+    read = unpack_calls(bare, {"chosen": "Rain.", "rejected": ""}, packed)
+    assert read == (pair.prompt, {"chosen": "Rain.", "rejected": called}, [TOOL])
+
+
+def test_older_names_of_a_call_are_read():
+    old = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    talk = [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]
+    talk.append({"from": "observation", "value": "42"})
+    row = {"conversations": talk, "chosen": {"from": "gpt", "value": "Yes."}, "rejected": {"from": "gpt", "value": "N"}}
+    prompt = read_pair(row, detect_format(row)).prompt
+    assert [turn["role"] for turn in prompt] == ["user", "assistant", "tool"]
+    row = GOOD_TALK | {"prompt": [user("Hi"), old, {"role": "tool", "content": "42"}]}
+    assert read_pair(row, "conversational").prompt[1] == prompt[1]
+
+
+BAD_CALLS = {
+    "no name": ({"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}, "has a call without the name"),
+    "arguments": (
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]},
+        "has a call whose arguments are text: expected an object",
+    ),
+    "of a user": (user("Hi") | {"tool_calls": [CALL]}, "expected them in messages of the assistant only"),
+    "name": (user("Hi") | {"name": "Ann"}, "'name' in message 2 of field 'prompt' cannot be read: it belongs to"),
+    "thought": (assistant("Hi") | {"thinking": ["a"]}, "the thought in message 2 of field 'prompt' is a list"),
+}
+
+
+@pytest.mark.parametrize(("message", "problem"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_are_told(message, problem):
+    with pytest.raises(DataError) as error:
+        read_pair(GOOD_TALK | {"prompt": [user("Hi"), message, user("Why?")]}, "conversational")
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_becomes_a_part_of_the_text(key):
+    row = {"prompt": "Why?", "chosen": [user("Why?"), assistant("Rain.") | {key: "It rains.\n"}], "rejected": "No."}
+    row["rejected"] = [user("Why?"), assistant("No.")]
+    assert read_pair(row, detect_format(row)).chosen == "<think>\nIt rains.\n</think>\n\nRain."
 
 
 @pytest.mark.parametrize("nothing", [None, "", [], {}, [None], {"name": None}, False, " ", float("nan")])
 def test_parts_without_content_are_what_arrow_fills_in(nothing):
-    filled = [turn | dict.fromkeys(PARTS, nothing) for turn in TALK]
+    filled = [turn | dict.fromkeys([*PARTS, "tool_calls", "name", "thinking"], nothing) for turn in TALK]
     assert read_pair(GOOD_TALK | {"prompt": filled}, "conversational").prompt == TALK
 
 
@@ -286,7 +344,7 @@ def test_parts_of_text_are_joined():
     pair = read_pair(
         {"prompt": [user(parts)], "chosen": [assistant([{"text": "Yes."}])], "rejected": "No."}, "conversational"
     )
-    assert pair == ([user("Why?")], "Yes.", "No.")
+    assert pair[:3] == ([user("Why?")], "Yes.", "No.")
 
 
 @pytest.mark.parametrize(
@@ -325,12 +383,12 @@ def test_messages_written_as_text_are_read(spelling, sharegpt):
     for prompt in (None, "", 'It\'s "why"?\n{ok}'):
         whole = row | {"prompt": prompt}
         pair = read_pair(whole, detect_format(whole))
-        assert pair == ([user('It\'s "why"?\n{ok}')], "Good.", "Bad.")
+        assert pair[:3] == ([user('It\'s "why"?\n{ok}')], "Good.", "Bad.")
 
 
 def test_one_message_and_a_prompt_written_as_text_are_read():
     row = {"prompt": json.dumps(TALK), "chosen": str(assistant("Because.")), "rejected": "No."}
-    assert read_pair(row, detect_format(row)) == (TALK, "Because.", "No.")
+    assert read_pair(row, detect_format(row))[:3] == (TALK, "Because.", "No.")
 
 
 @pytest.mark.parametrize(
@@ -386,7 +444,7 @@ def test_a_list_of_messages_is_never_text(value):
         ({"history": [["Hi", "Hello"]]}, "history"),
         ({"input": "2 + 2"}, "input"),
         ({"context": [user("Hi"), assistant("Hello")]}, "context"),
-        ({"tools": [CALL]}, "tools"),
+        ({"functions": [CALL]}, "functions"),
         ({"images": [{"bytes": b"x", "path": None}]}, "images"),
         ({"initial_reason_steps": "First,"}, "initial_reason_steps"),
         ({"system_prompt": "Be brief."}, "system_prompt"),

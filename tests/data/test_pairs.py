@@ -83,10 +83,11 @@ def test_a_hub_data_set_is_read_like_a_file(monkeypatch):
         return Dataset.from_list(ROWS)
 
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
-    pairs = load_pairs(DataConfig("owner/name", subset="harmless-base", split="train_prefs", **ALL)).train
+    config = DataConfig("owner/name", subset="harmless-base", split="train_prefs", revision="v1", **ALL)
+    pairs = load_pairs(config).train
     assert plain(pairs) == ROWS
     assert pairs[0]["file"] == "owner/name"
-    assert asked[-1] == ("owner/name", {"data_dir": "harmless-base", "split": "train_prefs"})
+    assert asked[-1] == ("owner/name", {"data_dir": "harmless-base", "split": "train_prefs", "revision": "v1"})
 
 
 def test_a_hub_data_set_that_is_not_given_out_is_one_clear_line(monkeypatch):

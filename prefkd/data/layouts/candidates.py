@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from prefkd.data.fields import has_content
 from prefkd.data.messages import kind
+from prefkd.data.worth import finite_number
 from prefkd.errors import DataError
 
 Row = Mapping[str, Any]
@@ -23,14 +23,16 @@ class Candidates(NamedTuple):
     Attributes:
         row: The fields of the row that were not read, and `prompt` (text or messages) unless the answers repeat it.
         answers: (answer, worth): text or messages, and a number that is larger for better answers.
+        graded: Whether the difference of two worths says how much better an answer is, and not only that it is.
     """
 
     row: dict[str, Any]
     answers: Sequence[tuple[Any, float]]
+    graded: bool = True
 
 
 def pairs_of(candidates: Candidates, pairing: Pairing, minimum_gap: float) -> list[dict[str, Any]]:
-    """Rows with a prompt, a chosen and a rejected answer.
+    """Rows with a prompt, a chosen and a rejected answer, and the `gap` between the two where they are graded.
 
     Args:
         candidates: At least two answers.
@@ -56,7 +58,12 @@ def pairs_of(candidates: Candidates, pairing: Pairing, minimum_gap: float) -> li
         of_best = [pair for pair in found if pair[0] is ordered[0]]
         digest = hashlib.sha256(json.dumps(candidates.answers, default=str).encode()).digest()
         found = [of_best[int.from_bytes(digest[:8]) % len(of_best)]]
-    return [{**candidates.row, "chosen": better[0], "rejected": worse[0]} for better, worse in found]
+    return [
+        candidates.row
+        | {"chosen": better[0], "rejected": worse[0]}
+        | ({"gap": better[1] - worse[1]} if candidates.graded else {})
+        for better, worse in found
+    ]
 
 
 def take(row: Row, *names: str) -> dict[str, Any]:
@@ -66,18 +73,12 @@ def take(row: Row, *names: str) -> dict[str, Any]:
 
 def labelled(row: dict[str, Any], first: Any, second: Any, better: Literal[1, 2] | None) -> Candidates:
     """Two answers of which one is better, or neither."""
-    return Candidates(row, [(first, float(better == 1)), (second, float(better == 2))])
+    return Candidates(row, [(first, float(better == 1)), (second, float(better == 2))], graded=False)
 
 
 def number(row: Row, name: str) -> float:
     """A field that is a number, or spells one, as in CSV files."""
-    value = row.get(name)
-    if not has_content(value) and value is not False:
-        raise DataError(f"field '{name}' is missing")
-    try:
-        return float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        raise DataError(f"field '{name}' is {kind(value)}: expected a number") from None
+    return finite_number(row.get(name), name)
 
 
 def choice(row: Row, name: str, known: Sequence[int] = (0, 1)) -> int:

@@ -34,12 +34,16 @@ def _pku(row: Row, label: str) -> Candidates:
 def shp(row: Row) -> Candidates:
     """stanfordnlp/SHP: history, human_ref_A, human_ref_B, labels (1: A is better, 0: B), and post_id, domain,
     upvote_ratio, c_root_id_A, c_root_id_B, created_at_utc_A, created_at_utc_B, score_A, score_B, score_ratio,
-    seconds_difference."""
+    seconds_difference. The gap is score_ratio, where the row has it."""
     rest = take(row, "history", "human_ref_A", "human_ref_B", "labels", *(f"c_root_id_{x}" for x in "AB"))
     rest = take(rest, *(f"created_at_utc_{x}" for x in "AB"), "seconds_difference")
     better = 1 if choice(row, "labels") else 2
     rest["prompt"] = _user(text(row, "history"))
-    return labelled(rest, text(row, "human_ref_A"), text(row, "human_ref_B"), better)
+    first, second = text(row, "human_ref_A"), text(row, "human_ref_B")
+    if row.get("score_ratio") is None:
+        return labelled(rest, first, second, better)
+    ratio = number(row, "score_ratio")
+    return Candidates(rest, [(first, ratio * (better == 1)), (second, ratio * (better == 2))])
 
 
 def helpsteer2(row: Row) -> Candidates:
@@ -47,18 +51,19 @@ def helpsteer2(row: Row) -> Candidates:
     preference_strength (-3: the first is much better, 3: the second, 0: neither), preference_statement,
     preference_elaboration, three_most_similar_preferences, all_preferences_unprocessed."""
     reasons = ("preference_statement", "preference_elaboration", "three_most_similar_preferences")
-    rest = take(row, "response_1", "response_2", "preference_strength", "all_preferences_unprocessed", *reasons)
-    rest["prompt"] = _extra_id_turns(text(row, "prompt"))
     strength = number(row, "preference_strength")
+    rest = take(row, "response_1", "response_2", "all_preferences_unprocessed", *reasons)
+    rest |= {"prompt": _extra_id_turns(text(row, "prompt")), "preference_strength": abs(strength)}
     return _by_strength(rest, text(row, "response_1"), text(row, "response_2"), strength)
 
 
 def helpsteer3(row: Row) -> Candidates:
     """nvidia/HelpSteer3, preference: domain, language, context [messages], response1, response2, overall_preference
     (-3: the first is much better, 3: the second, 0: neither), individual_preference."""
-    rest = take(row, "context", "response1", "response2", "overall_preference", "individual_preference")
-    rest["prompt"] = row["context"]
-    return _by_strength(rest, text(row, "response1"), text(row, "response2"), number(row, "overall_preference"))
+    strength = number(row, "overall_preference")
+    rest = take(row, "context", "response1", "response2", "individual_preference")
+    rest |= {"prompt": row["context"], "overall_preference": abs(strength)}
+    return _by_strength(rest, text(row, "response1"), text(row, "response2"), strength)
 
 
 def arena(row: Row) -> Candidates:

@@ -1,0 +1,93 @@
+"""Rows of your own format: a function of yours, row -> pair.
+
+    data:
+      source: rows.jsonl
+      reader: {_component_: mine.read_row}
+
+in a file mine.py beside the config,
+
+    from prefkd.data.formats import Pair
+
+    def read_row(row):
+        return Pair(prompt=row["q"], chosen=row["a"], rejected=row["b"])
+
+It gets each row as the file has it, a dictionary, and returns one `Pair`, or a list of several; an empty list says that
+the row holds no preference. What it raises is told with the file and the row. `examples/04_own_format.py` shows more.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.data.formats import Pair, read_pair
+from prefkd.data.layouts.candidates import NoPreference
+from prefkd.data.messages import Message, kind
+from prefkd.data.sources import open_source
+from prefkd.errors import DataError, PrefkdError, first_line
+from prefkd.files import sha256
+
+CHECKED = 3
+Function = Callable[[Any], Any]
+
+
+def own_reader(component: Component) -> Function:
+    """The function of a component, which is called with a row."""
+    return bind(component)
+
+
+def read_own_row(row: Any, function: Function) -> list[dict[str, Any]]:
+    """The rows of the form `conversational` that a reader makes of a row.
+
+    Raises:
+        DataError: It fails, or returns something else than pairs.
+        NoPreference: It returns none.
+    """
+    try:
+        found = function(row)
+        pairs = [found] if isinstance(found, Pair) else list(found)
+    except DataError:
+        raise
+    except Exception as error:  # a user's own function may raise anything
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"data.reader fails with {what}") from error
+    for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise DataError(f"data.reader returns {kind(pair)}: expected a prefkd.data.formats.Pair, or several")
+    if not pairs:
+        raise NoPreference("data.reader makes no pair of it")
+    return [_as_row(pair) for pair in pairs]
+
+
+def reader_problems(component: Component, source: str, split: str) -> Iterator[str]:
+    """What is wrong with a reader, found on the first rows of a source that lies here."""
+    if any(component_problems(component, ("row",))) or not Path(source).exists():
+        return
+    function = own_reader(component)
+    try:
+        for file, read in islice(open_source(source, split=split, subset=None).parts.items(), 1):
+            for number, row in islice(read(), CHECKED):
+                try:
+                    for one in read_own_row(row, function):
+                        read_pair(one, "conversational")
+                except NoPreference:
+                    continue
+                except DataError as error:
+                    yield f"reader: row {number} of {file}: {error}; change {component['_component_']}"
+                    return
+    except PrefkdError:
+        return  # what is wrong with the source has been said
+
+
+def reader_fingerprint(component: Component) -> list[Any]:
+    """What the pairs of a reader depend on: its settings and the file that it lies in."""
+    file = inspect.getsourcefile(inspect.unwrap(import_dotpath(component["_component_"])))
+    return [component, sha256(Path(file)) if file and Path(file).is_file() else None]
+
+
+def _as_row(pair: Pair) -> dict[str, Any]:
+    prompt: Any = [Message(role="user", content=pair.prompt)] if isinstance(pair.prompt, str) else pair.prompt
+    row = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, "tools": pair.tools}
+    return row | {name: value for name, value in pair.worth._asdict().items() if value is not None}
