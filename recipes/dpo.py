@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from prefkd.config import Component, component
 from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
@@ -196,6 +197,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     )
     if config.nll_weight:
         losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
+    losses = losses * batch.weight  # all 1 unless the data has weights
     chosen_logprob, rejected_logprob = policy.detach()
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -220,7 +222,7 @@ def evaluate(config: Config, run: Run, step: int) -> HeldOut:
         batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
+        sums.add(metrics | by_source(metrics, batch.sources), batch.counted)
     run.model.train()
     return sums.held_out(ranks)
 

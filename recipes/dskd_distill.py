@@ -26,6 +26,7 @@ from transformers import set_seed
 from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
+from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.vocabulary import Vocabularies
@@ -98,6 +99,8 @@ class Config:
         yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
+        if self.data.has_margins and "margin" not in objective.needs:
+            yield "data.margin: no term of the objective asks for a margin; add dpo or tis_dpo, or remove it"
         if "weights" in objective.needs:
             yield from contrast_problems(self.weights, self.teacher.scores)
         if self.projectors.warmup_steps and "projectors" not in objective.needs:
@@ -213,6 +216,8 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             student=states,
             reference=scores.reference if scores else None,
             weights=weights,
+            pair_weight=batch.weight,
+            margin=batch.margin,
             teacher_logprobs=heard.logprobs,
             teacher=heard.states,
             projectors=run.student.projectors,
@@ -243,7 +248,7 @@ def evaluate(config: Config, run: Run, step: int) -> HeldOut:
         batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
+        sums.add(metrics | by_source(metrics, batch.sources), batch.counted)
     return sums.held_out(ranks)
 
 

@@ -25,6 +25,7 @@ from transformers import set_seed
 from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.errors import Problem
@@ -184,6 +185,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     losses, chosen_rewards, rejected_rewards = run.loss(margins, nothing, batch, weights, surplus=surplus)
     if config.nll_weight:
         losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
+    losses = losses * batch.weight  # all 1 unless the data has weights
     chosen_logprob, rejected_logprob = policy.detach().sum(-1)
     margin = chosen_rewards - rejected_rewards
     return losses, {
@@ -208,7 +210,7 @@ def evaluate(config: Config, run: Run, step: int) -> HeldOut:
         batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
         losses, metrics = compare(config, run, batch)
         require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
+        sums.add(metrics | by_source(metrics, batch.sources), batch.counted)
     return sums.held_out(ranks)
 
 

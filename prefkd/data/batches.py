@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefkd.data.pair_worth import pair_worth
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
@@ -35,6 +36,9 @@ class _Movable:
     def to(self, device: torch.device) -> Self:
         """The same batch with all its tensors on `device`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, _Movable))}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                moved[name] = {key: part.to(device) for key, part in value.items()}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType]
 
 
@@ -121,6 +125,9 @@ class PairBatch(_Movable):
         data: Names the data set.
         rows: B row indices of the pairs in their data set.
         rows_of_step: Those of all pairs of the step, on all ranks.
+        weight: (B,) weight of each pair in the loss, over the mean weight of the step.
+        margin: (B,) by how much, in units of the reward, the chosen answer must win.
+        sources: Name of each source, where there are several -> (B,) 1 over its share of the step for its pairs, else 0.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -136,6 +143,9 @@ class PairBatch(_Movable):
     data: str
     rows: Sequence[int]
     rows_of_step: Sequence[int]
+    weight: Tensor
+    margin: Tensor
+    sources: dict[str, Tensor]
     step: StepCounts | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
@@ -206,6 +216,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         data=aligned._fingerprint,
         rows=microbatch.rows,
         rows_of_step=microbatch.step or microbatch.rows,
+        **pair_worth(aligned, microbatch),
         step=_step_counts(aligned, microbatch),
     )
 

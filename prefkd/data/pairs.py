@@ -195,6 +195,11 @@ def load_pairs(config: DataConfig) -> PairSplits:
     )
 
 
+def file_name(part: MixedRows, file: str, *, mixed: bool) -> str:
+    """What pairs call the file that they come from. Files of two sources may have one name."""
+    return f"{part.label}/{file}" if mixed else file
+
+
 def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
     """The error that names the first of some bad rows and counts the others."""
     more = f"; {len(bad) - 1} more rows are bad" if len(bad) > 1 else ""
@@ -216,11 +221,12 @@ def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
         function=own_reader(part.reader) if part.reader is not None else None,
     )
     own = reader_fingerprint(part.reader) if part.reader is not None else None
-    made_of = [reader._replace(function=None)._asdict(), own, part.label, list(opened.parts), opened.content]
+    files = {file_name(part, file, mixed=bool(config.sources)): read for file, read in opened.parts.items()}
+    made_of = [reader._replace(function=None)._asdict(), own, part.label, list(files), opened.content]
 
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
-        for file, read in opened.parts.items():
+        for file, read in files.items():
             for row in read_rows(file, read(), formats_of(file, read(), reader), reader):
                 yield row | {"source": part.label}
         if row is None:

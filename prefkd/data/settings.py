@@ -192,8 +192,8 @@ class DataConfig(Rows):
 
     @property
     def has_margins(self) -> bool:
-        """Whether pairs can have a margin."""
-        return any(part.margin is not None or part.reader is not None for part in self.parts)
+        """Whether a setting asks for margins."""
+        return any(part.margin is not None for part in self.parts)
 
     def problems(self) -> Iterator[Problem | str]:
         yield from self.row_problems()

@@ -3,6 +3,7 @@
 An aligned data set has the columns
 
     file, row                                    where the pair comes from
+    source, weight, margin                       as in `prefkd.data.pairs`, where the pairs have them
     {side}_prompt                                token ids, for the sides student and teacher
     {side}_{answer}                              token ids of the answers chosen and rejected: complete parents only,
                                                  with the tokens of the end if no side was truncated
@@ -30,7 +31,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from prefkd.data.formats import Message, check_answers
-from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error
+from prefkd.data.pairs import KNOWN, BadRow, DataConfig, bad_rows_error
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, available_cores, one_thread_in_workers, same_environment
@@ -41,11 +42,13 @@ from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
-VERSION = 3
+VERSION = 4
 
 SIDES = ("student", "teacher")
 ANSWERS = ("chosen", "rejected")
 INSTRUCTIONS = ("positive", "negative")
+# Columns of a pair that its tokens take along.
+KEPT = {name: KNOWN[name] for name in ("source", "weight", "margin")}
 PAIRS_PER_BATCH = 256
 # Below so many pairs for each, starting another process takes longer than it saves.
 PAIRS_PER_WORKER = 2000
@@ -87,7 +90,8 @@ def align_pairs(
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
             raise PrefkdError(f"the instruction {instruction!r} lacks {{prompt}}, the place of the user's message")
-    columns = aligned_columns(with_contrast=contrast is not None)
+    kept = {name: hint for name, hint in KEPT.items() if name in pairs.column_names}
+    columns = Features(aligned_columns(with_contrast=contrast is not None) | kept)
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in columns}, features=columns)
     limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
@@ -153,7 +157,8 @@ def _align_batch(
     one_thread_in_workers()
     sides = shared_sides.value
     count = len(rows["row"])
-    aligned: list[dict[str, Any]] = [{"file": rows["file"][i], "row": rows["row"][i]} for i in range(count)]
+    kept = [name for name in ("file", "row", *KEPT) if name in rows]
+    aligned: list[dict[str, Any]] = [{name: rows[name][i] for name in kept} for i in range(count)]
     written: dict[int, _WrittenPair] = {}
     for i in range(count):
         try:
@@ -182,7 +187,7 @@ def _align_batch(
             sides,
             limits,
         )
-    names = [*aligned_columns(with_contrast=contrast is not None), "problem"]
+    names = [*dict.fromkeys([*aligned_columns(with_contrast=contrast is not None), *kept, "problem"])]
     return {name: [row.get(name) for row in aligned] for name in names}
 
 

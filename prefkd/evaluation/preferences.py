@@ -11,11 +11,11 @@ A row of the records of a model and a data set is
 so that all accuracies follow from the records alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from datasets import Dataset
 from prefkd.config.hints import size_problems
 from prefkd.data.batches import collate_pairs
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.pairs import DataConfig, file_name, load_pairs
+from prefkd.data.settings import MixedRows
 from prefkd.data.sources import open_source
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
@@ -45,7 +46,8 @@ class PairsConfig(DataConfig):
 
     Attributes:
         part: `all` pairs of `source`; or those that a training with the same settings has `held_out`.
-        by: A field of the rows. The table shows the pairs of each of its values apart, besides all together.
+        by: A field of the rows. The table shows the pairs of each of its values apart, besides all together; without
+            it, those of each of several `sources`.
     """
 
     part: Literal["all", "held_out"] = "all"
@@ -113,13 +115,15 @@ def read_pairs(config: PairsConfig) -> EvaluationPairs:
     """
     if config.part == "held_out":
         rows = load_pairs(config).held_out
-        source = config.held_out or (config.source, config.split)
+        parts = [config.held_out] if config.held_out else config.parts
     else:
         rows = load_pairs(replace(config, held_out_fraction=0.0)).train
-        source = (config.source, config.split)
+        parts = config.parts
     if not len(rows):
-        raise DataError(f"{config.source}: no pair is held out; raise held_out_fraction, or use part: all")
-    return EvaluationPairs(config, rows, _subsets(*source, config) if config.by else {})
+        raise DataError(f"{config.label}: no pair is held out; raise held_out_fraction, or use part: all")
+    if config.by is None and config.sources:
+        return EvaluationPairs(config, rows, {pair_key(row): row["source"] for row in cast(Any, rows)})
+    return EvaluationPairs(config, rows, _subsets(parts, config) if config.by else {})
 
 
 def pair_key(row: Mapping[str, Any]) -> str:
@@ -288,15 +292,18 @@ def _record(
     }
 
 
-def _subsets(source: str, split: str, config: PairsConfig) -> dict[str, str]:
-    """The field `by` of each row of a source."""
+def _subsets(parts: Sequence[MixedRows], config: PairsConfig) -> dict[str, str]:
+    """The field `by` of each row of the sources."""
     assert config.by is not None
     found = {}
-    for file, read in open_source(source, split=split, subset=config.subset).parts.items():
-        for number, row in read():
-            if not isinstance(row, dict):
-                continue  # a bad row, of which reading the pairs has said what belongs to be said
-            if config.by not in row:
-                raise DataError(f"row {number} of {file}: there is no field {config.by}{nearest(config.by, row)}")
-            found[pair_key({"file": file, "row": number})] = str(row[config.by])
+    for part in parts:
+        opened = open_source(str(part.source), split=part.split, subset=part.subset, revision=part.revision)
+        for file, read in opened.parts.items():
+            name = file_name(part, file, mixed=bool(config.sources))
+            for number, row in read():
+                if not isinstance(row, dict):
+                    continue  # a bad row, of which reading the pairs has said what belongs to be said
+                if config.by not in row:
+                    raise DataError(f"row {number} of {name}: there is no field {config.by}{nearest(config.by, row)}")
+                found[pair_key({"file": name, "row": number})] = str(row[config.by])
     return found

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-Need = Literal["reference", "margins", "apart", "means", "token_means", "lengths", "delta", "batch"]
+Need = Literal["reference", "margins", "apart", "means", "token_means", "lengths", "delta", "offset", "batch"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -23,6 +23,7 @@ def preference_loss(*, needs: Collection[Need] = ()) -> Callable[[Function], Fun
             `token_means`: it takes means over the policy's own tokens;
             `lengths`: it takes `chosen_length` and `rejected_length`, (B,) each;
             `delta`: it takes `delta`, the running mean of the rewards;
+            `offset`: it takes `offset`, (B,), by how much the better answer must win;
             `batch`: the loss of a pair depends on the other pairs of the optimizer step.
     """
 
@@ -50,12 +51,20 @@ def with_rewards(losses: Tensor, chosen: Tensor, rejected: Tensor, beta: float) 
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
 
-def logistic_loss(log_ratio: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``."""
+def logistic_loss(
+    log_ratio: Tensor, beta: float, label_smoothing: float = 0.0, offset: Tensor | float = 0.0
+) -> Tensor:
+    """``-(1 - e) log sigmoid(z) - e log sigmoid(-z)``, ``z = beta h - m``: with an offset m, ODPO (arXiv 2402.10571, eq. 8).
+
+    Args:
+        log_ratio: (B,) h.
+        offset: (B,) m, by how much the reward of the better answer must be above that of the other.
+    """
     require_positive(beta)
     require_smoothing(label_smoothing)
-    losses = -(1 - label_smoothing) * F.logsigmoid(beta * log_ratio)
-    return losses - label_smoothing * F.logsigmoid(-beta * log_ratio) if label_smoothing else losses
+    z = beta * log_ratio - offset  # beta h - m
+    losses = -(1 - label_smoothing) * F.logsigmoid(z)
+    return losses - label_smoothing * F.logsigmoid(-z) if label_smoothing else losses
 
 
 def require_positive(value: float, name: str = "beta") -> None:

@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-@preference_loss(needs=["reference"])
+@preference_loss(needs=["reference", "offset"])
 def dpo_loss(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -85,8 +85,9 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
     reference_free: bool = False,
+    offset: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO (arXiv 2305.18290, eq. 7), and with label smoothing conservative DPO.
+    """DPO (arXiv 2305.18290, eq. 7), with label smoothing conservative DPO, with an offset ODPO (arXiv 2402.10571).
 
     Args:
         policy_chosen: (B,) log-probability of the chosen response under the model that learns.
@@ -96,6 +97,7 @@ def dpo_loss(
         beta: Strength of the tie to the reference.
         label_smoothing: Probability that a preference label is wrong, in [0, 0.5).
         reference_free: Take the reference as uniform in the loss (not in the rewards).
+        offset: (B,) by how much the chosen reward must be above the rejected one.
 
     Returns:
         losses, chosen rewards, rejected rewards, each (B,).
@@ -105,7 +107,7 @@ def dpo_loss(
     """
     h = log_ratio(policy_chosen, policy_rejected, reference_chosen, reference_rejected, reference_free)
     return (
-        logistic_loss(h, beta, label_smoothing),
+        logistic_loss(h, beta, label_smoothing, offset),
         beta * (policy_chosen - reference_chosen).detach(),
         beta * (policy_rejected - reference_rejected).detach(),
     )
@@ -147,7 +149,7 @@ def ipo_loss(
     )
 
 
-@preference_loss(needs=["margins"])
+@preference_loss(needs=["margins", "offset"])
 def tis_dpo_loss(
     chosen_margin: Tensor,
     rejected_margin: Tensor,
@@ -157,6 +159,7 @@ def tis_dpo_loss(
     chosen_kl: Tensor | None = None,
     rejected_kl: Tensor | None = None,
     alpha: float = 0.0,
+    offset: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """TIS-DPO (arXiv 2410.04350), on tokens or on parents (CTPD, arXiv 2601.11865).
 
@@ -168,6 +171,7 @@ def tis_dpo_loss(
         chosen_kl: (B,) `position_kl` of the chosen response; both or neither. It needs one vocabulary on both sides.
         rejected_kl: (B,) the same of the rejected response.
         alpha: Weight of the KL difference in the loss.
+        offset: (B,) by how much the chosen reward must be above the rejected one (arXiv 2402.10571).
 
     Returns:
         losses, chosen rewards, rejected rewards, each (B,). The rewards are beta M, or beta (M - KL) with KL terms.
@@ -183,7 +187,7 @@ def tis_dpo_loss(
     else:
         h = h - alpha * (chosen_kl - rejected_kl)  # (M_w - M_l) - alpha (K_w - K_l)
         chosen_rewards, rejected_rewards = beta * (chosen_margin - chosen_kl), beta * (rejected_margin - rejected_kl)
-    return logistic_loss(h, beta, label_smoothing), chosen_rewards.detach(), rejected_rewards.detach()
+    return logistic_loss(h, beta, label_smoothing, offset), chosen_rewards.detach(), rejected_rewards.detach()
 
 
 def parent_margin(

@@ -74,7 +74,7 @@ class Display:
         before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
         rows = {
             name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
-            for name in shown
+            for name in [*shown, *sorted(name for name in before if name.startswith("held_out/accuracy/"))]
             if name in before
         }
         kept = [(name, outcome.kept(name)) for name in ("held_out/loss", "held_out/margin") if name in before]

@@ -18,7 +18,7 @@ from prefkd.method.loss_needs import Need
 FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
 TWO = ("chosen_margin", "rejected_margin")
 # All that a recipe may pass to a loss; what it does pass to one follows from the loss's needs.
-SUPPLIED = (*FOUR, "chosen_length", "rejected_length", "delta")
+SUPPLIED = (*FOUR, "chosen_length", "rejected_length", "delta", "offset")
 
 
 @dataclass
@@ -120,6 +120,10 @@ def loss_problems(
             f"loss: {name} looks at each answer apart, and the teacher as reference shifts both by tens of nats; "
             "set reference: student, or centre: true"
         )
+    if config.data.has_margins and "offset" not in needs:
+        yield f"data.margin: {name} asks for no margin; use dpo_loss or tis_dpo_loss, or remove it"
+    if config.data.weight is not None and "batch" in needs:
+        yield f"data.weight: {name} compares all pairs of a step with each other and weighs none; remove it"
     yield from _setting_problems(config, needs, name, averages)
 
 
@@ -178,4 +182,4 @@ def _smallest_inputs(needs: frozenset[Need]) -> dict[str, Tensor]:
     }
     if "lengths" in needs:
         inputs |= {"chosen_length": torch.ones(1), "rejected_length": torch.ones(1)}
-    return inputs | ({"delta": torch.zeros(1)} if "delta" in needs else {})
+    return inputs | {name: torch.zeros(1) for name in ("delta", "offset") if name in needs}

@@ -85,12 +85,14 @@ class Objective:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
 
         The mean of the losses over the pairs of the whole step is the objective: sum over terms of weight * (sum of its
-        values) / (pairs, tokens or parents of the step). The same holds for what is logged.
+        values) / (pairs, tokens or parents of the step), where pairs may have weights. The same holds for what is logged.
         """
         assert step is not None, "the data set went through count_targets"
         losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}
         for term in self.terms:
             values, details = term.values(signals)
+            if term.unit == "pair":
+                values = values * signals.pair_weight
             share = step.pairs / term.count(step, term.unit)
             if not signals.only_projectors or "projectors" in term.needs:
                 losses = losses + term.weight * share * values

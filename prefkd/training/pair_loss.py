@@ -128,13 +128,13 @@ class PairLoss:
             return self._of_pairs_alone(policy, reference, lengths)
         factor = _own_odds(surplus, batch) if surplus is not None else torch.ones_like(policy[0])
         if step is None:
-            losses, chosen, rejected = self._losses(policy, reference, lengths)
+            losses, chosen, rejected = self._losses(policy, reference, lengths, offset=batch.margin)
             return factor * losses, chosen, rejected
         self._left -= 1
         own = torch.tensor([step.place[row] for row in batch.rows], device=policy.device)
         if "batch" in self.needs:
             return self._of_whole_step(step, own, policy)
-        losses, chosen, rejected = self._losses(policy, reference, lengths, step.beta)
+        losses, chosen, rejected = self._losses(policy, reference, lengths, step.beta, offset=batch.margin)
         return factor * losses * step.drawn.to(losses)[own], chosen, rejected
 
     def look_ahead(self, compare: Callable[..., Any], config: Any, run: Any, batch: PairBatch) -> None:
@@ -212,13 +212,20 @@ class PairLoss:
         return drawn, dynamic_beta(self._config.loss["beta"], gaps[chosen], mean, dynamic.sensitivity)
 
     def _losses(
-        self, policy: Tensor, reference: Tensor, lengths: Tensor, beta: float | None = None
+        self,
+        policy: Tensor,
+        reference: Tensor,
+        lengths: Tensor,
+        beta: float | None = None,
+        offset: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         settings: dict[str, Any] = {} if beta is None else {"beta": beta}
         if "lengths" in self.needs:
             settings |= {"chosen_length": lengths[0], "rejected_length": lengths[1]}
         if "delta" in self.needs:
             settings["delta"] = self.state.delta
+        if "offset" in self.needs:
+            settings["offset"] = offset
         if "margins" in self.needs:
             return self._function(*(policy - reference), **settings)
         return self._function(*policy, *(reference if "reference" in self.needs else ()), **settings)

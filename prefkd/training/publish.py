@@ -87,7 +87,7 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
     data = config.data
     held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
     held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
-    pairs = public_name(data.source, read_folder=True)
+    pairs = ", ".join(public_name(part.source, read_folder=True) for part in data.parts)
     made_from = {
         "Start": f"`{name}`",
         **_teacher(config),

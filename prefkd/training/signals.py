@@ -13,7 +13,7 @@ from prefkd.models.logprob_model import TokenStates
 
 Unit = Literal["pair", "token", "parent"]
 Need = Literal[
-    "reference", "weights", "teacher_logprobs", "teacher_states", "projectors", "vocabularies", "one_vocabulary"
+    "reference", "weights", "margin", "teacher_logprobs", "teacher_states", "projectors", "vocabularies", "one_vocabulary"
 ]
 # What has to be there for something else to be.
 IMPLIED: dict[Need, tuple[Need, ...]] = {
@@ -41,6 +41,8 @@ class Signals:
         student: The student's states at its N targets: the B chosen answers, then the B rejected ones.
         reference: (2, B, P) log-prob under the model that the student is compared with.
         weights: (2, B, P) importance weights.
+        pair_weight: (B,) weight of each pair, by which the objective multiplies terms that compare both answers.
+        margin: (B,) by how much, in units of the reward, the chosen answer must win.
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
         projectors: Those between the hidden states of both models.
@@ -54,6 +56,8 @@ class Signals:
     student: TokenStates
     reference: Tensor | None = None
     weights: Tensor | None = None
+    pair_weight: Tensor | float = 1.0
+    margin: Tensor | float = 0.0
     teacher_logprobs: Tensor | None = None
     teacher: TokenStates | None = None
     projectors: DualSpaceProjectors | None = None
@@ -88,7 +92,7 @@ def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Func
 
     Args:
         needs: What it reads of `Signals` beside the student and the mask. `one_vocabulary` is a demand: both models
-            must have the same tokens.
+            must have the same tokens. `margin` says that it asks for one.
         unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
             parents of the whole step.
     """

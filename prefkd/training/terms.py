@@ -41,12 +41,12 @@ from prefkd.training.shared_token_terms import x_token as x_token
 from prefkd.training.signals import Losses, Signals, term
 
 
-@term(needs=["reference"])
+@term(needs=["reference", "margin"])
 def dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
     """DPO on whole answers (arXiv 2305.18290); with label smoothing conservative DPO."""
     assert signals.reference is not None
     inputs = *signals.policy.sum(-1), *signals.reference.sum(-1)
-    return _rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
+    return _rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing, offset=signals.margin))
 
 
 @term(needs=["reference"])
@@ -58,12 +58,14 @@ def ipo(signals: Signals, beta: float = 0.1) -> Losses:
     return _rewarded(*preference.ipo_loss(*inputs, beta=beta))
 
 
-@term(needs=["weights"])
+@term(needs=["weights", "margin"])
 def tis_dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
     """Importance-weighted DPO on parents (CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350)."""
     assert signals.reference is not None and signals.weights is not None
     margins = preference.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
-    return _rewarded(*preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
+    return _rewarded(
+        *preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing, offset=signals.margin)
+    )
 
 
 @term(unit="token")

@@ -510,3 +510,33 @@ def test_mistakes_are_named():
         p.long_answer_weights(torch.ones(2, 1, 1).bool(), 1.5)
     with pytest.raises(ValueError, match="hinge has no label_smoothing"):
         p.simpo_loss(*inputs[:2], beta=1.0, gamma_ratio=0.1, hinge=True, label_smoothing=0.1)
+
+
+# -------------------------------------------------------------------------------------------------- an offset
+
+
+@settings(max_examples=40, deadline=None)
+@given(h=st.floats(-30, 30), m=st.floats(0, 10), beta=st.floats(0.05, 2), smoothing=st.sampled_from([0.0, 0.1]))
+def test_an_offset_moves_the_logit(h, m, beta, smoothing):
+    """ODPO is DPO of beta h - m, by the definition of the logistic function and by finite differences."""
+    chosen = torch.tensor([h], dtype=torch.float64, requires_grad=True)
+    offset = torch.tensor([m], dtype=torch.float64)
+
+    def loss(value):
+        return p.dpo_loss(value, ZERO, ZERO, ZERO, beta=beta, label_smoothing=smoothing, offset=offset)[0]
+
+    z = beta * h - m
+    expected = (1 - smoothing) * np.logaddexp(0, -z) + smoothing * np.logaddexp(0, z)
+    close(loss(chosen), [expected], 1e-9)
+    [gradient] = torch.autograd.grad(loss(chosen).sum(), chosen)
+    step = 1e-5
+    numeric = (loss(chosen.detach() + step) - loss(chosen.detach() - step)) / (2 * step)
+    close(gradient, numeric, 1e-6)
+    tis, *rewards = p.tis_dpo_loss(chosen, ZERO, beta=beta, label_smoothing=smoothing, offset=offset)
+    close(tis, loss(chosen), 1e-12)
+    close(rewards[0], [beta * h])  # a margin is asked for, and changes no reward
+
+
+def test_an_offset_of_nothing_is_dpo():
+    inputs = four()
+    close(p.dpo_loss(*inputs, beta=0.1, offset=0.0)[0], p.dpo_loss(*inputs, beta=0.1)[0], 0)

@@ -87,7 +87,8 @@ def test_names_stay_apart(signals):
 def test_needs_follow_from_needs():
     assert with_implied(["weights", "projectors"]) == {"weights", "reference", "projectors", "teacher_states"}
     assert Objective([shipped("cross_entropy")]).needs == set()
-    assert Objective([shipped("tis_dpo"), shipped("alm")]).needs == {"weights", "reference", "teacher_logprobs"}
+    needs = {"weights", "reference", "margin", "teacher_logprobs"}
+    assert Objective([shipped("tis_dpo"), shipped("alm")]).needs == needs
 
 
 def test_cross_entropy_and_alm_are_sums_over_parents(signals):

@@ -71,7 +71,7 @@ def inspect_pairs(
     left_out: Counter[str] = Counter()
     aligned = align_pairs(looked_at, student, teacher, config=config, contrast=instructions, left_out=left_out)
     if not len(aligned):
-        raise PrefkdError(f"{config.source}: no pair is left after aligning; raise max_length")
+        raise PrefkdError(f"{config.label}: no pair is left after aligning; raise max_length")
     if scores is not None:
         aligned = attach_scores(aligned, scores)
     weights = None if scores is None else read_weights(aligned)
@@ -82,7 +82,7 @@ def inspect_pairs(
             name: {"name": side.name, "template": "chat" if side.uses_chat_template else "plain"}
             for name, side in sides.items()
         },
-        "data": config.source,
+        "data": config.label,
         "limits": {
             "max_length": config.max_length,
             "max_prompt_length": config.max_prompt_length,
