@@ -102,4 +102,5 @@ def _tokenizer_fingerprint(side: ModelSide) -> str:
 
 
 def _template_fingerprint(side: ModelSide) -> str:
-    return f"{'chat' if side.uses_chat_template else 'plain'} {fingerprint('template', side.template.source)}"
+    parts = [side.template.source] + ([] if side.keeps_thoughts else ["thoughts dropped"])
+    return f"{'chat' if side.uses_chat_template else 'plain'} {fingerprint('template', *parts)}"

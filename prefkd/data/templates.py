@@ -11,12 +11,15 @@ stays text. Where a template writes no end, an answer ends with the EOS, and is 
 writes next.
 """
 
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jinja2
@@ -24,14 +27,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
-from prefkd.data.formats import Message
+from prefkd.data.messages import Answer, Message, answer_text
+from prefkd.data.template_settings import TemplateSettings, template_settings
 from prefkd.errors import DataError, PrefkdError, first_line
 from prefkd.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 4
+VERSION = 5
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
@@ -57,6 +61,11 @@ STOPPED_CLOCK = (
 )
 
 
+Tools = Sequence[dict[str, Any]]
+_TAKE_OUT = "give a template that writes them, or take them out of the data"
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+
+
 class Template(Protocol):
     """Writes a conversation down.
 
@@ -66,7 +75,7 @@ class Template(Protocol):
 
     source: str
 
-    def write(self, messages: Sequence[Message], answer: str | None = None) -> str:
+    def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
         """The messages and their answer, or without an answer everything up to the place where one belongs."""
         ...
 
@@ -74,8 +83,8 @@ class Template(Protocol):
 class PlainTemplate:
     """Roles as headings on lines of their own, for models without a chat template. An answer begins a line."""
 
-    headings = {"system": "System", "user": "User", "assistant": "Assistant"}  # noqa: RUF012
-    source = str(headings)
+    headings = {name: name.capitalize() for name in ("system", "developer", "user", "assistant", "tool")}  # noqa: RUF012
+    source = str({"system": "System", "user": "User", "assistant": "Assistant"})
     # The same as a chat template, which a model that was trained on it takes along.
     jinja = (
         "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
@@ -84,9 +93,10 @@ class PlainTemplate:
     )
     jinja_with_bos = "{{ bos_token }}" + jinja
 
-    def write(self, messages: Sequence[Message], answer: str | None = None) -> str:
+    def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
         turns = "".join(f"{self.headings[turn['role']]}:\n{turn['content']}\n\n" for turn in messages)
-        return f"{turns}{self.headings['assistant']}:\n{answer or ''}"
+        text = answer["content"] if isinstance(answer, dict) else answer
+        return f"{turns}{self.headings['assistant']}:\n{text or ''}"
 
 
 PLAIN = (PlainTemplate.jinja, PlainTemplate.jinja_with_bos)
@@ -112,13 +122,14 @@ class ChatTemplate:
         except DataError:
             self.merges_system = True
 
-    def write(self, messages: Sequence[Message], answer: str | None = None) -> str:
+    def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
         turns = merge_system(messages) if self.merges_system else list(messages)
         if answer is not None:
-            turns.append(Message(role="assistant", content=answer))
+            turns.append(Message(role="assistant", content=answer) if isinstance(answer, str) else answer)
         try:
             return self.tokenizer.apply_chat_template(
                 turns,
+                tools=tools,
                 chat_template=self._jinja,
                 tokenize=False,
                 add_generation_prompt=answer is None,
@@ -147,12 +158,14 @@ class Frame:
         gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
         cue: The end of the prompt, behind which the answer is tokenised.
+        tools: The tools that the prompt tells of, or None.
     """
 
     before: str
     gap: str
     after: str
     cue: Cue
+    tools: Tools | None = None
 
 
 class ModelSide:
@@ -161,7 +174,8 @@ class ModelSide:
     Args:
         tokenizer: The model's tokenizer, a fast one, since parents need offsets.
         template: `chat` is the tokenizer's own chat template, `plain` writes role headings; `auto` takes the chat
-            template if there is one.
+            template if there is one. Or the keys of `prefkd.data.template_settings.TemplateSettings`. A template from
+            elsewhere, or one with arguments, takes the place of the tokenizer's own.
         name: What messages call the model.
         embeddings: How many tokens the model has an embedding for; None where it reads nothing.
 
@@ -173,6 +187,7 @@ class ModelSide:
         eos_id: The token that a model stops at: the last of `end_ids`, or the tokenizer's EOS if the end is mere text.
         stop_text: The end if it is mere text, at which nothing stops by itself, or None.
         uses_chat_template: Whether it is the tokenizer's chat template.
+        keeps_thoughts: Whether answers keep their thoughts.
 
     Raises:
         PrefkdError: The tokenizer or its template cannot be used.
@@ -181,7 +196,7 @@ class ModelSide:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: Literal["auto", "chat", "plain"] = "auto",
+        template: Literal["auto", "chat", "plain"] | Mapping[str, Any] = "auto",
         name: str | None = None,
         embeddings: int | None = None,
     ):
@@ -189,10 +204,13 @@ class ModelSide:
         self.name = name or tokenizer.name_or_path or "the model"
         if not tokenizer.is_fast:
             raise PrefkdError(f"{self.name}: its tokenizer gives no character offsets; use one with a tokenizer.json")
-        if template == "chat" and not tokenizer.chat_template:
+        settings = template_settings(template)
+        self._take_over(settings)
+        if settings.kind == "chat" and not tokenizer.chat_template:
             raise PrefkdError(f"{self.name}: its tokenizer has no chat template; use template: plain")
         own = tokenizer.chat_template
-        self.uses_chat_template = template != "plain" and bool(own) and own not in PLAIN
+        self.keeps_thoughts = settings.thoughts == "keep"
+        self.uses_chat_template = settings.kind != "plain" and bool(own) and own not in PLAIN
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
         self.encoder = Encoder(tokenizer)
         # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
@@ -217,21 +235,38 @@ class ModelSide:
         self.embeddings = embeddings
         self._require_embeddings()
 
-    def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
+    def _take_over(self, settings: TemplateSettings) -> None:
+        """Put a template from elsewhere, or one with arguments, in the place of the tokenizer's own."""
+        if settings.path is not None:
+            self.tokenizer.chat_template = Path(settings.path).read_text(encoding="utf-8")
+        own = self.tokenizer.chat_template
+        if settings.arguments and not isinstance(own, str):
+            raise PrefkdError(f"{self.name}: its tokenizer has no single chat template that takes arguments; give path")
+        # As a part of the template they hold for whoever uses the trained model. Jinja takes the line breaks off.
+        given = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in settings.arguments.items())
+        if given and not own.startswith(given):
+            self.tokenizer.chat_template = given + own
+
+    def frame(self, messages: Sequence[Message], *, thoughts: bool = False, tools: Tools | None = None) -> Frame:
         """What stands before and after an answer to these messages.
 
         Args:
             messages: The conversation.
+            tools: The tools that can be called.
             thoughts: Whether text that the template puts before every answer, as Qwen3 an empty thought, is part of
                 the answer and not of the prompt. Only so can the answer have a thought of its own there.
 
         Raises:
-            DataError: The template refuses the conversation, or asks for an answer in another way than it writes one.
+            DataError: The template refuses the conversation or leaves a part of it out, or asks for an answer in another
+                way than it writes one.
         """
-        messages = _without_guards(messages)
-        guarded = [Message(role=turn["role"], content=self.encoder.guard(turn["content"])) for turn in messages]
-        frame = self._frame(guarded, thoughts=thoughts)
-        if GUARD in frame.before and frame.before.replace(GUARD, "") != self._frame(messages, thoughts=thoughts).before:
+        messages, tools = _without_guards(list(messages)), tools and _without_guards(list(tools))
+        guarded = _in_texts(messages, self.encoder.guard)
+        frame = self._frame(guarded, thoughts=thoughts, tools=tools and _in_texts(tools, self.encoder.guard))
+        bare = frame.before.replace(GUARD, "")
+        if tools or any(turn["role"] in ("tool", "developer") or "tool_calls" in turn for turn in messages):
+            self._require_all_of(messages, tools)
+        if GUARD in frame.before and bare != self._frame(messages, thoughts=thoughts, tools=tools).before:
             raise DataError(
                 f"the chat template of {self.name} reads special tokens in a message as its own; take them out of the "
                 "message or use template: plain"
@@ -241,16 +276,49 @@ class ModelSide:
                 f"the chat template of {self.name} ends this answer with {frame.after[:30]!r}, but others with "
                 f"{self.end!r}; use template: plain"
             )
-        return frame
+        return replace(frame, tools=tools)
 
-    def response(self, messages: Sequence[Message], answer: str, frame: Frame) -> str:
+    def _require_all_of(self, messages: Sequence[Message], tools: Tools | None) -> None:
+        """Make sure that a template writes what not all templates know: tools, calls, what tools and developers say."""
+
+        def leaves_out(others: Sequence[Message], other_tools: Tools | None) -> bool:
+            try:
+                return self._frame(others, tools=other_tools).before == self._frame(messages, tools=tools).before
+            except DataError:  # without it the conversation makes no sense to the template
+                return False
+
+        if tools and leaves_out(messages, None):
+            raise DataError(f"the chat template of {self.name} takes no tools; remove field 'tools', or give a template")
+        if any("tool_calls" in turn for turn in messages):
+            bare = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
+            if leaves_out(bare, tools):
+                raise DataError(f"the chat template of {self.name} leaves out calls of tools; {_TAKE_OUT}")
+        for i, turn in enumerate(messages):
+            other = Message({**turn, "content": f"{turn['content']} {PROBE}"})
+            told = turn["role"] in ("tool", "developer")
+            if told and leaves_out([*messages[:i], other, *messages[i + 1 :]], tools):
+                raise DataError(
+                    f"the chat template of {self.name} leaves out messages of the role {turn['role']}; {_TAKE_OUT}"
+                )
+
+    def response(self, messages: Sequence[Message], answer: Answer, frame: Frame) -> str:
         """The answer as the template writes it: many trim it.
 
         Raises:
-            DataError: The template writes it elsewhere, or changes what stands around it.
+            DataError: The template writes it elsewhere, leaves out its calls, or changes what stands around it.
         """
-        messages = _without_guards(messages)
-        written, before = self.template.write(messages, answer), frame.before.replace(GUARD, "") + frame.gap
+        messages = _without_guards(list(messages))
+        written = self.template.write(messages, answer, frame.tools)
+        before = frame.before.replace(GUARD, "") + frame.gap
+        if isinstance(answer, dict):
+            if written == self.template.write(messages, answer["content"], frame.tools):
+                raise DataError(f"the chat template of {self.name} leaves out calls of tools; {_TAKE_OUT}")
+            if special := self.encoder.special.search(written[len(frame.before.replace(GUARD, "")) : -len(frame.after)]):
+                raise DataError(
+                    f"the chat template of {self.name} writes calls with the special token {special[0]}, and "
+                    "special-token text in an answer is text; take answers that call tools out of the data"
+                )
+            answer = answer["content"]
         if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
             raise DataError(f"the chat template of {self.name} {_rewrites(answer)}")
         return written[len(before) : len(written) - len(frame.after)]
@@ -312,10 +380,11 @@ class ModelSide:
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        return fingerprint("side", VERSION, backend.to_str(), self.template.source, self.bos_id, self.end_ids)
+        made_of = (backend.to_str(), self.template.source, self.bos_id, self.end_ids, self.keeps_thoughts)
+        return fingerprint("side", VERSION, *made_of)
 
-    def _frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:
-        asked, written = self.template.write(messages), self.template.write(messages, PROBE)
+    def _frame(self, messages: Sequence[Message], *, thoughts: bool = False, tools: Tools | None = None) -> Frame:
+        asked, written = (self.template.write(messages, answer, tools) for answer in (None, PROBE))
         before, found, after = written.rpartition(PROBE)
         if found and asked.rstrip().endswith("<think>") and not before.startswith(asked):
             raise DataError(
@@ -462,8 +531,17 @@ class ModelSide:
         )
 
 
-def _without_guards(messages: Sequence[Message]) -> list[Message]:
-    return [Message(role=turn["role"], content=turn["content"].replace(GUARD, "\ufffd")) for turn in messages]
+def _without_guards(value: Any) -> Any:
+    return _in_texts(value, lambda text: text.replace(GUARD, "\ufffd"))
+
+
+def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with all its texts changed, those of keys and roles apart."""
+    if isinstance(value, list):
+        return [_in_texts(part, change) for part in value]
+    if isinstance(value, dict):
+        return {key: part if key in ("role", "type") else _in_texts(part, change) for key, part in value.items()}
+    return change(value) if isinstance(value, str) else value
 
 
 def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
@@ -480,16 +558,31 @@ def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
 def _rewrites(answer: str) -> str:
     if "think>" in answer:
         return (
-            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer or "
-            "use template: plain"
+            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer, set "
+            "template.thoughts to drop, or use template: plain"
         )
     return "writes something of its own for this answer"
 
 
+def without_thought(answer: Answer) -> Answer:
+    """An answer without the thought that it begins with."""
+    if isinstance(answer, str):
+        return _THOUGHT.sub("", answer)
+    return Message({**answer, "content": _THOUGHT.sub("", answer["content"])})
+
+
 def write_answers(
-    messages: Sequence[Message], answers: Sequence[str], sides: Mapping[str, ModelSide]
+    messages: Sequence[Message],
+    answers: Sequence[Answer],
+    sides: Mapping[str, ModelSide],
+    tools: Tools | None = None,
 ) -> tuple[dict[str, Frame], list[str], bool]:
     """What two models read around some answers to the same messages, and the answers as text that both write alike.
+
+    Where one of the sides drops thoughts, all answers lose theirs, those in the messages too.
+
+    Args:
+        tools: The tools that can be called.
 
     Returns:
         The frames of each side; the texts; and `thoughts` of `ModelSide.frame`, which is set if an answer has a thought
@@ -498,23 +591,31 @@ def write_answers(
     Raises:
         DataError: A template refuses the conversation or leaves out a part of an answer.
     """
+    if not all(side.keeps_thoughts for side in sides.values()):
+        messages = [
+            Message({**turn, "content": _THOUGHT.sub("", turn["content"])}) if turn["role"] == "assistant" else turn
+            for turn in messages
+        ]
+        answers = [without_thought(answer) for answer in answers]
     for thoughts in (False, True):
-        frames = {name: side.frame(messages, thoughts=thoughts) for name, side in sides.items()}
+        frames = {name: side.frame(messages, thoughts=thoughts, tools=tools) for name, side in sides.items()}
         framed = [(side, frames[name]) for name, side in sides.items()]
         try:
             return frames, [shared_response(messages, answer, framed) for answer in answers], thoughts
         except DataError:
-            if thoughts or not any("think>" in answer for answer in answers):
+            if thoughts or not any("think>" in answer_text(answer) for answer in answers):
                 raise
     raise AssertionError("the second time either returns or raises")
 
 
-def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
+def shared_response(messages: Sequence[Message], answer: Answer, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
     """The text of an answer that all templates write alike: each in turn trims it until none changes it.
 
     Raises:
         DataError: They never agree, or one leaves out a part of the answer.
     """
+    if isinstance(answer, dict):
+        return _shared_call(messages, answer, sides)
     text = answer
     for _ in range(4):
         before = text
@@ -524,9 +625,26 @@ def shared_response(messages: Sequence[Message], answer: str, sides: Sequence[tu
             break
     else:
         raise DataError("the chat templates of the two models write this answer in different ways")
-    if text != answer and not _without_blanks(text).endswith(_without_blanks(answer)):
-        raise DataError(f"the chat template of {' or '.join(side.name for side, _ in sides)} {_rewrites(answer)}")
+    if not _has_all_of(text, answer):
+        changing = [side.name for side, frame in sides if not _has_all_of(side.response(messages, answer, frame), answer)]
+        raise DataError(f"the chat template of {' and that of '.join(changing)} {_rewrites(answer)}")
     return text
+
+
+def _shared_call(messages: Sequence[Message], answer: Message, sides: Sequence[tuple[ModelSide, Frame]]) -> str:
+    """The text of an answer that calls tools, which both models must write in the same notation."""
+    texts = dict.fromkeys(side.response(messages, answer, frame) for side, frame in sides)
+    if len(texts) > 1:
+        one, other = (json.dumps(text[:60], ensure_ascii=False) for text in [*texts][:2])
+        raise DataError(
+            f"the two chat templates write the calls of this answer in different ways, {one} and {other}: give both "
+            "models one template"
+        )
+    return next(iter(texts))
+
+
+def _has_all_of(written: str, answer: str) -> bool:
+    return written == answer or _without_blanks(written).endswith(_without_blanks(answer))
 
 
 def _without_blanks(text: str) -> str:

@@ -30,7 +30,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from prefkd.data.formats import Message, check_answers
+from prefkd.data.formats import check_answers
+from prefkd.data.messages import Answer, Message, unpack_calls
 from prefkd.data.pairs import KNOWN, BadRow, DataConfig, bad_rows_error
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
@@ -135,8 +136,9 @@ def aligned_columns(*, with_contrast: bool) -> Features:
 
 def with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
     """The conversation with an instruction around the user's last message."""
-    *earlier, last = messages
-    return [*earlier, Message(role=last["role"], content=instruction.replace("{prompt}", last["content"]))]
+    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
+    asked = Message(role="user", content=instruction.replace("{prompt}", messages[last]["content"]))
+    return [*messages[:last], asked, *messages[last + 1 :]]
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def _align_batch(
     written: dict[int, _WrittenPair] = {}
     for i in range(count):
         try:
-            written[i] = _write_pair(rows["prompt"][i], rows["chosen"][i], rows["rejected"][i], sides, contrast)
+            answers = {name: rows[name][i] for name in ANSWERS}
+            packed = rows["calls"][i] if "calls" in rows else None
+            written[i] = _write_pair(*unpack_calls(rows["prompt"][i], answers, packed), sides, contrast)
         except DataError as error:
             aligned[i]["problem"] = str(error)
 
@@ -193,15 +197,15 @@ def _align_batch(
 
 def _write_pair(
     messages: list[Message],
-    chosen: str,
-    rejected: str,
+    answers: Mapping[str, Answer],
+    tools: list[dict[str, Any]] | None,
     sides: Mapping[str, ModelSide],
     contrast: tuple[str, str] | None,
 ) -> _WrittenPair:
-    frames, (chosen, rejected), thoughts = write_answers(messages, (chosen, rejected), sides)
+    frames, (chosen, rejected), thoughts = write_answers(messages, [answers[name] for name in ANSWERS], sides, tools)
     check_answers(chosen, rejected)
     for name, instruction in zip(INSTRUCTIONS, contrast, strict=True) if contrast else ():
-        frames[name] = sides["teacher"].frame(with_instruction(messages, instruction), thoughts=thoughts)
+        frames[name] = sides["teacher"].frame(with_instruction(messages, instruction), thoughts=thoughts, tools=tools)
     return _WrittenPair(frames, (chosen, rejected))
 
 

@@ -31,7 +31,7 @@ def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
     if not (folder / "config.json").is_file() and (problem := next(config.problems(), None)):
         raise PrefkdError(f"{key}.{problem}; {remedy}")
     try:
-        return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(config.path, **config.hub)
     except Exception as error:  # of transformers, of the Hub and of whatever lies in the folder
         reason = f"the config.json of {config.path} cannot be read: {first_line(error)}"
         raise PrefkdError(f"{key}.path: {reason}; {remedy}") from error

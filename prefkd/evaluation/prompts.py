@@ -95,6 +95,8 @@ def _read_row(key: str, row: Any) -> Prompt:
     if row.get("chosen") is not None and row.get("rejected") is not None:
         _, [row, *_] = Reader().unfold(row)
         pair = read_pair(row, detect_format(row))
+        if pair.tools or not isinstance(pair.chosen, str):
+            raise DataError("field 'tools' and answers that call tools cannot be read here")
         return Prompt(key, pair.prompt, [pair.chosen])
     prompt = decode_messages(row.get("prompt"), "prompt")
     if isinstance(prompt, str):

@@ -72,7 +72,7 @@ def weights_fingerprint(config: ModelConfig) -> str:
     """Which weights a model has: those of a folder by content, those from the Hub by commit."""
     if Path(config.path).is_dir():
         return folder_fingerprint(Path(config.path))
-    hub = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    hub = AutoConfig.from_pretrained(config.path, **config.hub)
     return fingerprint("hub", config.path, hub._commit_hash)
 
 

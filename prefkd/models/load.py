@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from prefkd.data.template_settings import template_problems
 from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem, first_line
@@ -28,19 +29,31 @@ class ModelConfig:
 
     Attributes:
         path: Folder with a Hugging Face checkpoint (safetensors), or a Hub id `owner/name`.
-        template: `chat` = the tokenizer's chat template, `plain` = role headings, `auto` = chat where there is one.
+        template: `chat` = the tokenizer's chat template, `plain` = role headings, `auto` = chat where there is one; or
+            a section with kind, path, arguments and thoughts, `prefkd.data.template_settings.TemplateSettings`.
+        revision: The commit, tag or branch of a model on the Hub.
         share_prompt: Read prompt, chosen and rejected answer as one row, so that the prompt is computed once. Set it to
             false for a model that cannot take a 4D attention mask.
         trust_remote_code: Run Python code that comes with the checkpoint.
     """
 
     path: str
-    template: Literal["auto", "chat", "plain"] = "auto"
+    template: Any = "auto"
+    revision: str | None = None
     share_prompt: bool = True
     trust_remote_code: bool = False
 
+    @property
+    def hub(self) -> dict[str, Any]:
+        """How its files are asked for."""
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision or "main"}
+
     def problems(self) -> Iterator[Problem | str]:
-        for text in self._faults():
+        wrong = [f"template{text}" for text in template_problems(self.template)]
+        yield from wrong
+        if self.revision is not None and Path(self.path).is_dir():
+            yield f"revision: {self.revision} means nothing to a folder; leave it out"
+        for text in () if wrong else self._faults():
             yield Problem("path", text, about="model", paths=(Path(self.path),))
 
     def _faults(self) -> Iterator[str]:
@@ -122,7 +135,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    return read_tokenizer(config.path, trust_remote_code=config.trust_remote_code)
+    return read_tokenizer(config.path, **config.hub)
 
 
 def embedding_count(config: ModelConfig) -> int:
@@ -132,7 +145,7 @@ def embedding_count(config: ModelConfig) -> int:
         PrefkdError: That cannot be read, or tells no number.
     """
     try:
-        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        outline = AutoConfig.from_pretrained(config.path, **config.hub)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file
         raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
     count = getattr(outline.get_text_config(), "vocab_size", None)
@@ -172,12 +185,12 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     try:
         if device.type == "meta":
-            outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+            outline = AutoConfig.from_pretrained(config.path, **config.hub)
             with device:
                 model: Any = AutoModelForCausalLM.from_config(outline, **how).eval()
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                config.path, use_safetensors=True, device_map={"": device}, **how
+                config.path, use_safetensors=True, device_map={"": device}, **how | config.hub
             )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types for a broken checkpoint
         raise PrefkdError(f"cannot load the model of {config.path}: {first_line(error)}") from error
@@ -196,7 +209,7 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:
     """The type in which a checkpoint stores its weights; float32 where it does not say."""
-    stored = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code).dtype
+    stored = AutoConfig.from_pretrained(config.path, **config.hub).dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 

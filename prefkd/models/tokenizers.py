@@ -12,14 +12,14 @@ from prefkd.errors import PrefkdError, first_line
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
-def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def read_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PreTrainedTokenizerBase:
     """The fast tokenizer in a folder, or of a Hub id.
 
     Raises:
         PrefkdError: There is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
         raise PrefkdError(f"cannot load the tokenizer of {path}: {first_line(error)}") from error
     if not tokenizer.is_fast:

@@ -99,5 +99,5 @@ def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[
 
 
 def _hidden_size(config: ModelConfig) -> int:
-    found = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    found = AutoConfig.from_pretrained(config.path, **config.hub)
     return found.get_text_config().hidden_size

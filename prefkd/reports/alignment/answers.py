@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from prefkd.data.formats import Message
+from prefkd.data.messages import Message, unpack_calls
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.token_map import BYTE_OF
 from prefkd.data.tokenizing import ANSWERS, SIDES
@@ -105,7 +105,9 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     texts: list[str] = []
     frames: dict[str, list[Frame]] = {name: [] for name in sides}
     for row in rows:
-        around, answers, _ = write_answers(row["prompt"], [row[answer] for answer in ANSWERS], sides)
+        packed = row.get("calls")
+        prompt, found, tools = unpack_calls(row["prompt"], {name: row[name] for name in ANSWERS}, packed)
+        around, answers, _ = write_answers(prompt, [found[name] for name in ANSWERS], sides, tools)
         texts += answers
         for name, frame in around.items():
             frames[name] += [frame] * len(answers)
