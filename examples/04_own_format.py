@@ -1,8 +1,8 @@
 """Rows of your own format: one function, row -> pair. Try it on a file, then train with it.
 
-    cp examples/04_own_format.py mine.py
-    python mine.py votes.jsonl
-    prefkd run dpo --config demo/dpo "data={source: votes.jsonl, reader: {_component_: mine.read_row, least: 2}}"
+cp examples/04_own_format.py mine.py
+python mine.py votes.jsonl
+prefkd run dpo --config demo/dpo "data={source: votes.jsonl, reader: {_component_: mine.read_row, least: 2}}"
 """
 
 import sys

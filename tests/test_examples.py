@@ -56,7 +56,10 @@ def test_a_loss_of_ones_own_starts_at_its_margin(tmp_path, monkeypatch):
 
 
 VOTES = [
-    {"post": f"What now, {i}?", "replies": [{"text": "Boil the eggs.", "votes": 4}, {"text": "Look it up.", "votes": 1}]}
+    {
+        "post": f"What now, {i}?",
+        "replies": [{"text": "Boil the eggs.", "votes": 4}, {"text": "Look it up.", "votes": 1}],
+    }
     for i in range(8)
 ]
 

@@ -1,13 +1,12 @@
 """What aligning did to a data set, in numbers that a user can judge the two tokenizers and the limits by."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
+from prefkd.data.arrow import list_lengths, numbers, tables
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
 
 
@@ -38,13 +37,10 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     }
     if not len(aligned):
         return report
-    table = cast(pa.Table, aligned.with_format("arrow")[:])
+    all_lengths = list_lengths(aligned, [f"{side}_{answer}" for side in SIDES for answer in ANSWERS])
 
-    def counts(column: str) -> np.ndarray:
-        return table[column].to_numpy()
-
-    def lengths(column: str) -> np.ndarray:
-        return pc.call_function("list_value_length", [table[column]]).to_numpy()
+    def counts(name: str) -> np.ndarray:
+        return numbers(aligned, name)
 
     def of_both_answers(read: Callable[[str], np.ndarray], column: str) -> np.ndarray:
         return np.concatenate([read(column.format(answer=answer)) for answer in ANSWERS])
@@ -53,7 +49,7 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     ends = of_both_answers(counts, "{answer}_ends")
     single = of_both_answers(counts, "{answer}_single")
     characters = of_both_answers(counts, "{answer}_characters")
-    tokens = {side: of_both_answers(lengths, f"{side}_{{answer}}") for side in SIDES}
+    tokens = {side: of_both_answers(all_lengths.__getitem__, f"{side}_{{answer}}") for side in SIDES}
     response_cut = {side: of_both_answers(counts, f"{side}_{{answer}}_cut") for side in SIDES}
     prompt_cut = {side: counts(f"{side}_prompt_cut") for side in SIDES}
     report |= {
@@ -69,9 +65,12 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
         "prompt_tokens_dropped": {side: int(prompt_cut[side].sum()) for side in SIDES},
     }
     positive, negative = (f"{name}_prompt" for name in INSTRUCTIONS)
-    if positive in table.column_names:
-        same = zip(table[positive].to_pylist(), table[negative].to_pylist(), strict=True)
-        report["pairs_without_contrast"] = sum(one == other for one, other in same)
+    if positive in aligned.column_names:
+        report["pairs_without_contrast"] = sum(
+            one == other
+            for table in tables(aligned, [positive, negative])
+            for one, other in zip(table[positive].to_pylist(), table[negative].to_pylist(), strict=True)
+        )
     return report
 
 

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefkd.data.arrow import list_lengths
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
@@ -127,7 +128,8 @@ class PairBatch(_Movable):
         rows_of_step: Those of all pairs of the step, on all ranks.
         weight: (B,) weight of each pair in the loss, over the mean weight of the step.
         margin: (B,) by how much, in units of the reward, the chosen answer must win.
-        sources: Name of each source, where there are several -> (B,) 1 over its share of the step for its pairs, else 0.
+        sources: Name of each source, where there are several -> (B,) 1 over its share of the step for its pairs, 0 for
+            others.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -223,9 +225,8 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
 
 def count_targets(aligned: Dataset) -> Dataset:
     """Add the number of the student's target tokens to each row, from which `collate_pairs` counts those of a step."""
-    for name in ANSWERS:
-        lengths = np.array([len(ids) for ids in aligned[f"student_{name}"]], dtype=np.int32)
-        aligned = aligned.add_column(f"student_{name}_targets", lengths)  # pyright: ignore[reportArgumentType]
+    for name, lengths in list_lengths(aligned, [f"student_{name}" for name in ANSWERS]).items():
+        aligned = aligned.add_column(f"{name}_targets", lengths.astype(np.int32))  # pyright: ignore[reportArgumentType]
     return aligned
 
 

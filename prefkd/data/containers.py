@@ -34,6 +34,7 @@ BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zipfile.BadZ
 LONGEST_CSV_VALUE = 2**31 - 1
 DELIMITERS = ",;\t|"
 HEAD = 512
+ROWS_AT_A_TIME = 1000
 
 # How files of a kind begin -> what they are. Longer beginnings stand before shorter ones.
 MAGIC = {
@@ -261,7 +262,7 @@ def _read_csv(file: IO[bytes]) -> Rows:
 def _read_parquet(file: IO[bytes]) -> Rows:
     table = pyarrow.parquet.ParquetFile(file)
     _require_own_names(table.schema_arrow.names)
-    return enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), start=1)
+    return enumerate((row for batch in table.iter_batches(ROWS_AT_A_TIME) for row in batch.to_pylist()), start=1)
 
 
 def _read_arrow(file: IO[bytes]) -> Rows:
@@ -275,7 +276,8 @@ def _read_arrow(file: IO[bytes]) -> Rows:
         reader = pyarrow.ipc.open_stream(file)
         batches = iter(reader)
     _require_own_names(reader.schema.names)
-    return enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    parts = (batch.slice(i, ROWS_AT_A_TIME) for batch in batches for i in range(0, len(batch), ROWS_AT_A_TIME))
+    return enumerate((row for part in parts for row in part.to_pylist()), start=1)
 
 
 def _require_own_names(names: Iterable[str]) -> None:

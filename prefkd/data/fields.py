@@ -24,7 +24,17 @@ METADATA = (
     *("score", "scores", "score_*", "*_score", "*_scores", "*-score", "rating", "ratings", "rating_*", "*_rating"),
     *("*-rating", "*_ratings", "reward", "rewards", "reward_*", "*_reward", "*_rewards", "rank", "ranks", "*_rank"),
     *("margin", "*_margin", "gap", "*_gap", "delta", "quality", "*_quality", "difficulty", "confidence", "probability"),
-    *("votes", "*_votes", "vote_*", "upvote*", "preference_strength", "overall_preference", "strength", "agreement", "helpfulness"),
+    *(
+        "votes",
+        "*_votes",
+        "vote_*",
+        "upvote*",
+        "preference_strength",
+        "overall_preference",
+        "strength",
+        "agreement",
+        "helpfulness",
+    ),
     *("correctness", "coherence", "complexity", "verbosity", "instag", "*_label", "good_natured"),
     # Who wrote and who judged it.
     *("model", "models", "model_*", "*_model", "*-model", "*_models", "policy", "*_policy", "*_policies"),

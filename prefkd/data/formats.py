@@ -9,7 +9,8 @@
     sharegpt        {"conversations": [{"from", "value"}], "chosen": {"from", "value"}, "rejected": {"from", "value"}}
 
 Messages are those of `prefkd.data.messages`, and may be text that spells them. A field "system" with text becomes the
-system message of any of them, and a field "tools" tells which tools can be called. What cannot be read is a `DataError` that names the field and what belongs there.
+system message of any of them, and a field "tools" tells which tools can be called. What cannot be read is a `DataError`
+that names the field and what belongs there.
 """
 
 import unicodedata

@@ -24,7 +24,7 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float]) -> list[in
 
 def prompt_key(prompt: Iterable[Message]) -> int:
     """64 bits that name a prompt, equal for prompts that differ in capitals, blanks and forms of characters only."""
-    texts = (f"{turn['role']}:{turn['content']}" for turn in prompt)
+    texts = (f"{turn['role']}\n{turn['content']}" for turn in prompt)
     text = " ".join(unicodedata.normalize("NFKC", "\n".join(texts)).casefold().split())
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 

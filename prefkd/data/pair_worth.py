@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefkd.data.arrow import column, numbers
 from prefkd.data.steps import Microbatch
 
 
@@ -24,8 +25,8 @@ class _Columns(NamedTuple):
 def pair_worth(aligned: Dataset, microbatch: Microbatch) -> dict[str, Any]:
     """The fields `weight`, `margin` and `sources` of a batch.
 
-    Weights come over their mean in the whole step, so that a mean of weighted losses over the pairs of the step, however
-    it is split into microbatches and ranks, is the weighted mean: ``sum_i w_i l_i / sum_i w_i``.
+    Weights come over their mean in the whole step. So a mean of weighted losses over the pairs of the step is the
+    weighted mean, ``sum_i w_i l_i / sum_i w_i``, however the step is split into microbatches and ranks.
     """
     columns, rows, count = _columns(aligned), microbatch.rows, len(microbatch.rows)
     step = list(microbatch.step or rows)
@@ -58,12 +59,11 @@ def by_source(metrics: dict[str, Tensor], sources: dict[str, Tensor]) -> dict[st
 def _columns(aligned: Dataset) -> _Columns:
     found: dict[str, np.ndarray | None] = {}
     for name, ordinary in (("weight", 1.0), ("margin", 0.0)):
-        values = np.asarray(aligned[name][:], dtype=np.float32) if name in aligned.column_names else None
+        values = numbers(aligned, name) if name in aligned.column_names else None
         found[name] = None if values is None or (values == ordinary).all() else values
     names: list[str] = []
     if "source" in aligned.column_names and len(aligned):
-        table = cast(Any, aligned.select_columns("source").with_format("arrow"))[:]
-        codes = table["source"].combine_chunks().dictionary_encode()
+        codes: Any = column(aligned, "source").combine_chunks().dictionary_encode()
         names = codes.dictionary.to_pylist()
         found["source"] = codes.indices.to_numpy(zero_copy_only=False) if len(names) > 1 else None
     return _Columns(found["weight"], found["margin"], found.get("source"), names)

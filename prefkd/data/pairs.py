@@ -29,11 +29,11 @@ from typing import Any, NamedTuple, cast
 
 import datasets.config
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
+from prefkd.data.arrow import column, numbers, present, tables
 from prefkd.data.mixtures import held_out_rows, mixture_sizes, repeated
 from prefkd.data.own_rows import own_reader, reader_fingerprint
 from prefkd.data.reading import Reader, formats_of, read_rows
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
 VERSION = 3
-
-ROWS_AT_A_TIME = 1000
 
 COLUMNS = Features(
     {
@@ -169,25 +167,28 @@ def load_pairs(config: DataConfig) -> PairSplits:
     again = leaked = 0
     for name, pairs in train.items():
         kept = np.ones(len(pairs), dtype=bool)
-        for places, what in ((_held(pairs, evaluated), config.leakage), (repeated(_keys(pairs)), config.duplicates)):
+        for places, what in (
+            (_held(pairs, evaluated), config.leakage),
+            (repeated(numbers(pairs, "key")), config.duplicates),
+        ):
             kept &= ~places if what == "drop" else True
         leaked += int(_held(pairs, evaluated).sum())
-        again += int(repeated(_keys(pairs)).sum())
+        again += int(repeated(numbers(pairs, "key")).sum())
         train[name] = _select(pairs, kept.nonzero()[0])
     mixed = _together(_mixed(list(train.values()), parts, config.seed))
     if not len(mixed):
         raise DataError(f"{config.label}: no pairs are left to train on")
     mixed = _limited(mixed, config.limit, config.seed)
-    unread = sum((_counts(pc.list_flatten(_column(rows, "unread"))) for rows in read.values()), Counter[str]())
+    unread = sum((_counts(pc.list_flatten(column(rows, "unread"))) for rows in read.values()), Counter[str]())
     if unread:
         logger.warning("%s: fields that hold something and are not read: %s", config.label, in_rows(unread))
     return PairSplits(
         train=mixed,
         held_out=evaluated,
         skipped=bad,
-        formats=dict(sum((_counts(_column(rows, "format")) for rows in read.values()), Counter[str]())),
+        formats=dict(sum((_counts(column(rows, "format")) for rows in read.values()), Counter[str]())),
         unread=dict(unread),
-        ties=sum(int(_flags(rows, "tie").sum()) for rows in read.values()),
+        ties=sum(int(numbers(rows, "tie").sum()) for rows in read.values()),
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
         repeated_prompts=again,
@@ -253,7 +254,7 @@ def _usable(rows: Dataset, config: DataConfig, bad: list[BadRow], filtered: Coun
         bad: Gets those that cannot, if the config lets them be.
         filtered: Gets the number of pairs that each filter leaves out.
     """
-    wrong, ties = ~_flags(rows, "problem", present=False), _flags(rows, "tie")
+    wrong, ties = present(rows, "problem"), numbers(rows, "tie")
     found = (wrong & ~ties).nonzero()[0]
     if len(found):
         told = rows.select_columns(["file", "row", "problem"]).select(found)
@@ -272,9 +273,9 @@ def _passing(rows: Dataset, filters: Filters, usable: np.ndarray, filtered: Coun
     """(n,) which rows no filter leaves out; each is counted for the first that does."""
     left = usable.copy()
     tests = {
-        "gap": (filters.gap, lambda least: np.nan_to_num(_numbers(rows, "gap"), nan=-np.inf) >= least),
-        "length_ratio": (filters.length_ratio, lambda most: _numbers(rows, "ratio") <= most),
-        "length": (filters.length, lambda most: _numbers(rows, "length") <= most),
+        "gap": (filters.gap, lambda least: np.nan_to_num(numbers(rows, "gap"), nan=-np.inf) >= least),
+        "length_ratio": (filters.length_ratio, lambda most: numbers(rows, "ratio") <= most),
+        "length": (filters.length, lambda most: numbers(rows, "length") <= most),
     }
     for name, (limit, passes) in tests.items():
         if limit is None:
@@ -289,13 +290,13 @@ def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
     order = np.fromiter(
         (
             int(fingerprint(seed, json.dumps(prompt))[:16], 16)
-            for batch in cast(Any, pairs.select_columns("prompt")).iter(ROWS_AT_A_TIME)
-            for prompt in batch["prompt"]
+            for table in tables(pairs, ["prompt"])
+            for prompt in table["prompt"].to_pylist()
         ),
         dtype=np.uint64,
         count=len(pairs),
     )
-    held_out = held_out_rows(_keys(pairs), order, fraction)
+    held_out = held_out_rows(numbers(pairs, "key"), order, fraction)
     return _select(pairs, (~held_out).nonzero()[0]), _select(pairs, held_out.nonzero()[0])
 
 
@@ -310,7 +311,7 @@ def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> l
 
 
 def _shares(train: Dataset, held_out: Dataset) -> dict[str, dict[str, float]]:
-    trained, evaluated = _counts(_column(train, "source")), _counts(_column(held_out, "source"))
+    trained, evaluated = _counts(column(train, "source")), _counts(column(held_out, "source"))
     return {
         name: {"pairs": trained[name], "share": round(trained[name] / len(train), 4), "held_out": evaluated[name]}
         for name in trained | evaluated
@@ -340,27 +341,9 @@ def _together(parts: Sequence[Dataset]) -> Dataset:
     return whole
 
 
-def _column(pairs: Dataset, name: str) -> pa.ChunkedArray:
-    return cast(Any, pairs.select_columns(name).with_format("arrow"))[:][name]
-
-
-def _numbers(pairs: Dataset, name: str) -> np.ndarray:
-    return _column(pairs, name).to_numpy()
-
-
-def _flags(pairs: Dataset, name: str, *, present: bool = True) -> np.ndarray:
-    """(n,) which rows have true in a column, or with `present=False` which have nothing in it."""
-    column = _column(pairs, name)
-    return (column if present else column.is_null()).to_numpy().astype(bool)
-
-
-def _keys(pairs: Dataset) -> np.ndarray:
-    return _column(pairs, "key").to_numpy()
-
-
 def _held(pairs: Dataset, held_out: Dataset) -> np.ndarray:
     """(n,) which pairs have a prompt that is held out."""
-    return np.isin(_keys(pairs), _keys(held_out))
+    return np.isin(numbers(pairs, "key"), numbers(held_out, "key"))
 
 
 def _counts(values: Any) -> Counter[str]:

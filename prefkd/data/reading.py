@@ -64,7 +64,9 @@ class Reader(NamedTuple):
         """What the pair of an unfolded row is worth."""
         own = self.function is not None  # whose pairs bring their own
         weight = self.weight or ("weight" if own else None)
-        return read_worth(row, weight=weight, margin=self.margin or ("margin" if own else None), scale=self.margin_scale)
+        return read_worth(
+            row, weight=weight, margin=self.margin or ("margin" if own else None), scale=self.margin_scale
+        )
 
     def unread(self, row: Mapping[str, Any], name: str) -> list[str]:
         """What an unfolded row of a form holds that is not read and not known to be metadata."""

@@ -19,7 +19,7 @@ that is 12 bytes a parent. Weights are not in it: they follow from the scores by
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,6 +31,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
+from prefkd.data.arrow import column, numbers
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import ConfigError, PrefkdError, Problem
@@ -40,6 +41,7 @@ from prefkd.files import whole
 VERSION = 1
 
 SPLITS = ("train", "held_out")
+MOST_ROWS = 2**40  # of a file
 FINGERPRINT = "fingerprint.json"
 INSTRUCTED_PROMPTS = [f"{name}_prompt" for name in INSTRUCTIONS]
 PLACE = {"file": Value("string"), "row": Value("int64"), "content": Value("int64")}
@@ -228,25 +230,22 @@ class Scores:
             ConfigError: A row was not scored, or is not what it was then.
             PrefkdError: A shard is damaged.
         """
-        contents = row_contents(aligned)
+        contents = np.array(row_contents(aligned), dtype=np.int64)
         aligned = aligned.remove_columns([name for name in aligned.column_names if name in INSTRUCTED_PROMPTS])
         if not len(aligned):
             return aligned
-        scored = self.read(split)
-        known = dict(zip(_places(scored), enumerate(scored["content"][:]), strict=True)) if scored else {}
-        missing, changed, found = [], [], []
-        for place, content in zip(_places(aligned), contents, strict=True):
-            index, scored_content = known.get(place, (None, None))
-            found.append(index)
-            if index is None:
-                missing.append(place)
-            elif scored_content != content:
-                changed.append(place)
+        scored, codes = self.read(split), dict[str, int]()
+        known = np.empty(0, dtype=np.int64) if scored is None else _place_numbers(scored, codes)
+        wanted, order = _place_numbers(aligned, codes), np.argsort(known, kind="stable")
+        found = np.append(order, -1)[np.searchsorted(known, wanted, sorter=order)]  # -1 where it would come last
+        missing = np.append(known, -1)[found] != wanted
+        changed = ~missing & (contents != np.append(numbers(scored, "content") if scored else [], 0)[found])
         pairs, lines = f"of {len(aligned)} {split} pairs", []
-        if missing:
-            lines.append(_data_problem(missing, f"{pairs} are not among the {len(known)} that were scored"))
-        if changed:
-            lines.append(_data_problem(changed, f"{pairs} are not what they were when they were scored"))
+        if missing.any():
+            what = f"{pairs} are not among the {len(known)} that were scored"
+            lines.append(_data_problem(aligned, missing, what))
+        if changed.any():
+            lines.append(_data_problem(aligned, changed, f"{pairs} are not what they were when they were scored"))
         if lines or scored is None:
             raise ConfigError(lines)
         columns = scored.select(found).remove_columns(list(PLACE))
@@ -297,9 +296,21 @@ def _read_fingerprint(folder: Path) -> Fingerprint:
     return parts
 
 
-def _data_problem(places: Sequence[tuple[str, int]], what: str) -> str:
-    file, row = places[0]
-    return f"data: {len(places)} {what}, row {row} of {file} first; restore the data, or score again"
+def _data_problem(aligned: Dataset, places: np.ndarray, what: str) -> str:
+    first: Any = aligned[int(places.argmax())]
+    count = int(places.sum())
+    return f"data: {count} {what}, row {first['row']} of {first['file']} first; restore the data, or score again"
+
+
+def _place_numbers(rows: Dataset, codes: dict[str, int]) -> np.ndarray:
+    """(n,) a number for the file and the row of each pair.
+
+    Args:
+        codes: Number of each file, to which new ones are added.
+    """
+    files: Any = column(rows, "file").combine_chunks().dictionary_encode()
+    own = np.array([codes.setdefault(name, len(codes)) for name in files.dictionary.to_pylist()], dtype=np.int64)
+    return own[files.indices.to_numpy()] * MOST_ROWS + numbers(rows, "row")
 
 
 def _places(rows: Dataset) -> Iterator[tuple[str, int]]:

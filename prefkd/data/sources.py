@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import datasets.config
+import fsspec
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from prefkd.data.containers import KINDS, Rows, file_problems, read_file, suffix_of
-from prefkd.errors import DataError, Problem, nearest
-from prefkd.files import sha256
+from prefkd.errors import DataError, Problem, first_line, nearest
+from prefkd.files import fingerprint, sha256, whole
 
+# A path of another file system, s3://bucket/pairs.jsonl say, which fsspec opens.
+REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
 # What `datasets` writes beside the rows of a folder.
@@ -47,7 +51,9 @@ def source_problems(source: str, key: str = "") -> Iterator[Problem]:
 def _faults(source: str) -> Iterator[str]:
     path = Path(source)
     try:
-        if path.is_dir():
+        if remote := REMOTE.fullmatch(source):
+            yield from _protocol_faults(source, remote[1])
+        elif path.is_dir():
             yield from _folder_problems(path)
         elif path.is_symlink() and not path.exists():
             yield f"{source} is a link to {path.readlink()}, which does not exist"
@@ -58,6 +64,37 @@ def _faults(source: str) -> Iterator[str]:
             yield f"{source} does not exist" + (nearest(path.name, beside) if beside else "")
     except OSError as error:
         yield f"{source} cannot be read ({error.strerror})"
+
+
+def _protocol_faults(source: str, protocol: str) -> Iterator[str]:
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        yield f"{source}: {first_line(error)}; install it, or copy the files here"
+    except ValueError:
+        yield f"{source}: fsspec knows no {protocol}://{nearest(protocol, fsspec.available_protocols())}"
+
+
+def _fetched(source: str) -> Path:
+    """A copy of a remote file or folder, in the cache of data sets under a name that changes with its content."""
+    try:
+        system, place = fsspec.url_to_fs(source)
+        files = system.find(place, detail=True)
+        if not files:
+            raise DataError(f"{source}: there is no such file or folder")
+        content = fingerprint("remote", source, [[name, str(system.checksum(name))] for name in sorted(files)])
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "prefkd_remote" / content
+        for name in files:
+            inner = name.removeprefix(place).strip("/")
+            copy = folder / (f"{Path(place).name}/{inner}" if inner else Path(place).name)
+            if not copy.is_file():
+                with whole(copy) as unfinished:
+                    system.get_file(name, str(unfinished))
+    except DataError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"{source}: cannot be fetched: {first_line(error) or type(error).__name__}") from error
+    return folder / Path(place).name
 
 
 def _folder_problems(folder: Path) -> Iterator[str]:
@@ -105,6 +142,8 @@ def open_source(source: str, *, split: str, subset: str | None, revision: str | 
     """
     for text in _faults(source):
         raise DataError(text)
+    if REMOTE.fullmatch(source):
+        return open_source(str(_fetched(source)), split=split, subset=subset)
     path = Path(source)
     if path.is_dir() and _is_saved(path):
         return _open_saved(path, split)

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from prefkd.data.arrow import list_lengths
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Microbatch:
 def pair_lengths(aligned: Dataset) -> list[int]:
     """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
     columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
-    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+    return sum(list_lengths(aligned, columns).values(), np.zeros(len(aligned), dtype=np.int64)).tolist()
 
 
 def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:

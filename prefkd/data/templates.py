@@ -257,7 +257,7 @@ class ModelSide:
                 the answer and not of the prompt. Only so can the answer have a thought of its own there.
 
         Raises:
-            DataError: The template refuses the conversation or leaves a part of it out, or asks for an answer in another
+            DataError: The template refuses the conversation, leaves a part of it out, or asks for an answer in another
                 way than it writes one.
         """
         messages, tools = _without_guards(list(messages)), tools and _without_guards(list(tools))
@@ -288,7 +288,9 @@ class ModelSide:
                 return False
 
         if tools and leaves_out(messages, None):
-            raise DataError(f"the chat template of {self.name} takes no tools; remove field 'tools', or give a template")
+            raise DataError(
+                f"the chat template of {self.name} takes no tools; remove field 'tools', or give a template"
+            )
         if any("tool_calls" in turn for turn in messages):
             bare = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
             if leaves_out(bare, tools):
@@ -313,7 +315,9 @@ class ModelSide:
         if isinstance(answer, dict):
             if written == self.template.write(messages, answer["content"], frame.tools):
                 raise DataError(f"the chat template of {self.name} leaves out calls of tools; {_TAKE_OUT}")
-            if special := self.encoder.special.search(written[len(frame.before.replace(GUARD, "")) : -len(frame.after)]):
+            if special := self.encoder.special.search(
+                written[len(frame.before.replace(GUARD, "")) : -len(frame.after)]
+            ):
                 raise DataError(
                     f"the chat template of {self.name} writes calls with the special token {special[0]}, and "
                     "special-token text in an answer is text; take answers that call tools out of the data"
@@ -558,8 +562,8 @@ def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
 def _rewrites(answer: str) -> str:
     if "think>" in answer:
         return (
-            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer, set "
-            "template.thoughts to drop, or use template: plain"
+            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer, "
+            "set template.thoughts to drop, or use template: plain"
         )
     return "writes something of its own for this answer"
 
@@ -626,7 +630,9 @@ def shared_response(messages: Sequence[Message], answer: Answer, sides: Sequence
     else:
         raise DataError("the chat templates of the two models write this answer in different ways")
     if not _has_all_of(text, answer):
-        changing = [side.name for side, frame in sides if not _has_all_of(side.response(messages, answer, frame), answer)]
+        changing = [
+            side.name for side, frame in sides if not _has_all_of(side.response(messages, answer, frame), answer)
+        ]
         raise DataError(f"the chat template of {' and that of '.join(changing)} {_rewrites(answer)}")
     return text
 

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from prefkd.data.arrow import present
 from prefkd.data.formats import check_answers
 from prefkd.data.messages import Answer, Message, unpack_calls
 from prefkd.data.pairs import KNOWN, BadRow, DataConfig, bad_rows_error
@@ -301,16 +302,20 @@ def _without_problems(
     rows: Dataset, config: DataConfig, unreadable: Mapping[int, str], left_out: Counter[str] | None
 ) -> Dataset:
     """The rows that could be aligned. The others are an error or left out, which is said and counted."""
-    problems = [problem or unreadable.get(i) for i, problem in enumerate(rows["problem"][:])]
-    bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
+    problems = present(rows, "problem")
+    problems[list(unreadable)] = True
+    places = problems.nonzero()[0].tolist()
+    told: Any = rows.select_columns(["file", "row", "problem"]).select(places)
+    bad = [
+        BadRow(row["file"], row["row"], row["problem"] or unreadable[i]) for i, row in zip(places, told, strict=True)
+    ]
     refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN, SAME_TOKENS)]
     if refused and config.on_bad_row == "error":
         raise bad_rows_error(refused)
-    reasons = Counter(row.reason for row in bad)
+    counted = Counter(row.reason for row in bad)
     if left_out is not None:
-        left_out.update(reasons)
-    for reason, count in reasons.items():
+        left_out.update(counted)
+    for reason, count in counted.items():
         first = next(row for row in bad if row.reason == reason)
         logger.warning("%d of %d pairs are left out; %s", count, len(rows), first)
-    kept = [i for i, problem in enumerate(problems) if not problem]
-    return rows.remove_columns("problem").select(kept)
+    return rows.remove_columns("problem").select((~problems).nonzero()[0])

@@ -51,10 +51,8 @@ def with_rewards(losses: Tensor, chosen: Tensor, rejected: Tensor, beta: float) 
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
 
-def logistic_loss(
-    log_ratio: Tensor, beta: float, label_smoothing: float = 0.0, offset: Tensor | float = 0.0
-) -> Tensor:
-    """``-(1 - e) log sigmoid(z) - e log sigmoid(-z)``, ``z = beta h - m``: with an offset m, ODPO (arXiv 2402.10571, eq. 8).
+def logistic_loss(log_ratio: Tensor, beta: float, label_smoothing: float = 0.0, offset: Tensor | float = 0.0) -> Tensor:
+    """``-(1 - e) log sigmoid(z) - e log sigmoid(-z)``, ``z = beta h - m``; with an offset m, ODPO (arXiv 2402.10571).
 
     Args:
         log_ratio: (B,) h.

@@ -85,7 +85,7 @@ class Objective:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
 
         The mean of the losses over the pairs of the whole step is the objective: sum over terms of weight * (sum of its
-        values) / (pairs, tokens or parents of the step), where pairs may have weights. The same holds for what is logged.
+        values) / (pairs, tokens or parents of the step); pairs may have weights. The same holds for what is logged.
         """
         assert step is not None, "the data set went through count_targets"
         losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.config import HF_DATASETS_CACHE
@@ -21,7 +21,7 @@ from prefkd.data.batches import PairBatch, ParentScores
 from prefkd.data.fingerprints import STUDENT_COLUMNS, Fingerprint, pairs_fingerprint
 from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
-from prefkd.files import fingerprint
+from prefkd.files import fingerprint, whole
 from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
@@ -82,9 +82,10 @@ def add_own_start(
             model.eval()
             _read_shards(start.folder, left, splits, model, collate=collate, size=size, ranks=ranks, display=display)
             model.train(was_training)
-    stored = {name: start.read(name) if ranks.is_main else None for name in splits}
-    read = ranks.gather({name: rows and rows.select_columns(list(COLUMNS)).to_dict() for name, rows in stored.items()})
-    run.train_pairs, run.held_out_pairs = (split.with_columns(read[0][name]) for name, split in splits.items())
+    for shard in plan_shards(parts):  # one at a time: all of them may be larger than the memory
+        [read, *_] = ranks.gather(shard.path(start.folder).read_bytes() if ranks.is_main else None)
+        _write_copy(shard.path(start.folder), read)
+    run.train_pairs, run.held_out_pairs = (split.with_columns(start.read(name)) for name, split in splits.items())
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,25 @@ class _Rows:
         """What the model's log-probs of them depend on."""
         return self.pairs.select_columns(["file", "row", *STUDENT_COLUMNS]).select(self.rows)
 
-    def with_columns(self, read: Mapping[str, Sequence[Any]] | None) -> Dataset:
+    def with_columns(self, read: Dataset | None) -> Dataset:
         """All pairs, these rows with what was read of them."""
         others = self.pairs.remove_columns([name for name in COLUMNS if name in self.pairs.column_names])
-        values: dict[str, list[Any]] = {name: [[]] * len(self.pairs) for name in COLUMNS}
-        for name, column in (read or {}).items():
-            for row, logprobs in zip(self.rows, column, strict=True):
-                values[name][row] = logprobs
-        columns = Dataset.from_dict(values, features=Features({name: List(Value("float32")) for name in COLUMNS}))
-        return concatenate_datasets([others, columns], axis=1)
+        features = Features({name: List(Value("float32")) for name in COLUMNS})
+        empty = Dataset.from_dict({name: [[]] for name in COLUMNS}, features=features)
+        stored = empty if read is None else concatenate_datasets([read.select_columns(list(COLUMNS)), empty])
+        places = np.full(len(self.pairs), len(stored) - 1)
+        places[self.rows] = np.arange(len(self.rows))
+        return concatenate_datasets([others, stored.select(places)], axis=1)
+
+
+def _write_copy(path: Path, content: bytes) -> None:
+    """A shard for a node that does not share the main rank's cache."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # several ranks of a node come here together
+            if not path.is_file():
+                with whole(path) as unfinished:
+                    unfinished.write_bytes(content)
 
 
 def _read_shards(

@@ -13,7 +13,14 @@ from prefkd.models.logprob_model import TokenStates
 
 Unit = Literal["pair", "token", "parent"]
 Need = Literal[
-    "reference", "weights", "margin", "teacher_logprobs", "teacher_states", "projectors", "vocabularies", "one_vocabulary"
+    "reference",
+    "weights",
+    "margin",
+    "teacher_logprobs",
+    "teacher_states",
+    "projectors",
+    "vocabularies",
+    "one_vocabulary",
 ]
 # What has to be there for something else to be.
 IMPLIED: dict[Need, tuple[Need, ...]] = {

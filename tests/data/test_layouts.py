@@ -460,7 +460,11 @@ BAD_ROWS = {
         "field 'answers' has 1 answers: expected two or more",
     ),
     "no rank": ("Nectar", {"answers": [{"answer": "a"}] * 2}, "field 'rank' is missing"),
-    "tools": ("OpenAI", {"input": {"messages": TALK, "tools": [{"type": "function"}]}}, "field 'tools' is not a list of tools"),
+    "tools": (
+        "OpenAI",
+        {"input": {"messages": TALK, "tools": [{"type": "function"}]}},
+        "field 'tools' is not a list of tools",
+    ),
     "no turns": (
         "lmsys-arena-human-preference-55k",
         {"response_a": "[null]"},

@@ -3,13 +3,19 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 
+import fsspec
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefkd.data import sources
 from prefkd.data.containers import KINDS
+from prefkd.data.mixtures import mixture_sizes
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.settings import MixedRows
 from prefkd.errors import DataError
 
 ROWS = [{"prompt": f"Q{i}?", "chosen": f"good {i}", "rejected": f'bad {i}\n, "x"'} for i in range(20)]
@@ -18,6 +24,7 @@ ALL = {"held_out_fraction": 0.0}
 
 def write(path, rows=ROWS):
     """Write rows in the container that the file's name asks for."""
+    path.parent.mkdir(exist_ok=True)
     container = path.name.removesuffix(".gz").rpartition(".")[2]
     if container == "parquet":
         Dataset.from_list(rows).to_parquet(path)
@@ -370,3 +377,103 @@ def test_messages_in_csv_are_not_learnt_as_text(tmp_path):
     pairs = load_pairs(DataConfig(str(write(tmp_path / "p.csv", rows)), **ALL)).train
     assert pairs["chosen"][:] == ["Good 0", "Good 1", "Good 2"]
     assert pairs[0]["prompt"] == [{"role": "user", "content": "Hi"}]
+
+
+# ------------------------------------------------------------------------------------------------ other file systems
+
+
+def test_files_of_another_file_system_are_fetched_once(tmp_path, monkeypatch):
+    system = fsspec.filesystem("memory")
+    system.pipe("/bucket/p.jsonl", write(tmp_path / "p.jsonl").read_bytes())
+    system.pipe("/bucket/more/train-0.jsonl", write(tmp_path / "q.jsonl", ROWS[:5]).read_bytes())
+    assert list(DataConfig("memory://bucket/p.jsonl").problems()) == []
+    assert plain(load_pairs(DataConfig("memory://bucket/p.jsonl", **ALL)).train) == ROWS
+    assert len(load_pairs(DataConfig("memory://bucket/more", **ALL)).train) == 5
+    monkeypatch.setattr(type(system), "get_file", None)
+    pairs = load_pairs(DataConfig("memory://bucket/p.jsonl", **ALL)).train
+    assert pairs[0]["file"] == "p.jsonl"
+    with pytest.raises(DataError, match=r"memory://bucket/none\.jsonl: there is no such file or folder"):
+        load_pairs(DataConfig("memory://bucket/none.jsonl"))
+    [problem] = map(str, DataConfig("nos3://bucket/p.jsonl").problems())
+    assert problem.startswith("source: nos3://bucket/p.jsonl: fsspec knows no nos3://")
+
+
+# --------------------------------------------------------------------------------------------------------- mixtures
+
+
+def test_a_mixture_has_its_shares(tmp_path):
+    parts = []
+    for name, count, weight in (("a", 120, 0.5), ("b", 500, 0.3), ("c", 90, 0.2)):
+        rows = [{"prompt": f"{name} {i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(count)]
+        parts.append(MixedRows(str(write(tmp_path / name / "p.jsonl", rows)), name=name, weight=weight))
+    config = DataConfig(sources=parts, seed=3)
+    splits = load_pairs(config)
+    total = len(splits.train)
+    assert {name: part["pairs"] / total for name, part in splits.sources.items()} == pytest.approx(
+        {"a": 0.5, "b": 0.3, "c": 0.2}, abs=0.01
+    )
+    assert total == 216 and splits.sources["a"] == {"pairs": 108, "share": 0.5, "held_out": 12}
+    assert splits.train[0]["file"] == "a/p.jsonl"
+    assert len({(row["file"], row["row"]) for row in splits.train}) == total
+    again = load_pairs(DataConfig(sources=parts, seed=3)).train
+    assert again["prompt"][:] == splits.train["prompt"][:] and again._fingerprint == splits.train._fingerprint
+    assert load_pairs(DataConfig(sources=parts, seed=4)).train["prompt"][:] != splits.train["prompt"][:]
+    limited = [replace(part, weight=None, limit=10) for part in parts]
+    assert {part["pairs"] for part in load_pairs(DataConfig(sources=limited)).sources.values()} == {10}
+
+
+@given(st.lists(st.tuples(st.integers(50, 10**6), st.floats(0.05, 1)), min_size=1, max_size=5))
+def test_no_source_gives_more_than_it_has_and_all_their_share(parts):
+    available, weights = zip(*parts, strict=True)
+    sizes = mixture_sizes(available, weights)
+    assert all(size <= most for size, most in zip(sizes, available, strict=True))
+    assert any(size == most for size, most in zip(sizes, available, strict=True))
+    for size, weight in zip(sizes, weights, strict=True):
+        assert size == pytest.approx(sum(sizes) * weight / sum(weights), abs=len(sizes))
+
+
+def test_repeated_and_leaked_prompts_are_counted_and_dropped(tmp_path):
+    rows = [
+        {"prompt": prompt, "chosen": f"good {i}", "rejected": "bad"}
+        for i, prompt in enumerate(["A b", "c", " a  B", "d"])
+    ]
+    path = str(write(tmp_path / "p.jsonl", rows))
+    held_out = str(write(tmp_path / "h.jsonl", [{"prompt": "D", "chosen": "x", "rejected": "y"}]))
+    counted = load_pairs(DataConfig(path, held_out_source=held_out))
+    assert (len(counted.train), counted.repeated_prompts, counted.leaked_prompts) == (4, 1, 1)
+    assert counted.report["leaked_prompts"] == 1 and "1 with a held-out prompt" in counted.omissions
+    dropped = load_pairs(DataConfig(path, held_out_source=held_out, duplicates="drop", leakage="drop"))
+    assert [row["prompt"][0]["content"] for row in dropped.train] == ["A b", "c"]
+    # Prompts that differ in capitals and blanks alone are held out together.
+    splits = load_pairs(DataConfig(path, held_out_fraction=0.5))
+    assert splits.leaked_prompts == 0 and len(splits.held_out) in (2, 3)
+
+
+MIXTURES = {
+    "both": (
+        {"source": "data/pairs.jsonl", "sources": [{"source": "data/pairs.jsonl"}]},
+        "source: goes with no sources",
+    ),
+    "neither": ({"source": None}, "source: missing; give a text"),
+    "a missing weight": (
+        {"sources": [{"source": "data/pairs.jsonl", "weight": 1.0}, {"source": "data/more.jsonl"}]},
+        "sources[1].weight: missing; give one to each source, or to none",
+    ),
+    "one name": (
+        {"sources": [{"source": "data/pairs.jsonl"}, {"source": "data/pairs.jsonl"}]},
+        "sources[0].name: pairs is the name of two sources; give one of them another",
+    ),
+    "columns": (
+        {"sources": [{"source": "data/pairs.jsonl"}], "columns": {"prompt": "q"}},
+        "columns: belongs to each of sources; move it there",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "problem"), MIXTURES.values(), ids=MIXTURES)
+def test_a_mixture_that_cannot_work_says_so(tmp_path, monkeypatch, values, problem):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pairs", "more"):
+        write(tmp_path / "data" / f"{name}.jsonl")
+    values = values | {"sources": [MixedRows(**part) for part in values.get("sources", [])]}
+    assert str(next(iter(DataConfig(**values).problems()))).startswith(problem)

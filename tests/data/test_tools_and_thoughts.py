@@ -16,7 +16,11 @@ from tests.tiny import make_tokenizer
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Like <|im_end|> Köln"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells.", "parameters": CITY}}
-CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}},
+}
 ASKED = [{"role": "user", "content": "Will it rain in Köln?"}]
 CALLED = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
 TOLD = [*CALLED, {"role": "tool", "content": '{"rain": 0.9}', "tool_call_id": "abcdefghi", "name": "weather"}]
@@ -99,7 +103,13 @@ REFUSED = {
     "no calls": ("chatml", CALLED + ASKED, "Yes.", None, "leaves out calls of tools"),
     "no call in an answer": ("chatml", ASKED, CALLING, None, "leaves out calls of tools"),
     "no tool's words": ("user alone", [*ASKED, TOLD[-1]], "Yes.", None, "leaves out messages of the role tool"),
-    "no developer": ("user alone", [{"role": "developer", "content": "Short."}, *ASKED], "Yes.", None, "role developer"),
+    "no developer": (
+        "user alone",
+        [{"role": "developer", "content": "Short."}, *ASKED],
+        "Yes.",
+        None,
+        "role developer",
+    ),
     "special tokens": ("mistral", ASKED, CALLING, [TOOL], r"writes calls with the special token \[TOOL_CALLS\]"),
 }
 
@@ -117,7 +127,7 @@ def test_what_one_side_does_not_write_is_refused_with_its_name(template, message
 
 def test_a_call_that_two_templates_write_otherwise_is_refused():
     sides = {name: side(TOOL_TEMPLATES[name], name) for name in ("qwen2.5", "llama3")}
-    with pytest.raises(DataError, match="write the calls of this answer in different ways, .*tool_call.*parameters"):
+    with pytest.raises(DataError, match=r"write the calls of this answer in different ways, .*tool_call.*parameters"):
         write_answers(ASKED, [CALLING], sides, [TOOL])
     both = {name: side(TOOL_TEMPLATES["llama3"], name) for name in "ab"}
     assert write_answers(ASKED, [CALLING], both, [TOOL])[1][0].startswith('{"name": "weather", "parameters"')
@@ -136,7 +146,7 @@ def test_a_thought_is_kept_or_dropped_on_both_sides():
     assert write_answers(ASKED, [THOUGHT], dropped)[1] == ["Yes."]
     earlier = [*ASKED, {"role": "assistant", "content": THOUGHT}, *ASKED]
     assert "Clouds" not in write_answers(earlier, ["Yes."], dropped)[0]["teacher"].before
-    with pytest.raises(DataError, match="template of the teacher takes the thought out .*template.thoughts to drop"):
+    with pytest.raises(DataError, match=r"template of the teacher takes the thought out .*template\.thoughts to drop"):
         write_answers(ASKED, [THOUGHT], {"student": side(qwen), "teacher": side(deepseek, "the teacher")})
     assert side(qwen).fingerprint != side(qwen, settings={"thoughts": "drop"}).fingerprint
 
@@ -176,7 +186,7 @@ def test_wrong_settings_of_a_template_are_told(tmp_path, monkeypatch, value, pro
     (tmp_path / "bad.jinja").write_text("{% if %}")
     [found] = template_problems(value)
     assert found.startswith(problem)
-    with pytest.raises(PrefkdError, match="^template"):
+    with pytest.raises(PrefkdError, match=r"^template"):
         side(CHAT_TEMPLATES["chatml"], settings=value)
 
 
@@ -190,5 +200,5 @@ def test_tools_reach_the_tokens_of_both_sides(tmp_path):
         whole = model.tokenizer.decode(aligned[f"{name}_prompt"])
         assert "weather" in whole and "0.9" in whole and '"Köln"' in whole
     config.on_bad_row = "error"
-    with pytest.raises(DataError, match="row 1 of p.jsonl: the chat template of model takes no tools"):
+    with pytest.raises(DataError, match=r"row 1 of p\.jsonl: the chat template of model takes no tools"):
         align_pairs(load_pairs(config).train, side(CHAT_TEMPLATES["chatml"]), teacher, config=config)

@@ -32,7 +32,11 @@ WORTHS = {
     "text, as CSV has it": ({"m": "2.5"}, {"margin": "m", "scale": 0.5}, Worth(1.0, 1.25)),
     "scores": ({"score_chosen": 8.5, "score_rejected": 6}, {"margin": "gap"}, Worth(1.0, 2.5, 2.5)),
     "a difference": ({"a": 3, "b": {"c": 1}}, {"margin": "a - b.c"}, Worth(1.0, 2.0)),
-    "a name with a minus": ({"chosen-rating": "5", "rejected-rating": 0}, {"weight": "chosen-rating"}, Worth(5.0, 0, 5.0)),
+    "a name with a minus": (
+        {"chosen-rating": "5", "rejected-rating": 0},
+        {"weight": "chosen-rating"},
+        Worth(5.0, 0, 5.0),
+    ),
     "no scores": ({"score_chosen": [1], "score_rejected": 2}, {}, Worth()),
     "weight": ({"w": 0}, {"weight": "w"}, Worth(0.0)),
 }

@@ -55,7 +55,9 @@ def test_how_a_step_is_split_changes_nothing(world, plain, tmp_path, size):
 def test_a_mixture_tells_its_shares_and_the_accuracy_of_each_source(world, tmp_path, capsys):
     for name, count in (("one", 20), ("two", 30)):
         write_pairs(tmp_path / f"{name}.jsonl", count)
-    sources = ", ".join(f"{{source: {tmp_path}/{name}.jsonl, weight: {weight}}}" for name, weight in (("one", 1), ("two", 3)))
+    sources = ", ".join(
+        f"{{source: {tmp_path}/{name}.jsonl, weight: {weight}}}" for name, weight in (("one", 1), ("two", 3))
+    )
     data = f"data={{sources: [{sources}], held_out_fraction: 0.2, max_length: 256, max_prompt_length: 128}}"
     metrics = run("dpo", world, tmp_path / "out", data, "training.max_steps=2")
     found = metrics[-1]
