@@ -94,7 +94,7 @@ class Data:
         sides: How the two read.
         folder: Where the scores are.
         planned: All shards.
-        shards: Those that are not finished.
+        shards: Shards that are not finished.
         description: A line for the terminal.
     """
 

@@ -105,14 +105,14 @@ class PairBatch(_Movable):
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
-        scores: What the teacher said of them earlier, or None.
+        scores: Log-probs that the teacher gave them earlier, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
         rows: B row indices of the pairs in their data set.
-        rows_of_step: Those of all pairs of the step, on all ranks.
+        rows_of_step: Row indices of all pairs of the step, on all ranks.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -152,7 +152,7 @@ class TokenPairBatch(_Movable):
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
         rows: B row indices of the pairs in their data set.
-        rows_of_step: Those of all pairs of the step, on all ranks.
+        rows_of_step: Row indices of all pairs of the step, on all ranks.
     """
 
     tokens: TokenBatch

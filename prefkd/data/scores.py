@@ -170,7 +170,7 @@ class Scores:
     """The scores in a folder.
 
     Attributes:
-        fingerprint: What they depend on.
+        fingerprint: Everything that they depend on.
     """
 
     folder: Path

@@ -120,7 +120,7 @@ def map_pairs(
             `problem`, the reason why a row cannot be used.
         columns: The new columns.
         sides: Who reads the pairs.
-        made_from: What the columns depend on, apart from pairs and limits.
+        made_from: Everything that the columns depend on, apart from pairs and limits.
     """
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in columns}, features=columns)
@@ -289,7 +289,7 @@ def cut_pair(
         answers: Side -> token ids of the chosen and the rejected answer, without their end.
         parents: (P, 6) of the chosen and of the rejected answer, whole.
         sides: Student and teacher.
-        limits: What they may have.
+        limits: Most tokens of a prompt and an answer.
 
     Returns:
         The columns of an aligned row, or `problem` alone.

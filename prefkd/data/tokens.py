@@ -90,7 +90,7 @@ def cut_tokens(
         answers: Token ids of the chosen and the rejected answer, without their end.
         offsets: (tokens, 2) the characters of each token of them. A character of several tokens is kept as a whole.
         side: How the model reads.
-        limits: What it may have.
+        limits: Most tokens of a prompt and an answer.
 
     Returns:
         The columns of a row, or `problem` alone.

@@ -58,7 +58,7 @@ class Card:
     """A GPU.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         gib: Its memory.
     """
 

@@ -40,7 +40,7 @@ class AnswersConfig:
     """Prompts that checkpoints answer, and who scores the answers.
 
     Attributes:
-        prompts: What is asked.
+        prompts: The prompts to answer.
         sampling: How it is answered.
         scorers: Name -> a component that is called with `answer` and `references` (`prefkd.evaluation.scorers`, or
             your own).
@@ -68,7 +68,7 @@ class AnswersTask:
 
     Args:
         name: Name of the task.
-        config: What is asked, and who scores.
+        config: Prompts, sampling and scorers.
         folder: Where answers and scores go.
         baseline: Name of the checkpoint that the others are compared with, or None.
         ranks: The processes that share the prompts.

@@ -40,7 +40,7 @@ class HarnessConfig:
     Attributes:
         tasks: Names of tasks or groups, `leaderboard` or `ctpd` for example, and paths of task files (.yaml).
         task_folders: Folders with task files of your own, which are known by name then.
-        backend: What runs the models: transformers, or vLLM if it is installed.
+        backend: The library that runs the models: transformers, or vLLM if it is installed.
         num_fewshot: Examples before each question; null = as the task has it.
         limit: Questions of each task, to try things out; null = all.
         batch_size: Questions that are read at the same time; null = as many as fit.

@@ -60,8 +60,8 @@ class JudgeConfig:
         model: Name of the model there.
         api_key_variable: Variable of the environment, or of a file .env in the current folder, that holds the key. The
             key itself is neither written nor printed. null = the endpoint asks for none.
-        instruction: What the judge reads; {prompt}, {answer_a} and {answer_b} are put in. It has to end its reply with
-            [[A]], [[B]] or [[tie]].
+        instruction: The text that the judge reads; {prompt}, {answer_a} and {answer_b} are put in. It has to end its
+            reply with [[A]], [[B]] or [[tie]].
         arguments: Further arguments of a request, as the endpoint takes them.
         parallel: Requests under way at the same time.
         max_requests: Most requests of one run; the next run goes on.
@@ -168,7 +168,7 @@ def judge(comparisons: Sequence[Comparison], config: JudgeConfig, records: Recor
     """Ask what was not asked before, and count.
 
     Args:
-        comparisons: What is judged.
+        comparisons: The answers to judge, two at a time.
         config: By whom.
         records: Replies so far; new ones are kept at once.
 

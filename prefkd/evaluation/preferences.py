@@ -132,7 +132,7 @@ class PreferenceTask:
 
     Args:
         name: Name of the data.
-        pairs: What is asked.
+        pairs: The pairs that checkpoints read.
         config: How it is asked.
         folder: Where the records of each checkpoint go.
         reference: Name of the checkpoint from which rewards are measured, or None.
@@ -238,7 +238,7 @@ def margins(
 
     Args:
         rows: The model's rows by key.
-        reference: Those of the reference, or None. A pair that is not in both has no reward.
+        reference: Rows of the reference, or None. A pair that is not in both has no reward.
     """
     found: dict[str, dict[str, float]] = {
         "logprob_accuracy": {key: row["chosen_logprob"] - row["rejected_logprob"] for key, row in rows.items()},

@@ -19,8 +19,8 @@ class Records:
 
     Args:
         path: The file of JSON lines.
-        fingerprint: What the rows depend on. Rows that depend on something else are thrown away at the first `add`.
-            Parts that are unknown now are left out of it, and not compared.
+        fingerprint: Everything that the rows depend on. Rows that depend on something else are thrown away at the first
+            `add`. Parts that are unknown now are left out of it, and not compared.
         ranks: The main rank reads and writes; the others have the same rows in memory.
 
     Attributes:

@@ -16,7 +16,7 @@ class Attempts:
         display: Where a failure is told at once.
 
     Attributes:
-        failures: What has failed so far.
+        failures: Failures so far.
     """
 
     def __init__(self, display: Display):

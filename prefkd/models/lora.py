@@ -105,7 +105,7 @@ def load_adapter(lm: PreTrainedModel, folder: str, *, name: str = "default") -> 
 
     Args:
         folder: An adapter in peft's format.
-        name: What to call it, where a model gets several; without dots.
+        name: Its name, where a model gets several; without dots.
 
     Raises:
         PrefkdError: It is damaged, or made for another model.

@@ -135,12 +135,12 @@ class Teacher:
 
     Args:
         config: A model, or a `TeacherSource`, which may name scores.
-        asks: What the recipe asks.
+        asks: The questions of the recipe.
 
     Attributes:
-        asked: What is asked of a model in memory; the rest comes with the batches.
-        models: Those in memory: the teacher, then pi+ and pi- where they are models of their own.
-        description: What it is, in a line for the terminal.
+        asked: The questions for a model in memory; answers to the others come with the batches.
+        models: Models in memory: the teacher, then pi+ and pi- where they are models of their own.
+        description: A line for the terminal.
     """
 
     def __init__(self, config: TeacherConfig, asks: Asks):

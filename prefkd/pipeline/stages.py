@@ -62,11 +62,11 @@ class Stage:
     """A stage whose recipe can be imported and whose settings have the right types.
 
     Attributes:
-        overrides: What is laid over the config, as `prefkd run` takes it.
+        overrides: Settings that are laid over the config, as `prefkd run` takes it.
         settings: The resolved config by dotted key.
-        paths: Those settings that name a file or a folder if there is one.
-        problems: What its config says against running now.
-        outputs: What the recipe says that it writes; None if it says nothing.
+        paths: Settings that name a file or a folder, if it exists.
+        problems: Reasons in its config against running now.
+        outputs: Outputs that the recipe declares; None if it declares none.
         needs: Names of the stages on whose output it works.
     """
 

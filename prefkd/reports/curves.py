@@ -31,7 +31,7 @@ class RunCurves:
     """What a run has logged.
 
     Attributes:
-        name: What the legend calls it.
+        name: Name in the legend.
         file: Its metrics.jsonl.
         rows: The lines, each with `step`, in the order of the steps.
         unfinished: Whether the last line was cut off, and is left out.

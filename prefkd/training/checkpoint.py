@@ -106,7 +106,7 @@ class Checkpoints:
         config: The recipe's config, with `output_dir` and `training`.
         model: All that learns, sharded or not; of what does not learn nothing is stored.
         pairs: The aligned pairs of each split; a checkpoint goes on with the same ones only.
-        remembering: What depends on earlier steps beside model, optimizer and schedule, by name: a loss with running
+        remembering: Objects with a state besides model, optimizer and schedule, by name: a loss with running
             means, a teacher that keeps its readings.
 
     Raises:

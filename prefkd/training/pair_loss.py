@@ -53,7 +53,7 @@ class MeasuredStep:
         place: The index of each pair by its row.
         policy, reference: (2, n) log-probs, those of the policy centred.
         drawn: (n,) what a pair's loss is multiplied by: 0 for a pair that is left out, and 1 without `dynamic_beta`.
-        beta: That of the step, or None.
+        beta: Beta of the step, or None.
     """
 
     place: Mapping[int, int]
@@ -112,7 +112,7 @@ class PairLoss:
             reference: (2, B) the same of the reference; 0 where the policy has the margins.
             weights: (2, B, P) how much each parent counts in them, or each token where there are no parents.
             lengths: (2, B) length of each answer in the unit that a loss divides by, tokens or parents.
-            surplus: What `read` returned beside the log-probs.
+            surplus: Second value of `read`.
         """
         offsets = weights.sum(-1)
         if self._seen is not None:

@@ -26,7 +26,7 @@ class ProjectorConfig:
 
     Attributes:
         lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
-        warmup_steps: Of all steps, the first that train the projectors alone.
+        warmup_steps: Number of steps at the start that train the projectors alone.
         path: The projectors.safetensors of an earlier run to start from; null = start at random.
     """
 

@@ -34,8 +34,8 @@ class TrainingConfig:
             precision and float32 for others. Adapters are float32 always.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
-        shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
-            so that each node has all of it and only gradients travel between nodes.
+        shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
+            node, so that each node has all of it and only gradients travel between nodes.
         cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was

@@ -43,10 +43,10 @@ class Snapshot:
     """What a checkpoint holds: all that the next step depends on.
 
     Attributes:
-        tensors: What learns, and the optimizer's state; parts of sharded ones.
-        remembered: What a loss or a teacher remembers of earlier steps, by name.
-        random_state: That of this process.
-        run: What the run was started with.
+        tensors: Trained weights and the optimizer's state; of sharded tensors, this rank's part.
+        remembered: State of losses and teachers from earlier steps, by name.
+        random_state: Random state of this process.
+        run: The settings and data that the run was started with.
     """
 
     progress: Progress

@@ -82,9 +82,9 @@ def dual_space(
     they share a microbatch with.
 
     Args:
-        divergence: Of the student from the projected teacher, a name of `prefkd.method.divergences`.
-        temperature: Of both sides of both divergences.
-        teacher_temperature: Of the projected teacher, on top.
+        divergence: Divergence of the student from the projected teacher, a name of `prefkd.method.divergences`.
+        temperature: Temperature of both sides of both divergences.
+        teacher_temperature: Further temperature of the projected teacher.
     """
     assert signals.projectors is not None
     return _dual_space(
@@ -175,7 +175,7 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     The map of the two vocabularies is made once, which takes minutes for 262,000 tokens, and kept for later runs.
 
     Args:
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
     """
     assert signals.vocabularies is not None
     vocabularies = signals.vocabularies

@@ -40,7 +40,7 @@ def measure_written(
     it; the main one reads.
 
     Args:
-        folder: What was saved: a model, or an adapter.
+        folder: The saved model or adapter.
         before, after: Held-out metrics before and after training, with the weights in memory.
         evaluate: Evaluates the model on the held-out pairs, in `training.precision`.
         model: The model that was trained. When this returns, its weights are those of the folder.
