@@ -1,6 +1,6 @@
 """Teach a model preferences with DPO, against its own frozen start; with swapped pairs it becomes the negative teacher.
 
-The model learns to find the chosen answer likelier than the rejected one, measured from where it started. Two such
+The model learns to find the chosen answer more probable than the rejected one, measured from where it started. Two such
 models, one of them trained with `data.reverse=true`, tell good text from bad by their difference: that is where the
 importance weights of TIS-DPO (D) come from. DPO, arXiv 2305.18290; IPO, arXiv 2310.12036; TIS-DPO, arXiv 2410.04350.
 

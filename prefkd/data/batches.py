@@ -45,7 +45,7 @@ class TokenBatch(_Movable):
     Attributes:
         input_ids: (R, S) token ids, right-padded. With a shared prompt R = B and a row is [prompt, chosen, rejected];
             otherwise R = 2B and a row is [prompt, answer].
-        position_ids: (R, S) positions; those of the rejected answer go on from the prompt, as if it stood alone.
+        position_ids: (R, S) positions; those of the rejected answer continue from the prompt, as if it stood alone.
         segments: (R, S) a `Segment` for each position.
         shares_prompt: Whether the rows hold both answers, so that the model needs the mask of `shared_prompt_mask`.
         predictors: (N,) index into the R*S positions: the position whose hidden state predicts the target.

@@ -4,7 +4,7 @@
     <folder>/rewards/<checkpoint>.jsonl     key, reward
     <folder>/judge/<checkpoint>.jsonl       key, prompt, order, reply; against the baseline
 
-What is on disk is not made again, so that answers can be scored anew without the models that gave them.
+What is on disk is not made again, so that answers can be scored again without the models that gave them.
 """
 
 from collections.abc import Iterator

@@ -2,9 +2,9 @@
 
     <folder>/<checkpoint>/      results and samples as lm-eval writes them
     <folder>/<checkpoint>.jsonl a row for each task and metric: mean, standard error, and the number of each question
-    <folder>/.<checkpoint>-*.db the answers of a run that was killed, which goes on with them
+    <folder>/.<checkpoint>-*.db the answers of a run that was killed, which resumes with them
 
-Beside the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
+Besides the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Preference accuracy: how often a model finds the better answer of a pair likelier than the worse one.
+"""Preference accuracy: how often a model finds the better answer of a pair more probable than the worse one.
 
 A row of the records of a model and a data set is
 
@@ -128,7 +128,7 @@ def pair_key(row: Mapping[str, Any]) -> str:
 
 
 class PreferenceTask:
-    """Asks checkpoints which answer of each pair they find likelier.
+    """Asks checkpoints which answer of each pair they find more probable.
 
     Args:
         name: Name of the data.

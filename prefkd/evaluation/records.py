@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, in files of JSON lines: a killed run goes on, a finished one is only read.
+"""Results of an evaluation so far, in files of JSON lines: a killed run resumes, a finished one is only read.
 
 <name>.jsonl            a row for each item, each with a `key`
 <name>.settings.json    what the rows depend on, and whether they are all there

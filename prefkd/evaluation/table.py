@@ -25,7 +25,7 @@ class Series:
         subset: The part of the data; empty for all of it.
         metric: Name of the metric.
         checkpoint: Who is measured.
-        values: Item (pair, prompt, question) -> number, of which the mean is reported.
+        values: Item (pair, prompt, question) -> number; the mean is reported.
         reported: Mean and standard error (None if that is not known either), where the items themselves are not known;
             `values` is then empty.
         is_percent: Whether a reader wants it in percent.

@@ -10,7 +10,7 @@ from prefkd.training.display import Bar, Display
 
 
 class Attempts:
-    """Parts of an evaluation, of which one may fail without the others.
+    """Parts of an evaluation; one may fail without the others.
 
     Args:
         display: Where a failure is told at once.

@@ -110,7 +110,7 @@ def dual_space_loss(
             `example`, the targets of each example, so that examples do not depend on each other; `all`, every position,
             padding too, as the published code has it.
         only_projectors: t2s_ce alone, to warm the projectors up; the other terms are 0.
-        chunk_size: Targets whose logits exist at one time, in forward and in backward, which makes them anew. None is
+        chunk_size: Targets whose logits exist at one time, in forward and in backward, which recomputes them. None is
             all of them.
 
     Raises:
@@ -239,7 +239,7 @@ def _student_to_teacher(
 def _sums(
     terms: Callable[..., tuple[Tensor, ...]], states: Tensor, labels: Tensor, mask: Tensor, chunk_size: int | None
 ) -> Iterator[Tensor]:
-    """Sums of `terms` over all targets, one chunk after the other; backward makes anew what a chunk needs there."""
+    """Sums of `terms` over all targets, one chunk after the other; backward recomputes what a chunk needs there."""
     targets = mask.nonzero(as_tuple=True)
     size = max(1, len(states)) if chunk_size is None else chunk_size
     chunks = zip(*(rows.split(size) for rows in (states, labels[targets], *targets)), strict=True)

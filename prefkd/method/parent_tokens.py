@@ -158,7 +158,7 @@ def _clean_cuts(line: np.ndarray, owner: np.ndarray, bounds: np.ndarray, texts: 
 
 
 def _between_common_cuts(cuts: np.ndarray) -> np.ndarray:
-    """(P, 6) parents of which only the ends are set, on the line and in its numbering of tokens."""
+    """(P, 6) parents with only their ends set, on the line and in its numbering of tokens."""
     common = np.logical_and(cuts[0], cuts[1]).nonzero()[0]
     parents = np.empty((len(common), len(COLUMNS)), dtype=np.int64)
     parents[:, 1] = common

@@ -54,7 +54,7 @@ class ModelConfig:
                 yield f"{self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
             elif lost := _lost_files(folder):
                 more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-                yield f"{self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
+                yield f"{self.path} lacks {lost[0]}{more}, which its index lists; download it again"
             else:
                 try:
                     read_side(self)

@@ -147,7 +147,7 @@ def adapters_off(lm: PreTrainedModel) -> Iterator[None]:
 
 def _inject(lm: PreTrainedModel, adapter: PeftConfig, name: str) -> None:
     """Put an adapter without weights into a model, float32 whatever the base is."""
-    with warnings.catch_warnings(action="ignore"):  # peft wonders at a second adapter, and at GPT-2's kind of layer
+    with warnings.catch_warnings(action="ignore"):  # peft warns about a second adapter, and at GPT-2's kind of layer
         inject_adapter_in_model(adapter, lm, name)
     cast_adapter_dtype(lm, name)
 

@@ -90,10 +90,10 @@ class Asks:
             return
         asked = self.beyond_scores()
         if config.path is None and asked.any:
-            what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
+            what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
         elif config.path is not None and not asked.any:
-            yield "path: stands beside scores, but nothing is asked of a model; remove it (~teacher.path)"
+            yield "path: stands next to scores, but nothing is asked of a model; remove it (~teacher.path)"
 
 
 @dataclass(frozen=True)

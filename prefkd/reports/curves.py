@@ -96,9 +96,9 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
             if number == len(lines):
                 unfinished = True
                 break
-            raise PrefkdError(f"{file}, line {number}: not JSON; mend or delete the line") from error
+            raise PrefkdError(f"{file}, line {number}: not JSON; fix or delete the line") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; mend or delete the line")
+            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; fix or delete the line")
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()
         rows.append(row)

@@ -49,7 +49,7 @@ class LossSettings:
         centre: Take out by how much a parent's log-prob is off that of the reference, a running mean over steps. So a
             loss that looks at each answer apart can have a teacher as its reference. Each step's pairs are read twice,
             as they are for `dynamic_beta`, bco_loss and the aot losses.
-        nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, beside the loss
+        nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, besides the loss
             of each pair (RPO, arXiv 2404.19733, with 1.0; ORPO and CPO want it as well).
         long_answer_weight: Weight of an answer beyond the length of the other one (LD-DPO, arXiv 2409.06411).
         wpo: Weigh a pair by how much both answers are ones that the model would write itself (arXiv 2406.11827). The
@@ -82,7 +82,7 @@ def has_reference(component: Component) -> bool:
 def loss_problems(
     config: Any, *, unit: str | None = None, teacher_is_reference: bool | None = None, weighted: bool = False
 ) -> Iterator[str]:
-    """Why a recipe cannot use a loss, or a setting beside it.
+    """Why a recipe cannot use a loss, or a setting next to it.
 
     Args:
         config: A recipe's config with `loss` and the `LossSettings`.

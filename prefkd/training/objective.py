@@ -42,7 +42,7 @@ class Term:
     unit: Unit
 
     def values(self, signals: Signals) -> tuple[Tensor, dict[str, tuple[Tensor, Unit]]]:
-        """What it has for each pair, (B,), and what is logged beside, each with the unit that it is a sum over.
+        """What it has for each pair, (B,), and what is logged besides, each with the unit that it is a sum over.
 
         Raises:
             ValueError: It returns something else.

@@ -1,4 +1,4 @@
-"""Projectors: what dual-space distillation trains beside the student, with a learning rate of its own."""
+"""Projectors: what dual-space distillation trains besides the student, with a learning rate of its own."""
 
 import math
 from collections.abc import Iterator

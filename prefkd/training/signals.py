@@ -22,7 +22,7 @@ IMPLIED: dict[Need, tuple[Need, ...]] = {
     "vocabularies": ("teacher_states",),
     "one_vocabulary": ("teacher_states",),
 }
-# What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
+# What a term returns: a value for each pair, (B,), and what is logged besides; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 

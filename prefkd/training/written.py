@@ -36,8 +36,8 @@ def measure_written(
 ) -> Outcome:
     """Read a saved folder back into the model, evaluate it, and say if it is not as good as what was trained.
 
-    The metrics also go to the last line of metrics.jsonl beside the folder, as `written/loss` and so on. All ranks call
-    it; the main one reads.
+    The metrics also go to the last line of metrics.jsonl next to the folder, as `written/loss` and so on. All ranks
+    call it; the main one reads.
 
     Args:
         folder: The saved model or adapter.
