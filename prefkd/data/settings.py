@@ -27,8 +27,8 @@ class Rows:
         format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
         columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
         reader: A function of your own from a row to a `Pair` or several, `prefkd.data.own_rows`.
-        pairing: Of several answers with ranks or scores, make one pair of the best and the worst, one of the best and a
-            random one, or all pairs.
+        pairing: From several answers with ranks or scores, make one pair of the best and the worst, one of the best and
+            a random one, or all pairs.
         minimum_gap: The least difference of their scores or ranks.
         margin: By how much the better answer must win (`prefkd.data.worth`): a column, the difference of two
             (`score_chosen - score_rejected`), or `gap`, the gap that the layout of the rows has.
@@ -142,7 +142,7 @@ class DataConfig(Rows):
         duplicates: What becomes of training pairs whose prompt occurred before, apart from capitals and blanks.
         leakage: What becomes of training pairs whose prompt is held out as well.
         reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
-        on_bad_row: What a row that cannot be used does: end everything, or be left out, counted and reported.
+        on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
         seed: Seed of the held-out part, of the limits and of the mixture.
         max_length: Most tokens of a prompt and one answer together, on each side.
         max_prompt_length: Most tokens of a prompt whose pair is longer than `max_length`.

@@ -26,10 +26,12 @@ class Microbatch:
     step: Sequence[int] = ()
 
 
-def pair_lengths(aligned: Dataset) -> list[int]:
-    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
-    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
-    return sum(list_lengths(aligned, columns).values(), np.zeros(len(aligned), dtype=np.int64)).tolist()
+def pair_lengths(pairs: Dataset) -> list[int]:
+    """Tokens of each pair in the rows of all models that read it: what a microbatch is sorted by."""
+    parts = ("prompt", "chosen", "rejected")
+    columns = [*parts, *(f"{side}_{part}" for side in ("student", "teacher") for part in parts)]
+    present = [name for name in columns if name in pairs.column_names]
+    return sum(list_lengths(pairs, present).values(), np.zeros(len(pairs), dtype=np.int64)).tolist()
 
 
 def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -70,7 +70,7 @@ class Template(Protocol):
     """Writes a conversation down.
 
     Attributes:
-        source: What it is made of; equal for equal templates.
+        source: Its text and settings; equal for equal templates.
     """
 
     source: str
@@ -359,7 +359,7 @@ class ModelSide:
 
         Args:
             texts: The responses.
-            frames: What stands around each; without them, what the template writes around most.
+            frames: Text around each; without them, the usual text of the template.
 
         Raises:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.
