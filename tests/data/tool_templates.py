@@ -24,7 +24,8 @@ TOOL_TEMPLATES = {
     + "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index %}"
     "{% endif %}{% endfor %}{% for m in messages %}" + _QWEN_TURN + "{% if m.role == 'assistant' %}"
     "{% set parts = m.content.split('</think>') %}"
-    "{% set thought = m.reasoning_content or (parts[0].split('<think>')[-1] if parts | length > 1 else '') %}{% if loop.index > ns.last %}<think>\n{{ thought.strip('\n') }}\n</think>\n\n"
+    "{% set thought = m.reasoning_content or (parts[0].split('<think>')[-1] "
+    "if parts | length > 1 else '') %}{% if loop.index > ns.last %}<think>\n{{ thought.strip('\n') }}\n</think>\n\n"
     "{% endif %}{{ parts[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
     "{{ '\n' if m.content and m.tool_calls }}"
     + _CALLS
