@@ -99,7 +99,7 @@ def unread(row: Mapping[str, Any], row_format: str) -> list[str]:
     reads = FORMATS[row_format].reads
     row = decoded(row)
     fields = [name for name in unread_fields(row, reads) if name not in CONTEXT]
-    return fields + unread_parts(row, reads, MESSAGE_KEYS)
+    return fields + unread_parts(row, reads - {"tools"}, MESSAGE_KEYS)
 
 
 MESSAGE_KEYS = ("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *THOUGHTS)

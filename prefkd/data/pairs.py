@@ -34,6 +34,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
 from prefkd.data.arrow import column, numbers, present, tables
+from prefkd.data.layouts.unpaired import paired
 from prefkd.data.mixtures import held_out_rows, mixture_sizes, repeated
 from prefkd.data.own_rows import own_reader, reader_fingerprint
 from prefkd.data.reading import Reader, formats_of, read_rows
@@ -228,7 +229,7 @@ def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
         for file, read in files.items():
-            for row in read_rows(file, read(), formats_of(file, read(), reader), reader):
+            for row in read_rows(file, paired(read()), formats_of(file, paired(read()), reader), reader):
                 yield row | {"source": part.label}
         if row is None:
             raise DataError(f"{source}: there are no rows in it")

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkd.data.formats import decoded, read_pair, unread
-from prefkd.data.layouts import LAYOUTS, find_layout
+from prefkd.data.layouts import LAYOUTS, find_layout, tools
 from prefkd.data.layouts.candidates import Candidates, NoPreference, pairs_of
+from prefkd.data.layouts.unpaired import paired
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.reading import FileFormats, Reader
 from prefkd.errors import DataError
@@ -594,3 +595,70 @@ def test_a_column_that_is_missing_or_takes_a_name_is_told():
     for broken in ({"answers": [GOOD]}, {"answers": None}, {"answers": "yes"}):
         with pytest.raises(DataError, match=r"column 'answers\.1' is missing|column 'answers\.0' is missing"):
             pair_of(row | broken, columns=columns)
+
+
+# ----------------------------------------------------------------------------- answers that were judged one by one
+
+judged = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=judged)
+def test_unpaired_answers_meet_those_of_the_other_label(rows):
+    """Each is in one pair at most, and all that can be paired are."""
+    numbered = [(i, {"prompt": prompt, "completion": i, "label": good}) for i, (prompt, good) in enumerate(rows)]
+    found = list(paired(numbered))
+    pairs = [row for _, row in found if isinstance(row, dict)]
+    used = [answer for row in pairs for answer in (row["chosen"], row["rejected"])]
+    assert len(used) == len(set(used)) and len(used) + len(found) - len(pairs) == len(rows)
+    for row in pairs:
+        assert rows[row["chosen"]] == (row["prompt"], True) and rows[row["rejected"]] == (row["prompt"], False)
+    for prompt in "abc":
+        good, bad = (rows.count((prompt, label)) for label in (True, False))
+        assert sum(row["prompt"] == prompt for row in pairs) == min(good, bad)
+
+
+def test_unpaired_rows_of_a_file_become_pairs_and_the_rest_is_counted(tmp_path):
+    rows = [
+        {"prompt": "Why?", "completion": GOOD, "label": True},
+        {"prompt": "Who?", "completion": "I.", "label": "true"},
+        {"prompt": "Why?", "completion": BAD, "label": 0},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = load_pairs(DataConfig(str(tmp_path / "p.jsonl"), held_out_fraction=0.0))
+    [pair] = splits.train
+    assert (pair["prompt"], pair["chosen"], pair["rejected"], pair["row"]) == (WHY, GOOD, BAD, 3)
+    assert splits.ties == 1
+
+
+SPELT = {
+    "answers as JSON": ("Nectar", lambda row: row | {"answers": json.dumps(row["answers"])}),
+    "text labels": ("SHP", lambda row: {name: str(value) for name, value in row.items()}),
+    "conversations as text": (
+        "chatbot_arena_conversations",
+        lambda row: row | {"conversation_a": str(row["conversation_a"])},
+    ),
+    "context as JSON": ("HelpSteer3", lambda row: row | {"context": json.dumps(row["context"])}),
+    "strength as text": ("HelpSteer2", lambda row: row | {"preference_strength": "2"}),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), SPELT.values(), ids=SPELT)
+def test_a_published_row_in_another_spelling_gives_its_pair(name, change):
+    _, row, prompt = ROWS[name]
+    assert pair_of(change(row))[0][:3] == (prompt, GOOD, BAD)
+
+
+@pytest.mark.parametrize("names", tools.ANSWERS[1:])
+def test_other_names_of_two_answers_are_known(names):
+    row = {"prompt": "Why?", names[0]: GOOD, names[1]: BAD}
+    assert pair_of(row)[0][:3] == (WHY, GOOD, BAD)
+
+
+def test_a_transcript_may_begin_with_a_system_message():
+    start = "\n\nSystem: Be brief.\n\nHuman: Why?\n\nAssistant:"
+    whole = {"chosen": f"{start} {GOOD}", "rejected": f"{start} {BAD}"}
+    for row in (whole, {"prompt": start, "chosen": GOOD, "rejected": BAD}):
+        assert pair_of(row)[0][:3] == ([SYSTEM, *WHY], GOOD, BAD)
+    later = {"prompt": "\n\nHuman: a\n\nSystem: b\n\nAssistant:", "chosen": GOOD, "rejected": BAD}
+    assert pair_of(later)[0].prompt == [user("a\n\nSystem: b")]

@@ -87,6 +87,18 @@ def find_layout(row: Row) -> str | None:
     return None
 
 
+def columns_of(name: str, columns: Mapping[str, str]) -> str:
+    """The columns that rows of a form or a layout are read from, in a line.
+
+    Args:
+        columns: Name that it reads -> column, as in `data.columns`.
+    """
+    layout = LAYOUTS.get(name)
+    read = layout.columns if layout else ("conversations" if name == "sharegpt" else "prompt", "chosen", "rejected")
+    renamed = [f"{one} = {columns[one]}" if one in columns else one for one in dict.fromkeys([*read, *columns])]
+    return ", ".join(renamed)
+
+
 def read_layout(row: Row, name: str) -> Candidates:
     """The prompt and the answers of a row.
 

@@ -1,5 +1,7 @@
 """Layouts with several answers that have a rank or a score. Each docstring gives the published columns."""
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from prefkd.data.layouts.candidates import Candidates, Row, number, take, text
@@ -33,6 +35,9 @@ def nemo_rl(row: Row) -> Candidates:
 
 def _objects(row: Row, name: str) -> list[dict[str, Any]]:
     value = row[name]
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = json.loads(value)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise DataError(f"field '{name}' is {kind(value)}: expected a list of answers")
     if len(value) < 2:

@@ -91,6 +91,9 @@ ANSWERS = (
     ("chosen_response", "rejected_response"),
     ("pos_resp", "neg_resp"),
     ("response_j", "response_k"),
+    ("accepted", "rejected"),
+    ("preferred", "dispreferred"),
+    ("response_w", "response_l"),
     ("preferred_output", "non_preferred_output"),
 )
 

@@ -1,13 +1,16 @@
 """Inspect pairs with two tokenizers: numbers, verdict, page."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.fingerprints import reading_fingerprint
+from prefkd.data.layouts import columns_of
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.scores import Scores
 from prefkd.data.templates import ModelSide
@@ -31,7 +34,8 @@ class Inspection:
 
     Attributes:
         numbers: Ready for JSON: version; student and teacher (name, template); data; limits; pairs_in_data
-            (with scores those that were scored); formats, unread_fields, skipped_rows; verdict (grade, summary,
+            (with scores those that were scored); columns (of each format) and first_pair (the text of the tokens that
+            each model reads, special tokens included); formats, unread_fields, skipped_rows; verdict (grade, summary,
             advice); those of `prefkd.reports.alignment.numbers`; and with scores pairs_not_scored and weights
             (`prefkd.reports.alignment.weights.Weights.numbers`).
         verdict: Judgement of the numbers.
@@ -88,6 +92,8 @@ def inspect_pairs(
             "max_prompt_length": config.max_prompt_length,
             "truncation": config.truncation,
         },
+        "columns": {name: columns_of(name, config.columns) for name in read.formats},
+        "first_pair": _first_pair(aligned, sides),
         "pairs_in_data": available,
         **({} if weights is None else {"pairs_not_scored": len(read.train) - available, "weights": weights.numbers}),
         **read.report,
@@ -112,3 +118,13 @@ def inspect_pairs(
         weight_legend=weights.scale.legend if weights else None,
     )
     return Inspection(numbers, verdict, page)
+
+
+def _first_pair(aligned: Dataset, sides: Mapping[str, ModelSide]) -> dict[str, dict[str, str]]:
+    """The first pair as each model reads it: the text of its tokens, with markers of roles and ends of answers."""
+    row: Any = aligned[0]
+    parts = ("prompt", *ANSWERS)
+    return {
+        name: {part: side.tokenizer.decode(row[f"{name}_{part}"], skip_special_tokens=False) for part in parts}
+        for name, side in sides.items()
+    }

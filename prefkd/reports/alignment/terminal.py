@@ -13,16 +13,21 @@ from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.reports.alignment.verdict import Verdict
 from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line
+from prefkd.training.display import LOG_WIDTH
 
 # Entries of each list; the page and the JSON file have more.
 LISTED = 5
 BAR = 20
+MOST_CHARACTERS = 400
 _COLOURS = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 
 def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Console) -> None:
     """Print tables, and last the verdict."""
+    if not console.is_terminal:
+        console.width = LOG_WIDTH  # in a file or a pipe rich takes 80 columns, which cut half of every text
     parts = {
+        "the first pair, as both models read it": _first_pair(numbers),
         "how the texts align": _overview(numbers),
         "parents by their tokens": _shapes(numbers),
         "text that is split differently, the most frequent": _splits(numbers),
@@ -51,6 +56,7 @@ def _overview(numbers: Mapping[str, Any]) -> Table:
     drawn = numbers["pairs_in_data"] > numbers["pairs"] + numbers["dropped_pairs"]
     shown.add_row("pairs", f"{numbers['pairs']:,}{' of ' + format(numbers['pairs_in_data'], ',') if drawn else ''}")
     shown.add_row("format", in_rows(numbers["formats"]))
+    shown.add_row("columns", *list(numbers["columns"].values())[:1])
     shown.add_row("tokenizer", *(numbers[side]["name"] for side in SIDES))
     shown.add_row("template", *(numbers[side]["template"] for side in SIDES))
     shown.add_row(
@@ -70,6 +76,19 @@ def _overview(numbers: Mapping[str, Any]) -> Table:
     both("characters in no token", characters["uncovered"], ",")
     both("answers changed by decoding", {side: lost[side]["answers"] for side in SIDES}, ",")
     return shown
+
+
+def _first_pair(numbers: Mapping[str, Any]) -> Table:
+    shown = table("", *SIDES, wraps=True)
+    for part in ("prompt", *ANSWERS):
+        shown.add_row(part, *(Text(_shortened(visible_line(numbers["first_pair"][side][part]))) for side in SIDES))
+    return shown
+
+
+def _shortened(text: str) -> str:
+    """The start and the end of a long text."""
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 def _shapes(numbers: Mapping[str, Any]) -> Table:
