@@ -1,0 +1,96 @@
+"""How seconds and memory of reading, aligning and planning grow with the number of pairs.
+
+    python benchmarks/data_scale.py --student models/student --teacher models/teacher --pairs 10000 100000
+
+Each step runs in a process of its own, on what the steps before it have left in the cache, so that its peak memory is
+its own. Memory is the largest resident set of the process and of its workers, shared pages included.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = ("read", "align", "plan", "batches")
+WORDS = ("boil", "the", "eggs", "for", "eight", "minutes", "then", "cool", "them", "in", "cold", "water", "today")
+
+
+def write_pairs(path: Path, count: int) -> None:
+    """Pairs of 10 to 60 words, with scores."""
+    draw = random.Random(0)
+
+    def text(least: int, most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(least, most)))
+
+    with path.open("w") as file:
+        for i in range(count):
+            row = {"prompt": f"{i}: {text(10, 60)}", "chosen": text(20, 60), "rejected": text(10, 60)}
+            file.write(
+                json.dumps(row | {"score_chosen": draw.randint(5, 9), "score_rejected": draw.randint(1, 5)}) + "\n"
+            )
+
+
+def run_step(step: str, source: str, student: str, teacher: str) -> None:
+    """One step; prints its seconds and the peak memory in MiB."""
+    from datasets import disable_progress_bars
+
+    from prefkd.data.alignment_report import alignment_report
+    from prefkd.data.batches import collate_pairs
+    from prefkd.data.pairs import DataConfig, load_pairs
+    from prefkd.data.steps import Microbatch, pair_lengths, plan_epochs
+    from prefkd.data.tokenizing import align_pairs
+    from prefkd.models.tokenizers import side_without_model
+
+    disable_progress_bars()
+    config = DataConfig(source, margin="gap", workers=1)
+    sides = side_without_model(student, "auto"), side_without_model(teacher, "auto")
+    began = time.perf_counter()
+    pairs = load_pairs(config)
+    if step != "read":
+        began = time.perf_counter() if step != "align" else began
+        aligned: Any = align_pairs(pairs.train, *sides, config=config)
+    if step == "plan":
+        alignment_report(aligned, pairs.train, {})
+        plan_epochs(pair_lengths(aligned), 64, seed=0, epochs=1, max_steps=None)
+    if step == "batches":
+        for start in range(0, 800, 8):
+            collate_pairs(aligned, Microbatch([*range(start, start + 8)]), share_prompt=(True, True))
+    seconds = time.perf_counter() - began
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    print(json.dumps({"step": step, "seconds": round(seconds, 1), "peak_mib": round(peak)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--step", nargs=2, metavar=("STEP", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    models = ["--student", arguments.student, "--teacher", arguments.teacher]
+    if arguments.step:
+        run_step(*arguments.step, arguments.student, arguments.teacher)
+        return
+    print("| pairs | step | seconds | pairs/s | peak MiB |\n|---|---|---|---|---|")
+    for count in arguments.pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "pairs.jsonl"
+            write_pairs(source, count)
+            for step in STEPS:
+                command = [sys.executable, __file__, *models, "--step", step, str(source)]
+                environment = os.environ | {"HF_DATASETS_CACHE": f"{folder}/cache"}
+                ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                found = json.loads(ended.stdout.splitlines()[-1])
+                speed = count / max(found["seconds"], 0.1)
+                print(f"| {count:,} | {step} | {found['seconds']} | {speed:,.0f} | {found['peak_mib']} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
