@@ -59,7 +59,7 @@ class Arguments:
     """Seeds that shuffle the pairs."""
     rates: tuple[float, ...] = ()
     """Learning rates from which each row takes its best on the development pairs; that of rows.yaml if not given."""
-    train_pairs: int = 64
+    train_pairs: int = 56
     """Pairs that a student sees; the large teacher sees ten times as many."""
     held_out_pairs: int = 160
     """Pairs that all rows are compared on."""
