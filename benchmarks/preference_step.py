@@ -69,7 +69,8 @@ def run_prefkd(arguments: Arguments) -> dict[str, Any]:
     import torch
     from datasets import Dataset
 
-    from prefkd.data.batches import Microbatch, collate_pairs
+    from prefkd.data.batches import collate_pairs
+    from prefkd.data.steps import Microbatch
     from prefkd.method.preference import dpo_loss
     from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer
     from prefkd.models.logprob_model import LogprobModel

@@ -3,7 +3,7 @@
 Beside this file, name it in a config and run the recipe:
 
     prefkd run dskd_distill --config demo/dskd_distill \
-        "objective=[{_component_: prefkd.training.objective.tis_dpo}, {_component_: own_term.entropy, weight: 0.1}]"
+        "objective=[{_component_: prefkd.training.terms.tis_dpo}, {_component_: own_term.entropy, weight: 0.1}]"
 """
 
 from torch import Tensor

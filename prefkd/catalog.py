@@ -1,17 +1,30 @@
 """The shipped recipes, configs and pipelines, found by looking into their folders."""
 
 import ast
+import importlib.util
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 
-from prefkd.errors import PrefkdError, nearest
+from prefkd.errors import PrefkdError, first_line, nearest
+
+# How warnings begin that a user can do nothing about: they are about calls of prefkd's own, or of a library's.
+_FOR_DEVELOPERS = (
+    "`gradient_checkpointing_enable` is deprecated",  # the name that all versions of transformers 5 know
+    "barrier\\(\\): using the device under current context",  # which is the right one: join_ranks has set it
+    "OptimState.* does not implement _stable_hash_for_caching",  # of torchao's optimizers
+)
 
 # A wheel holds recipes/ and configs/ inside the package; in a checkout and an editable install they lie beside it.
 _PACKAGE = Path(__file__).resolve().parent
@@ -243,3 +256,47 @@ def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:
 def _hint(name: str, shipped: Iterable[str]) -> str:
     close = get_close_matches(name, shipped, n=1)
     return (f"; did you mean {close[0]}?" if close else "") + " (`prefkd ls` lists all)"
+
+
+def hush_libraries() -> None:
+    """Leave the terminal to prefkd: no progress bar for each file of weights, no notes about optional kernels."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    for warning in _FOR_DEVELOPERS:
+        warnings.filterwarnings("ignore", message=warning)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def load_recipe(path: Path) -> ModuleType:
+    """Import a recipe file. Modules beside it and in the current folder can be imported, by it and by its config.
+
+    Raises:
+        PrefkdError: If it cannot be imported, or lacks `Config` or `main`.
+    """
+    hush_libraries()
+    for folder in (str(path.resolve().parent), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end, so that it hides no installed module
+    name = f"prefkd_recipe_{path.stem}"  # not the bare stem: a recipe may be called like an installed module
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PrefkdError(f"{path} is no Python file; a recipe ends in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        file = os.path.relpath(error.filename or path)
+        raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
+    except ImportError as error:
+        raise PrefkdError(f"{path} cannot be imported: {error}") from error
+    except (PrefkdError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # a file of the user's may do anything; PREFKD_DEBUG=1 shows where
+        raise PrefkdError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+    for part in ("Config", "main"):
+        if not hasattr(module, part):
+            raise PrefkdError(f"{path} is no recipe: it defines no {part}; `prefkd cp` gives you one to start from")
+    if not is_dataclass(module.Config):
+        raise PrefkdError(f"{path} is no recipe: its Config is not a dataclass; put @dataclass above it")
+    return module

@@ -1,9 +1,23 @@
 """The errors that a user can cause. The command line prints them in one line each and exits with code 2."""
 
+import errno
+import os
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+
+USE_LESS_MEMORY = "lower the batch size or the maximal length, or turn activation checkpointing on"
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EROFS: "write to another folder",
+    errno.EEXIST: "a folder of that name is needed; name another one",
+    errno.ENOTDIR: "a folder of that name is needed; name another one",
+    errno.EACCES: "change its permissions, or use another folder",
+    errno.EPERM: "change its permissions, or use another folder",
+}
 
 
 class PrefkdError(Exception):
@@ -76,3 +90,46 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known: {', '.join(names)}" if names else "; it takes none"
+
+
+def explain(error: BaseException) -> str | None:
+    """What a user can do about an error, in one line for each thing; None where it is a mistake in the program."""
+    if isinstance(error, PrefkdError):
+        return str(error)
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "null byte" in text:
+        return "a path holds the character 0, which no name has; remove it"
+    torch = sys.modules.get("torch")  # not imported for the question's sake
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"the memory is used up; {USE_LESS_MEMORY}"
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"the memory of the GPU is used up; {USE_LESS_MEMORY}"
+    cache = _cache_of(error)
+    if cache is not None:
+        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else text
+        return f"{getattr(error, 'filename', None)}: {reason}; {cache}"
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{os.strerror(error.errno).lower()}; {_REMEDIES[error.errno]}"
+    if "No space left on device" in text:  # safetensors and torch wrap it in exceptions of their own
+        return f"{text}; {_REMEDIES[errno.ENOSPC]}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {(error.strerror or text).lower()}" if error.filename else text
+    return None
+
+
+def _cache_of(error: BaseException) -> str | None:
+    """What to do if an error is about a cache of Hugging Face, which lies in the user's home unless it is told."""
+    name = error.filename if isinstance(error, OSError) else None
+    if not isinstance(name, str):
+        return None
+    path = Path(name).absolute()
+    for module, variable in (("datasets.config", "HF_DATASETS_CACHE"), ("huggingface_hub.constants", "HF_HOME")):
+        folder = getattr(sys.modules.get(module), variable, None)  # not imported for the question's sake
+        if folder is not None:
+            cache = Path(folder).absolute()
+            # The cache, what is in it, or a folder on the way to it that is not there yet.
+            if cache == path or cache in path.parents or (path in cache.parents and not path.exists()):
+                others = " (HF_HOME for all caches of Hugging Face)" if variable != "HF_HOME" else ""
+                return f"this is the cache {cache}; set {variable}{others} to a folder that can be written to"
+    return None

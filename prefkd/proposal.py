@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.config.layers import as_yaml, laid_over_base
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
@@ -189,9 +189,9 @@ def _for_the_pair(recipe: str, sides: dict[str, ModelSide], reasons: dict[str, s
         reasons["contrast.kind"] = "prompts" if follows else "none; the teacher has no chat template for instructions"
     if recipe == "dskd_distill" and one:
         own["objective"] = [
-            {"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.1},
-            {"_component_": "prefkd.training.objective.cross_entropy", "weight": 0.25},
-            {"_component_": "prefkd.training.objective.same_vocabulary", "weight": 0.25, "divergence": "forward_kl"},
+            {"_component_": "prefkd.training.terms.tis_dpo", "beta": 0.1},
+            {"_component_": "prefkd.training.terms.cross_entropy", "weight": 0.25},
+            {"_component_": "prefkd.training.terms.same_vocabulary", "weight": 0.25, "divergence": "forward_kl"},
         ]
         reasons["objective"] = "same_vocabulary; with one vocabulary next-token distributions are compared as they are"
     return own

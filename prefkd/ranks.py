@@ -1,7 +1,7 @@
 """One process or many: the same calls, so that a recipe need not ask."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from prefkd.errors import PrefkdError
 
@@ -126,3 +127,29 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), own, node_size)
     finally:
         dist.destroy_process_group()
+
+
+def together(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
+    """What an action returns on each rank.
+
+    Raises:
+        PrefkdError: On all ranks, if it fails on one of them.
+    """
+    result = problem = None
+    try:
+        result = action()
+    except (Exception, CheckpointException) as error:
+        problem = _reason(error)
+    problems = [problem for problem in ranks.gather(problem) if problem is not None]
+    if problems:
+        raise PrefkdError(problems[0])
+    return ranks.gather(result)
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of a failure in a line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _reason(next(iter(error.failures.values()))[0])
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

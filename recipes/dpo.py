@@ -21,29 +21,30 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
+from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.method.preference import long_answer_weights
-from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, read_side
+from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
-from prefkd.training.display import Display, parameter_count
+from prefkd.training.display import Display
 from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
-from prefkd.training.publish import HubConfig, push, try_it, write_card
+from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
-from prefkd.training.written import measure_written
 
 
 @dataclass
@@ -281,20 +282,10 @@ def main(config: Config) -> None:
     """Run the recipe."""
     with join_ranks(config.training.device) as ranks:
         run = setup(config, ranks)
-        before, after = train(config, run)
+        held_out = train(config, run)
         folder = save(config, run)
         again = partial(evaluate, config, run, len(run.steps))
-        outcome = measure_written(folder, before, after, again, model=run.model, ranks=ranks, display=run.display)
-        write_card("dpo", config, folder, outcome, ranks=ranks)
-        run.checkpoints.remove()
-        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
-        files: dict[str, object] = {
-            folder.name: folder,
-            "metrics": config.output_dir / "metrics.jsonl",
-            "config": config.output_dir / "config.yaml",
-        }
+        outcome = finish("dpo", config, run, run.model, folder, held_out, again)
         if config.data.reverse and outcome.written:
-            share = f"{1 - outcome.written['held_out/accuracy']:.1%} of the held-out pairs as the data has them"
-            files = {"prefers the better answer": share} | files
-        use = f"as a teacher it is path: {config.model.path}, adapter: {folder}"
-        run.display.result(outcome, files, use if config.lora else try_it(folder))
+            share = 1 - outcome.written["held_out/accuracy"]
+            run.display.say(f"it prefers the better answer, as the data has them, in {share:.1%} of the held-out pairs")

@@ -4,7 +4,7 @@ What is learned is a list of terms, each with a weight: how the teacher prefers 
 (dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
 (cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
 distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
-`prefkd.training.objective` explains them, and how to write one.
+`prefkd.training.terms` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
@@ -25,29 +25,30 @@ from transformers import set_seed
 
 from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, count_targets, split_step
+from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pairs import DataConfig
+from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
-from prefkd.models.load import ModelConfig, load_causal_lm, read_side, read_vocabularies
+from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
-from prefkd.training.combination import TERM_SETTINGS, Objective, is_sound, objective_problems
-from prefkd.training.display import Display, parameter_count
+from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
+from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
-from prefkd.training.publish import HubConfig, push, try_it, write_card
+from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
-from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
@@ -69,9 +70,9 @@ class Config:
     teacher: TeacherSource
     data: DataConfig
     objective: list[Component] = components(
-        {"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.1},
-        {"_component_": "prefkd.training.objective.cross_entropy", "weight": 0.25},
-        {"_component_": "prefkd.training.objective.dual_space", "weight": 0.25},
+        {"_component_": "prefkd.training.terms.tis_dpo", "beta": 0.1},
+        {"_component_": "prefkd.training.terms.cross_entropy", "weight": 0.25},
+        {"_component_": "prefkd.training.terms.dual_space", "weight": 0.25},
         supplied=("signals",),
         settings=TERM_SETTINGS,
     )
@@ -299,22 +300,8 @@ def main(config: Config) -> None:
     """Run the recipe."""
     with join_ranks(config.training.device) as ranks:
         run = setup(config, ranks)
-        before, after = train(config, run)
+        held_out = train(config, run)
         folder = save(config, run)
-        again = partial(evaluate, config, run, len(run.steps))
-        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
         projectors = save_projectors(run.student, config.output_dir, ranks=ranks)
-        write_card("dskd_distill", config, folder, outcome, ranks=ranks)
-        run.checkpoints.remove()
-        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
-        run.display.result(
-            outcome,
-            {
-                "student": folder,
-                **projectors,
-                "metrics": config.output_dir / "metrics.jsonl",
-                "config": config.output_dir / "config.yaml",
-                "alignment": config.output_dir / "alignment_report.json",
-            },
-            try_it(folder),
-        )
+        again = partial(evaluate, config, run, len(run.steps))
+        finish("dskd_distill", config, run, run.student, folder, held_out, again, files=projectors)

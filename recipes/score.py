@@ -23,10 +23,11 @@ from datasets import Dataset
 
 from prefkd.config import save_config
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, pair_lengths, split_step
+from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
+from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError, Problem

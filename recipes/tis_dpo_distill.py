@@ -24,28 +24,29 @@ from transformers import set_seed
 
 from prefkd.config import Component, component
 from prefkd.data.aligned import load_aligned_pairs
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
+from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig
+from prefkd.data.steps import Microbatch, split_step
 from prefkd.errors import Problem
 from prefkd.method.preference import long_answer_weights, parent_margin
-from prefkd.models.load import ModelConfig, load_causal_lm, read_side
+from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
-from prefkd.training.display import Display, parameter_count
+from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
+from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
-from prefkd.training.publish import HubConfig, push, try_it, write_card
+from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
-from prefkd.training.written import measure_written
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
 
@@ -264,20 +265,7 @@ def main(config: Config) -> None:
     """Run the recipe."""
     with join_ranks(config.training.device) as ranks:
         run = setup(config, ranks)
-        before, after = train(config, run)
+        held_out = train(config, run)
         folder = save(config, run)
         again = partial(evaluate, config, run, len(run.steps))
-        outcome = measure_written(folder, before, after, again, model=run.student, ranks=ranks, display=run.display)
-        write_card("tis_dpo_distill", config, folder, outcome, ranks=ranks)
-        run.checkpoints.remove()
-        push(config.push_to_hub, folder, ranks=ranks, display=run.display)
-        run.display.result(
-            outcome,
-            {
-                "student": folder,
-                "metrics": config.output_dir / "metrics.jsonl",
-                "config": config.output_dir / "config.yaml",
-                "alignment": config.output_dir / "alignment_report.json",
-            },
-            try_it(folder),
-        )
+        finish("tis_dpo_distill", config, run, run.student, folder, held_out, again)

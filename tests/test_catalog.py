@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.config import load_config
 from prefkd.errors import ConfigError, PrefkdError
 

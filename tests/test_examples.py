@@ -40,7 +40,7 @@ def test_answers_are_scored_as_transformers_does(world, monkeypatch, capsys):
 
 def test_a_term_of_ones_own_is_learned_and_logged(world, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    terms = "{_component_: prefkd.training.objective.tis_dpo}, {_component_: own_term.entropy, floor: 6.0, weight: 0.1}"
+    terms = "{_component_: prefkd.training.terms.tis_dpo}, {_component_: own_term.entropy, floor: 6.0, weight: 0.1}"
     metrics = two_models.run("dskd_distill", world, tmp_path / "out", f"objective=[{terms}]", "training.max_steps=1")
     assert metrics[1]["entropy"] > 0
 

@@ -7,8 +7,9 @@ from typing import Annotated
 from tyro.conf import arg
 
 from prefkd import catalog
+from prefkd.catalog import hush_libraries
 from prefkd.cli.arguments import optional
-from prefkd.cli.output import hush_libraries, say
+from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import arg
 
+from prefkd.catalog import hush_libraries
 from prefkd.cli.arguments import optional
-from prefkd.cli.output import hush_libraries, say
+from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
 
 Template = Annotated[Literal["auto", "chat", "plain"], arg(help_behavior_hint="")]

@@ -1,21 +1,18 @@
 """Run a recipe file, in this process or in several through torchrun, for each of which this module is the program."""
 
-import importlib.util
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from prefkd.cli.output import USE_LESS_MEMORY, explain, hush_libraries
+from prefkd.catalog import load_recipe
 from prefkd.config import load_config
-from prefkd.errors import PrefkdError, first_line
+from prefkd.errors import USE_LESS_MEMORY, PrefkdError, explain, first_line
 
 
 def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> None:
@@ -31,40 +28,6 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
     config = load_config(recipe.Config, config_path, overrides)
     with bars_as_lines():
         recipe.main(config)
-
-
-def load_recipe(path: Path) -> ModuleType:
-    """Import a recipe file. Modules beside it and in the current folder can be imported, by it and by its config.
-
-    Raises:
-        PrefkdError: If it cannot be imported, or lacks `Config` or `main`.
-    """
-    hush_libraries()
-    for folder in (str(path.resolve().parent), os.getcwd()):
-        if folder not in sys.path:
-            sys.path.append(folder)  # at the end, so that it hides no installed module
-    name = f"prefkd_recipe_{path.stem}"  # not the bare stem: a recipe may be called like an installed module
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PrefkdError(f"{path} is no Python file; a recipe ends in .py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        file = os.path.relpath(error.filename or path)
-        raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
-    except ImportError as error:
-        raise PrefkdError(f"{path} cannot be imported: {error}") from error
-    except (PrefkdError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:  # a file of the user's may do anything; PREFKD_DEBUG=1 shows where
-        raise PrefkdError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
-    for part in ("Config", "main"):
-        if not hasattr(module, part):
-            raise PrefkdError(f"{path} is no recipe: it defines no {part}; `prefkd cp` gives you one to start from")
-    if not is_dataclass(module.Config):
-        raise PrefkdError(f"{path} is no recipe: its Config is not a dataclass; put @dataclass above it")
-    return module
 
 
 def launch_processes(

@@ -19,9 +19,9 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from prefkd import catalog
 from prefkd.cli.arguments import Overrides, optional
-from prefkd.cli.output import USE_LESS_MEMORY, say
+from prefkd.cli.output import say
 from prefkd.cli.run import Torchrun
-from prefkd.errors import PrefkdError
+from prefkd.errors import USE_LESS_MEMORY, PrefkdError
 from prefkd.pipeline.plans import Plan, make_plans
 from prefkd.pipeline.records import Contents, record_end, record_start
 from prefkd.pipeline.stages import Stage, read_pipeline

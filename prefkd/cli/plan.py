@@ -6,8 +6,8 @@ from typing import Annotated
 from rich.console import Console
 
 from prefkd import catalog
+from prefkd.catalog import load_recipe
 from prefkd.cli.arguments import Config, Overrides, RecipeName, optional
-from prefkd.cli.launch import load_recipe
 from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
 

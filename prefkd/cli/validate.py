@@ -1,8 +1,8 @@
 """`prefkd validate`."""
 
 from prefkd import catalog
+from prefkd.catalog import load_recipe
 from prefkd.cli.arguments import Config, Overrides, RecipeName
-from prefkd.cli.launch import load_recipe
 from prefkd.cli.output import say
 from prefkd.config import load_config
 

@@ -7,19 +7,17 @@ Shape letters used here and in the recipes:
     P  parents of the longest answer of the microbatch
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import chain, islice
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
 
@@ -166,41 +164,6 @@ class AnswerBatch(_Movable):
         return token_values.new_zeros(len(self.counted)).index_add(0, answers, token_values)
 
 
-def shared_prompt_mask(tokens: TokenBatch, window: int | None = None) -> Tensor:
-    """Which positions a position may attend to, so that both answers of a row see the prompt but not each other.
-
-    Args:
-        tokens: A batch whose rows hold prompt, chosen and rejected answer.
-        window: Sliding window of the attention in positions, None for full attention.
-
-    Returns:
-        (R, 1, S, S) bool, True = may attend. Padding attends to itself alone, so that no softmax is empty.
-
-    Source: prefix sharing for DPO, arXiv 2410.20305.
-    """
-    query, key = tokens.segments[:, :, None], tokens.segments[:, None, :]
-    order = torch.arange(tokens.segments.shape[1], device=tokens.segments.device)
-    allowed = (order[:, None] >= order[None, :]) & ((key == Segment.PROMPT) | (key == query))
-    if window is not None:
-        distance = tokens.position_ids[:, :, None] - tokens.position_ids[:, None, :]
-        allowed &= distance < window
-    allowed &= (query != Segment.PADDING) | (order[:, None] == order[None, :])
-    return allowed[:, None]
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count.
-
-    Attributes:
-        step: The row indices of all forward passes that this one belongs to, on all ranks; empty where it is alone.
-    """
-
-    rows: list[int]
-    fillers: int = 0
-    step: Sequence[int] = ()
-
-
 def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
@@ -332,44 +295,3 @@ def _token_batch(
         parents=torch.cat(parents),
         lengths=tuple(map(len, targets)),
     )
-
-
-def pair_lengths(aligned: Dataset) -> list[int]:
-    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
-    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
-    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
-
-
-def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Which rows make each optimizer step of an epoch: shuffled, yet of like length within a step.
-
-    Every row occurs once; the last step may be smaller.
-
-    Returns:
-        A list of row indices for each step.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = get_length_grouped_indices(list(lengths), pairs_per_step, generator=generator)
-    steps = [order[i : i + pairs_per_step] for i in range(0, len(order), pairs_per_step)]
-    shuffled = torch.randperm(len(steps), generator=generator).tolist()
-    return [steps[i] for i in shuffled]
-
-
-def plan_epochs(
-    lengths: Sequence[int], pairs_per_step: int, *, seed: int, epochs: int, max_steps: int | None
-) -> list[list[int]]:
-    """Which rows make each optimizer step of a training: its epochs one after the other, up to `max_steps`."""
-    planned = (plan_steps(lengths, pairs_per_step, seed=seed, epoch=epoch) for epoch in range(epochs))
-    return list(islice(chain.from_iterable(planned), max_steps))
-
-
-def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:
-    """The microbatches of at most `size` rows that `rank` runs for a step.
-
-    All ranks get the same number of microbatches, since each forward pass of a sharded model is a meeting of all
-    ranks; a rank with no rows left repeats one that does not count. No row is dropped, none counts twice.
-    """
-    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-    rounds = math.ceil(len(chunks) / world_size)
-    mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
-    return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]

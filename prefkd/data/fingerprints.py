@@ -9,11 +9,11 @@ from typing import cast
 import pyarrow as pa
 from datasets import Dataset
 
-from prefkd.data.pairs import DataConfig, fingerprint
+from prefkd.data.pairs import DataConfig
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
 from prefkd.errors import ConfigError
-from prefkd.files import sha256
+from prefkd.files import fingerprint, sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
 Fingerprint = dict[str, str | int | bool | None]

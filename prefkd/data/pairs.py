@@ -10,7 +10,6 @@ The data sets have the columns
 all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -31,6 +30,7 @@ from prefkd.data.layouts.candidates import Pairing
 from prefkd.data.reading import Reader, formats_of, read_rows
 from prefkd.data.sources import open_source, source_problems, split_problems
 from prefkd.errors import DataError, Problem, nearest
+from prefkd.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -236,11 +236,6 @@ def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
     """The error that names the first of some bad rows and counts the others."""
     more = f"; {len(bad) - 1} more rows are bad" if len(bad) > 1 else ""
     return DataError(f"{bad[0]}{more}; fix the data, or leave such rows out with on_bad_row: skip")
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short name for data: equal for equal parts (anything JSON can hold), in every process and on every machine."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _read_source(source: str, split: str, config: DataConfig) -> Dataset:

@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.formats import Message
-from prefkd.data.pairs import fingerprint
 from prefkd.errors import DataError, PrefkdError, first_line
+from prefkd.files import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from prefkd.data.pairs import fingerprint
-from prefkd.files import whole
+from prefkd.files import fingerprint, whole
 from prefkd.method.shared_tokens import SharedTokens, TokenMap, make_token_map, projection_weights
 
 logger = logging.getLogger(__name__)

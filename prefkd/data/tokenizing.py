@@ -30,11 +30,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from prefkd.data.formats import Message, check_answers
-from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error, fingerprint
+from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, available_cores, one_thread_in_workers, same_environment
 from prefkd.errors import DataError, PrefkdError
+from prefkd.files import fingerprint
 from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 
 logger = logging.getLogger(__name__)

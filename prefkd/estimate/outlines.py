@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 
 from prefkd.config.fields import setting
-from prefkd.data.batches import Microbatch
 from prefkd.data.pairs import DataConfig
+from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.estimate.models import read_architecture
 from prefkd.estimate.rows import full_pairs

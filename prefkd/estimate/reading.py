@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.config import examine_config
 from prefkd.errors import ConfigError, PrefkdError
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from prefkd.config.components import bind, component_problems, import_dotpath
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, answer_batch, plan_batches
@@ -28,6 +27,7 @@ from prefkd.evaluation.scorers import contains, exact_match, rouge_l
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
+from prefkd.files import fingerprint
 from prefkd.ranks import Ranks
 from prefkd.training.display import Bar
 

@@ -11,10 +11,9 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from prefkd.cli.output import explain
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.templates import ModelSide
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, explain
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.quantize import quantize

@@ -10,11 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide, PlainTemplate
 from prefkd.data.truncation import Limits, cut_prompt
 from prefkd.errors import DataError
 from prefkd.evaluation.prompts import Prompt
+from prefkd.files import fingerprint
 
 
 @dataclass

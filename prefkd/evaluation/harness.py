@@ -21,12 +21,12 @@ import numpy as np
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
+from prefkd.files import fingerprint
 from prefkd.ranks import Ranks
 from prefkd.training.display import Bar
 

@@ -19,10 +19,10 @@ from dotenv import dotenv_values
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.formats import Message
-from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.records import Records
+from prefkd.files import fingerprint
 
 # So many requests in a row without an answer, each after all its retries: the endpoint is not coming back.
 GIVE_UP = 10

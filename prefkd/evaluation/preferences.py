@@ -22,10 +22,11 @@ import torch
 from datasets import Dataset
 
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import Microbatch, collate_pairs, pair_lengths, split_step
+from prefkd.data.batches import collate_pairs
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sources import open_source
+from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import DataError, PrefkdError, Problem, nearest
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together

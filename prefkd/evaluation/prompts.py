@@ -13,10 +13,10 @@ import numpy as np
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
 from prefkd.data.messages import Message, decode_messages, read_messages
-from prefkd.data.pairs import fingerprint
 from prefkd.data.reading import Reader
 from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError, Problem
+from prefkd.files import fingerprint
 
 READ = frozenset({"prompt", "system", "reference", "references"})
 

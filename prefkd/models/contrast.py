@@ -8,10 +8,10 @@ from typing import Literal
 from transformers import AutoConfig
 
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
+from prefkd.files import fingerprint
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.weighting import WeightConfig
 

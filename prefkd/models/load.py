@@ -228,3 +228,9 @@ def _switch_dropout_off(model: nn.Module) -> None:
         for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
             if hasattr(module, name):
                 setattr(module, name, 0.0)
+
+
+def parameter_count(module: nn.Module | None) -> str:
+    """Number of parameters for a reader, such as `135 M`."""
+    count = sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"

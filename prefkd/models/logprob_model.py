@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from prefkd.data.batches import Segment, TokenBatch, shared_prompt_mask
+from prefkd.data.batches import Segment, TokenBatch
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
+from prefkd.models.attention import shared_prompt_mask
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32

@@ -22,10 +22,9 @@ from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
-from prefkd.training.display import parameter_count
 
 
 @dataclass

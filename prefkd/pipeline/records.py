@@ -13,14 +13,15 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, get_origin, get_type_hints
 
+from prefkd.config.fields import flat
 from prefkd.config.hints import members
-from prefkd.files import sha256, whole
+from prefkd.files import sha256, write_json
 
 FILE_NAME = "stage.json"
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class StageInputs:
     """What decides about a stage's result.
 
     Attributes:
@@ -33,7 +34,7 @@ class Fingerprint:
     settings: dict[str, Any]
     inputs: dict[str, str]
 
-    def changes(self, now: "Fingerprint") -> list[str]:
+    def changes(self, now: "StageInputs") -> list[str]:
         """What is different now, a few words each. Inputs that are gone are no change: the result is still there."""
         changed = ["the recipe"] if now.recipe != self.recipe else []
         for key in self.settings | now.settings:
@@ -54,7 +55,7 @@ class Record:
         files: Names and sizes in bytes of what it wrote.
     """
 
-    fingerprint: Fingerprint
+    fingerprint: StageInputs
     seconds: float | None = None
     files: dict[str, int] = field(default_factory=dict)
 
@@ -70,24 +71,18 @@ def read_record(folder: Path) -> Record | None:
     if not path.is_file():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return Record(**stored | {"fingerprint": Fingerprint(**stored["fingerprint"])})
+    return Record(**stored | {"fingerprint": StageInputs(**stored["fingerprint"])})
 
 
-def record_start(folder: Path, fingerprint: Fingerprint) -> None:
+def record_start(folder: Path, fingerprint: StageInputs) -> None:
     """Note that a stage is going to write to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / FILE_NAME, asdict(Record(fingerprint)))
+    write_json(folder / FILE_NAME, asdict(Record(fingerprint)))
 
 
-def record_end(folder: Path, fingerprint: Fingerprint, seconds: float) -> None:
+def record_end(folder: Path, fingerprint: StageInputs, seconds: float) -> None:
     """Note that a stage is finished."""
-    _write_json(folder / FILE_NAME, asdict(Record(fingerprint, seconds, _sizes(folder))))
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """The values of a recipe's config by dotted key, without its output_dir."""
-    flat = {key: str(value) if isinstance(value, Path) else value for key, value in _flat(asdict(config))}
-    return {key: value for key, value in flat.items() if key != "output_dir"}
+    write_json(folder / FILE_NAME, asdict(Record(fingerprint, seconds, _sizes(folder))))
 
 
 def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
@@ -101,7 +96,7 @@ def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         if is_dataclass(value):
             yield from paths_in(value, path)
         elif not isinstance(value, dict) and not any(get_origin(hint) is Literal for hint in members(hints[part.name])):
-            for name, item in _flat(value, path):
+            for name, item in flat(value, path):
                 if isinstance(item, (str, Path)) and str(item) and path != "output_dir":
                     yield name, Path(item)
 
@@ -126,7 +121,7 @@ class Contents:
 
     def save(self) -> None:
         """Write the cache."""
-        _write_json(self._cache, self._known)
+        write_json(self._cache, self._known)
 
     def _digest_file(self, path: Path) -> str:
         status, name = path.stat(), str(path.resolve())
@@ -147,18 +142,3 @@ def _sizes(folder: Path) -> dict[str, int]:
             if path.is_file():  # and no link that leads nowhere
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     return sizes
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested sections and lists, with their dotted keys."""
-    if not isinstance(value, (dict, list, tuple)) or not value:
-        yield key, list(value) if isinstance(value, tuple) else value
-        return
-    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _flat(item, f"{key}.{name}" if key else str(name))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

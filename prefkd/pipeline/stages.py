@@ -32,11 +32,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.config import examine_config, load_config, read_layers
+from prefkd.config.fields import settings_of
 from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.files import sha256
-from prefkd.pipeline.records import Contents, Fingerprint, paths_in, settings_of
+from prefkd.pipeline.records import Contents, StageInputs, paths_in
 
 
 @dataclass
@@ -80,10 +81,10 @@ class Stage:
     outputs: tuple[str, ...] | None
     needs: frozenset[str] = frozenset()
 
-    def fingerprint(self, contents: Contents) -> Fingerprint:
+    def fingerprint(self, contents: Contents) -> StageInputs:
         """What decides about its result, as things are now."""
         inputs = {key: contents.digest(path) for key, path in self.paths.items() if os.path.exists(path)}
-        return Fingerprint(sha256(self.recipe_path), self.settings, inputs)
+        return StageInputs(sha256(self.recipe_path), self.settings, inputs)
 
 
 @dataclass(frozen=True)

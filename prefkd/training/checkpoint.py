@@ -37,11 +37,11 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from prefkd.config.fields import settings_of
 from prefkd.data.fingerprints import pairs_fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.errors import PrefkdError, Problem
-from prefkd.pipeline.records import settings_of
-from prefkd.ranks import Ranks
+from prefkd.files import fingerprint, write_json
+from prefkd.ranks import Ranks, together
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
 from prefkd.training.settings import output_problem, output_problems
@@ -56,8 +56,6 @@ from prefkd.training.snapshots import (
     get_random_state,
     set_random_state,
     step_name,
-    together,
-    write_json,
     write_snapshot,
 )
 

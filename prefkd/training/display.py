@@ -19,7 +19,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from torch import nn
 
 from prefkd.ranks import Ranks
 from prefkd.training.metrics import Outcome
@@ -65,7 +64,13 @@ class Display:
 
     def result(self, outcome: Outcome, files: Mapping[str, object], next_step: str) -> None:
         """Print the held-out metrics before training and of what was written, the files, and what to do next."""
-        shown = ("held_out/loss", "held_out/accuracy", "held_out/logprob_accuracy", "held_out/margin")
+        shown = (
+            "held_out/loss",
+            "held_out/perplexity",
+            "held_out/accuracy",
+            "held_out/logprob_accuracy",
+            "held_out/margin",
+        )
         before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
         rows = {
             name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
@@ -102,12 +107,6 @@ class Display:
         )
         with Progress(*columns, console=self.console) as progress:
             yield TerminalBar(progress, progress.add_task("", total=total, completed=done, metrics=""))
-
-
-def parameter_count(module: nn.Module | None) -> str:
-    """Number of parameters for a reader, such as `135 M`."""
-    count = sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
 
 
 class TerminalBar:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from prefkd.config import bind
-from prefkd.data.batches import PairBatch, split_step
+from prefkd.data.batches import PairBatch
+from prefkd.data.steps import split_step
 from prefkd.method.loss_settings import (
     centred,
     dynamic_beta,

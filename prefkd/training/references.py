@@ -17,10 +17,11 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.config import HF_DATASETS_CACHE
 from filelock import FileLock
 
-from prefkd.data.batches import Microbatch, PairBatch, ParentScores, pair_lengths, split_step
+from prefkd.data.batches import PairBatch, ParentScores
 from prefkd.data.fingerprints import STUDENT_COLUMNS, Fingerprint, pairs_fingerprint
-from prefkd.data.pairs import fingerprint
 from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
+from prefkd.data.steps import Microbatch, pair_lengths, split_step
+from prefkd.files import fingerprint
 from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel

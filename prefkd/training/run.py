@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import save_config
 from prefkd.data.aligned import AlignedPairs
-from prefkd.data.batches import pair_lengths, plan_epochs
+from prefkd.data.steps import pair_lengths, plan_epochs
 from prefkd.data.templates import ModelSide
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints

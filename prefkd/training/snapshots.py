@@ -1,11 +1,10 @@
 """How a checkpoint gets to the disk: under a temporary name, flushed, renamed; so it is there whole or not at all."""
 
-import json
 import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from prefkd.errors import PrefkdError
-from prefkd.files import sha256, whole
-from prefkd.ranks import Ranks
+from prefkd.files import sha256, write_json
+from prefkd.ranks import Ranks, together
 
 RUN, STATE, RECORD = "run.json", "state.pt", "checkpoint.json"
 STEPS = "step_" + "[0-9]" * 8
@@ -130,23 +128,6 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
     ranks.wait()
 
 
-def together(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
-    """What an action returns on each rank.
-
-    Raises:
-        PrefkdError: On all ranks, if it fails on one of them.
-    """
-    result = problem = None
-    try:
-        result = action()
-    except (Exception, CheckpointException) as error:
-        problem = _reason(error)
-    problems = [problem for problem in ranks.gather(problem) if problem is not None]
-    if problems:
-        raise PrefkdError(problems[0])
-    return ranks.gather(result)
-
-
 def step_name(step: int) -> str:
     """The name of the folder of a checkpoint."""
     return f"step_{step:08}"
@@ -178,12 +159,6 @@ def digests(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: sha256(folder / name) for name in names}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def _copied(value: Any) -> Any:
     """Nested dictionaries and lists with copies of the tensors in them, in main memory."""
     if is_traceable_wrapper_subclass(value):  # 8-bit moments among them, whose own `to` copies nothing on a CPU
@@ -195,15 +170,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copied(part) for name, part in value.items()}
     return [_copied(part) for part in value] if isinstance(value, list) else value
-
-
-def _reason(error: BaseException) -> str:
-    """The cause of a failure in a line."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return _reason(next(iter(error.failures.values()))[0])
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno).lower()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sync(path: Path) -> None:

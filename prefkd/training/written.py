@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from prefkd.models.load import ModelConfig, load_causal_lm, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import PREFIX, WEIGHTS
-from prefkd.ranks import Ranks
+from prefkd.ranks import Ranks, together
 from prefkd.training.display import Display
 from prefkd.training.metrics import HeldOut, Outcome, extend_last
-from prefkd.training.snapshots import together
 
 # A folder that loses less of the change of the held-out loss than this is as good as the weights in memory.
 TOLERATED = 0.05

@@ -10,8 +10,9 @@ import huggingface_hub.constants
 import pytest
 from datasets.exceptions import DatasetGenerationError
 
-from prefkd.cli.output import explain, hush_libraries
+from prefkd.catalog import hush_libraries
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.errors import explain
 from tests.tiny import write_pairs
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.cli.main import main
 from prefkd.config import load_config
 from tests.configs.headers import header, runs

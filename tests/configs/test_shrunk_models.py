@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from prefkd.data.batches import Microbatch, collate_pairs
+from prefkd.data.batches import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.steps import Microbatch
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer

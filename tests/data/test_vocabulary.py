@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import cached_assets_path
 
 from prefkd.data import vocabulary
-from prefkd.data.pairs import fingerprint
 from prefkd.data.token_map import cached
 from prefkd.data.vocabulary import Vocabularies, token_texts
+from prefkd.files import fingerprint
 from tests.tiny import make_tokenizer
 
 TOKENIZERS = {kind: make_tokenizer(kind) for kind in ("byte_level", "metaspace")}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from prefkd.data.batches import Microbatch, collate_pairs
+from prefkd.data.batches import collate_pairs
+from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, load_causal_lm
 from prefkd.models.logprob_model import EXACT, ROUNDED, LogprobModel

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from prefkd.data.batches import Microbatch, TokenBatch, collate_pairs
+from prefkd.data.batches import TokenBatch, collate_pairs
+from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models.frozen import is_split
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm

@@ -6,8 +6,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkd.data.batches import Microbatch, PairBatch, collate_pairs, split_step
+from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.kept import KeptLogprobs

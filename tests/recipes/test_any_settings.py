@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.cli.main import main
 from prefkd.config.hints import members, named_sections
 from tests.recipes import two_models
@@ -126,18 +126,18 @@ COMPONENTS: dict[str, list[Any]] = {
     ],
     "objective": [
         [],
-        [{"_component_": "prefkd.training.objective.tis_dpo", "beta": 0.0}],
-        [{"_component_": "prefkd.training.objective.tis_dpo", "beta": math.nan}],
-        [{"_component_": "prefkd.training.objective.dpo", "beta": 0.1, "weight": math.nan}],
-        [{"_component_": "prefkd.training.objective.dpo", "beta": 0.1, "weight": math.inf}],
-        [{"_component_": "prefkd.training.objective.dpo", "beta": 0.1, "weight": 1e-320}],
-        [{"_component_": "prefkd.training.objective.ipo", "beta": 1e30}],
-        [{"_component_": "prefkd.training.objective.cross_entropy", "answers": "both", "weight": 1e308}],
-        [{"_component_": "prefkd.training.objective.dual_space", "temperature": 0.0}],
-        [{"_component_": "prefkd.training.objective.dual_space", "temperature": math.nan}],
-        [{"_component_": "prefkd.training.objective.uld"}, {"_component_": "prefkd.training.objective.alm"}],
-        [{"_component_": "prefkd.training.objective.same_vocabulary"}],
-        [{"_component_": "prefkd.training.objective.min_ed"}],
+        [{"_component_": "prefkd.training.terms.tis_dpo", "beta": 0.0}],
+        [{"_component_": "prefkd.training.terms.tis_dpo", "beta": math.nan}],
+        [{"_component_": "prefkd.training.terms.dpo", "beta": 0.1, "weight": math.nan}],
+        [{"_component_": "prefkd.training.terms.dpo", "beta": 0.1, "weight": math.inf}],
+        [{"_component_": "prefkd.training.terms.dpo", "beta": 0.1, "weight": 1e-320}],
+        [{"_component_": "prefkd.training.terms.ipo", "beta": 1e30}],
+        [{"_component_": "prefkd.training.terms.cross_entropy", "answers": "both", "weight": 1e308}],
+        [{"_component_": "prefkd.training.terms.dual_space", "temperature": 0.0}],
+        [{"_component_": "prefkd.training.terms.dual_space", "temperature": math.nan}],
+        [{"_component_": "prefkd.training.terms.uld"}, {"_component_": "prefkd.training.terms.alm"}],
+        [{"_component_": "prefkd.training.terms.same_vocabulary"}],
+        [{"_component_": "prefkd.training.terms.min_ed"}],
         [{"_component_": "builtins.print"}],
         [{}],
         ["dpo"],

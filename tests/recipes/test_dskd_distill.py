@@ -19,7 +19,7 @@ from tests.recipes import two_models
 from tests.recipes.two_models import assert_same_metrics, assert_same_run, make_world, read_rows, score, weights
 from tests.tiny import make_model
 
-TERM = "_component_: prefkd.training.objective"
+TERM = "_component_: prefkd.training.terms"
 run = partial(two_models.run, "dskd_distill")
 
 
@@ -286,14 +286,14 @@ def errors(capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
-DUAL = "prefkd.training.objective.dual_space"
+DUAL = "prefkd.training.terms.dual_space"
 MISTAKES = {
     ("objective=[]",): "objective: no term has a weight above 0, so that nothing would be learned; give one",
     ("objective=tis_dpo",): "objective: 'tis_dpo' is not a list, each a component, a section with _component_: "
     "dotted.path",
     ("objective=[{beta: 0.1}]",): "objective[0]._component_: missing; give the dotted path of a class or a function",
-    (objective("dual_spaec"),): "objective[0]._component_: prefkd.training.objective.dual_spaec: "
-    "prefkd.training.objective has no dual_spaec; did you mean dual_space?",
+    (objective("dual_spaec"),): "objective[0]._component_: prefkd.training.terms.dual_spaec: "
+    "prefkd.training.terms has no dual_spaec; did you mean dual_space?",
     (objective("dual_space temprature: 2.0"),): f"objective[0].temprature: {DUAL} has no such argument; "
     "did you mean temperature?",
     (objective("dual_space wieght: 2.0"),): f"objective[0].wieght: {DUAL} has no such argument; did you mean weight?",
@@ -307,10 +307,10 @@ MISTAKES = {
     (objective("dual_space signals: 1"),): f"objective[0].signals: the recipe itself passes it to {DUAL}; remove it",
     (objective("tis_dpo", "dual_space weight: -1.0"),): "objective[1].weight: -1.0 is negative, which teaches the "
     "opposite; use 0 to log a term without learning it",
-    (objective("dpo answers: chosen"),): "objective[0].answers: prefkd.training.objective.dpo compares both "
+    (objective("dpo answers: chosen"),): "objective[0].answers: prefkd.training.terms.dpo compares both "
     "answers; remove it",
     (objective("shared_tokens form: lump"),): "objective[0].form: 'lump' is not one of lumped, renormalised, "
-    "which prefkd.training.objective.shared_tokens asks for",
+    "which prefkd.training.terms.shared_tokens asks for",
     (objective("shared_tokens divergence: kl"),): "objective[0]: no divergence is called 'kl'; there are forward_kl, "
     "reverse_kl, adaptive_kl, skewed_forward_kl, skewed_reverse_kl, js_divergence",
     (objective("gold beta: 2.0"),): "objective[0]: beta is 2.0, but must lie in 0..1",
@@ -353,7 +353,7 @@ def test_one_vocabulary_is_demanded_before_a_model_loads(world, tmp_path, capsys
     run(world, tmp_path / "out", objective("same_vocabulary", "same_vocabulary_dual_space"), code=2)
     lines = errors(capsys)
     assert len(lines) == 2
-    assert lines[0].startswith("objective[0]: prefkd.training.objective.same_vocabulary needs models of one vocabulary")
+    assert lines[0].startswith("objective[0]: prefkd.training.terms.same_vocabulary needs models of one vocabulary")
 
 
 def test_several_mistakes_are_told_at_once(world, tmp_path, capsys):

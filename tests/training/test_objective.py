@@ -12,8 +12,8 @@ from prefkd.method import baselines
 from prefkd.method.divergences import divergence
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training import objective as terms
-from prefkd.training.combination import Objective
+from prefkd.training import terms as terms
+from prefkd.training.objective import Objective
 from prefkd.training.signals import Signals, term, with_implied
 
 B, P = 3, 4
@@ -66,7 +66,7 @@ def named(name: str, **settings) -> dict:
 
 
 def shipped(name: str, **settings) -> dict:
-    return {"_component_": f"prefkd.training.objective.{name}", **settings}
+    return {"_component_": f"prefkd.training.terms.{name}", **settings}
 
 
 @pytest.mark.parametrize(("answers", "tokens"), [("chosen", 40), ("rejected", 60), ("both", 100)])

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training import objective as terms
-from prefkd.training.combination import Objective
+from prefkd.training import terms as terms
+from prefkd.training.objective import Objective
 from prefkd.training.signals import Signals
 from tests.tiny import make_tokenizer
 
@@ -141,7 +141,7 @@ def test_h_kl_of_the_rejected_answers_is_nothing_where_no_parent_stands_alone(si
 
 def test_what_is_logged_is_a_share_of_the_parents(signals):
     step = StepCounts(pairs=2, tokens=(6, 7), parents=(5, 5))
-    component = {"_component_": "prefkd.training.objective.shared_tokens", "answers": "both"}
+    component = {"_component_": "prefkd.training.terms.shared_tokens", "answers": "both"}
     losses, metrics = Objective([component])(signals, step)
     both = [terms.shared_tokens(replace(signals, sides=(side,)))[0] for side in (0, 1)]
     torch.testing.assert_close(losses, 2 / 13 * sum(both))
@@ -151,7 +151,7 @@ def test_what_is_logged_is_a_share_of_the_parents(signals):
 
 @pytest.mark.parametrize("name", ["shared_tokens", "gold", "x_token"])
 def test_gradients_reach_the_student_where_parents_stand_alone(signals, name):
-    losses, _ = Objective([{"_component_": f"prefkd.training.objective.{name}"}])(
+    losses, _ = Objective([{"_component_": f"prefkd.training.terms.{name}"}])(
         signals, StepCounts(pairs=2, tokens=(6, 7), parents=(5, 5))
     )
     losses.sum().backward()

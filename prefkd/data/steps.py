@@ -1,0 +1,64 @@
+"""Steps: which rows make an optimizer step, and how ranks and microbatches share them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count.
+
+    Attributes:
+        step: The row indices of all forward passes that this one belongs to, on all ranks; empty where it is alone.
+    """
+
+    rows: list[int]
+    fillers: int = 0
+    step: Sequence[int] = ()
+
+
+def pair_lengths(aligned: Dataset) -> list[int]:
+    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
+    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
+    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+
+
+def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Which rows make each optimizer step of an epoch: shuffled, yet of like length within a step.
+
+    Every row occurs once; the last step may be smaller.
+
+    Returns:
+        A list of row indices for each step.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = get_length_grouped_indices(list(lengths), pairs_per_step, generator=generator)
+    steps = [order[i : i + pairs_per_step] for i in range(0, len(order), pairs_per_step)]
+    shuffled = torch.randperm(len(steps), generator=generator).tolist()
+    return [steps[i] for i in shuffled]
+
+
+def plan_epochs(
+    lengths: Sequence[int], pairs_per_step: int, *, seed: int, epochs: int, max_steps: int | None
+) -> list[list[int]]:
+    """Which rows make each optimizer step of a training: its epochs one after the other, up to `max_steps`."""
+    planned = (plan_steps(lengths, pairs_per_step, seed=seed, epoch=epoch) for epoch in range(epochs))
+    return list(islice(chain.from_iterable(planned), max_steps))
+
+
+def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:
+    """The microbatches of at most `size` rows that `rank` runs for a step.
+
+    All ranks get the same number of microbatches, since each forward pass of a sharded model is a meeting of all
+    ranks; a rank with no rows left repeats one that does not count. No row is dropped, none counts twice.
+    """
+    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    rounds = math.ceil(len(chunks) / world_size)
+    mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
+    return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]

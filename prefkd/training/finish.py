@@ -1,0 +1,62 @@
+"""The end of a training recipe: what was saved is measured, described, published, and shown."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefkd.config.fields import setting
+from prefkd.models.load import ModelConfig, TeacherConfig
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.training.metrics import HeldOut, Outcome
+from prefkd.training.publish import push, try_it, write_card
+from prefkd.training.run import TrainingRun
+from prefkd.training.written import measure_written
+
+
+def finish(
+    recipe: str,
+    config: Any,
+    run: TrainingRun,
+    model: LogprobModel,
+    folder: Path,
+    held_out: tuple[Mapping[str, float], Mapping[str, float]],
+    evaluate: Callable[[], HeldOut],
+    files: Mapping[str, object] | None = None,
+) -> Outcome:
+    """Evaluate a saved folder, write its card, upload it if that is asked for, and say what there is and what is next.
+
+    Args:
+        recipe: Name of the recipe.
+        config: The recipe's config.
+        model: The model that was trained. When this returns, its weights are those of the folder.
+        folder: What was saved: a model, or an adapter.
+        held_out: Held-out metrics before and after training, with the weights in memory.
+        evaluate: Evaluates the model on the held-out pairs.
+        files: Other files of the run, by what they are.
+
+    Raises:
+        PrefkdError: The folder cannot be loaded, or the Hub does not take it.
+    """
+    ranks, display = run.ranks, run.display
+    outcome = measure_written(folder, *held_out, evaluate, model=model, ranks=ranks, display=display)
+    write_card(recipe, config, folder, outcome, ranks=ranks)
+    run.checkpoints.remove()
+    push(config.push_to_hub, folder, ranks=ranks, display=display)
+    written = {
+        folder.name: folder,
+        **(files or {}),
+        "metrics": config.output_dir / "metrics.jsonl",
+        "config": config.output_dir / "config.yaml",
+    }
+    if run.report is not None:
+        written["alignment"] = config.output_dir / "alignment_report.json"
+    display.result(outcome, written, _next_step(config, folder))
+    return outcome
+
+
+def _next_step(config: Any, folder: Path) -> str:
+    if folder.name != "adapter":
+        return try_it(folder)
+    base = setting(config, ModelConfig, but=TeacherConfig)
+    assert base is not None, "a recipe trains a model"
+    return f"as a teacher it is path: {base.path}, adapter: {folder}"

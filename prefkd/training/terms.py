@@ -1,0 +1,258 @@
+"""The terms of an objective: preferences, distillation and cross-entropy, which a config puts together.
+
+    objective:
+      - _component_: prefkd.training.terms.tis_dpo
+        beta: 0.1
+      - _component_: prefkd.training.terms.dual_space
+        weight: 0.5
+        answers: chosen
+
+A term is one function. It is called with the `Signals` of a microbatch and its settings from the config, and returns a
+value for each pair, (B,): a loss, or a sum over the pair's tokens or parents. The decorator says which of these, and
+what the term needs; a teacher is loaded only if some term needs one. Dividing is not a term's business: the objective
+divides by all pairs, tokens or parents of the optimizer step, so that no way of batching changes what is learned. What
+a term returns beside, in a dictionary of (B,) values, is logged; a sum over another unit stands there as (value, unit).
+
+A term of your own lies in a file of your own, mine.py say, and `_component_: mine.entropy` names it:
+
+    from prefkd.training.signals import Signals, term
+
+    @term(unit="token")
+    def entropy(signals: Signals, floor: float = 0.0):
+        \"""Penalises a student that is surer of a token than `floor` nats of entropy.\"""
+        values = []
+        for answer in signals.student_answers():
+            logprobs = answer.logits().log_softmax(-1)
+            values.append((floor + (logprobs.exp() * logprobs).sum(-1)).clamp_min(0).sum())
+        return signals.pair_sums(values)
+"""
+
+import torch
+from torch import Tensor
+
+from prefkd.errors import PrefkdError
+from prefkd.method import baselines, divergences, preference
+from prefkd.method.dual_space import DualSpaceSide, DualSpaceTerms, dual_space_loss, same_vocabulary_loss
+from prefkd.models.logprob_model import TokenStates
+from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.shared_token_terms import gold as gold
+from prefkd.training.shared_token_terms import shared_tokens as shared_tokens
+from prefkd.training.shared_token_terms import x_token as x_token
+from prefkd.training.signals import Losses, Signals, term
+
+
+@term(needs=["reference"])
+def dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
+    """DPO on whole answers (arXiv 2305.18290); with label smoothing conservative DPO."""
+    assert signals.reference is not None
+    inputs = *signals.policy.sum(-1), *signals.reference.sum(-1)
+    return _rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
+
+
+@term(needs=["reference"])
+def ipo(signals: Signals, beta: float = 0.1) -> Losses:
+    """IPO (arXiv 2310.12036) on means over parents, so that long answers do not decide alone."""
+    assert signals.reference is not None
+    parents = signals.parent_mask.sum(-1)
+    inputs = *signals.policy.sum(-1) / parents, *signals.reference.sum(-1) / parents
+    return _rewarded(*preference.ipo_loss(*inputs, beta=beta))
+
+
+@term(needs=["weights"])
+def tis_dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
+    """Importance-weighted DPO on parents (CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350)."""
+    assert signals.reference is not None and signals.weights is not None
+    margins = preference.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
+    return _rewarded(*preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
+
+
+@term(unit="token")
+def cross_entropy(signals: Signals) -> Losses:
+    """The student learns to write the answer itself, as in supervised fine-tuning."""
+    return -signals.parent_sums(signals.policy)
+
+
+@term(needs=["projectors"], unit="token")
+def dual_space(
+    signals: Signals, divergence: str = "forward_kl", temperature: float = 2.0, teacher_temperature: float = 1.0
+) -> Losses:
+    """DSKD with cross-model attention (arXiv 2406.17328), for two vocabularies.
+
+    The teacher's states take their scale from the targets of their own answer, so that answers do not depend on what
+    they share a microbatch with.
+
+    Args:
+        divergence: Of the student from the projected teacher, a name of `prefkd.method.divergences`.
+        temperature: Of both sides of both divergences.
+        teacher_temperature: Of the projected teacher, on top.
+    """
+    assert signals.projectors is not None
+    return _dual_space(
+        signals,
+        [
+            dual_space_loss(
+                signals.projectors,
+                _side(student),
+                _side(teacher),
+                divergence=divergence,
+                temperature=temperature,
+                teacher_temperature=teacher_temperature,
+                std_over="example",
+                only_projectors=signals.only_projectors,
+                chunk_size=student.chunk_size,
+            )
+            for student, teacher in signals.answers()
+        ],
+    )
+
+
+@term(needs=["projectors", "one_vocabulary"], unit="token")
+def same_vocabulary_dual_space(signals: Signals, divergence: str = "forward_kl", temperature: float = 2.0) -> Losses:
+    """DSKD (arXiv 2406.17328) for models of one vocabulary, whose positions need no attention to find each other."""
+    assert signals.projectors is not None
+    return _dual_space(
+        signals,
+        [
+            same_vocabulary_loss(
+                signals.projectors,
+                _side(student),
+                _side(teacher),
+                divergence=divergence,
+                temperature=temperature,
+                chunk_size=student.chunk_size,
+            )
+            for student, teacher in _same_targets(signals)
+        ],
+    )
+
+
+@term(needs=["teacher_states", "one_vocabulary"], unit="token")
+def same_vocabulary(
+    signals: Signals,
+    divergence: str = "forward_kl",
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    skew: float = 0.1,
+    adaptive_alpha: float = 0.5,
+) -> Losses:
+    """Divergence of the student's next-token distribution from the teacher's, for models of one vocabulary.
+
+    Args:
+        divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
+    """
+
+    def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
+        logits, teacher_logits = student.logits(), teacher.logits().detach()
+        tokens = min(logits.shape[-1], teacher_logits.shape[-1])  # rows of a head that was made larger are no tokens
+        return divergences.divergence(
+            divergence,
+            logits[:, :tokens],
+            teacher_logits[:, :tokens],
+            temperature=temperature,
+            teacher_temperature=teacher_temperature,
+            skew=skew,
+            adaptive_alpha=adaptive_alpha,
+        ).sum()
+
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
+
+
+@term(needs=["teacher_states"], unit="token")
+def uld(signals: Signals) -> Losses:
+    """Universal logit distillation (arXiv 2402.12030): sorted probabilities of the i-th tokens of both answers."""
+
+    def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
+        labels = student.targets[None], teacher.targets[None]
+        return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
+
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in signals.answers()])
+
+
+@term(needs=["vocabularies"], unit="token")
+def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
+    """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelt most alike.
+
+    The map of the two vocabularies is made once, which takes minutes for 262,000 tokens, and kept for later runs.
+
+    Args:
+        temperature: Of both sides.
+    """
+    assert signals.vocabularies is not None
+    vocabularies = signals.vocabularies
+
+    def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
+        return baselines.min_ed_loss(
+            student.logits()[None],
+            teacher.logits()[None],
+            student.targets[None],
+            teacher.targets[None],
+            student_input_ids=student.inputs[None],
+            teacher_input_ids=teacher.inputs[None],
+            student_tokens=vocabularies.student,
+            teacher_tokens=vocabularies.teacher,
+            teacher_to_student=vocabularies.nearest,
+            temperature=temperature,
+        )
+
+    return signals.pair_sums([made_anew(loss, *answer) for answer in signals.answers()])
+
+
+@term(needs=["teacher_logprobs"], unit="parent")
+def alm(signals: Signals, temperature: float = 100.0) -> Losses:
+    """Approximate likelihood matching (arXiv 2503.20083): the probabilities of the same text, parent by parent.
+
+    Args:
+        temperature: The larger, the more improbable parents count.
+    """
+    assert signals.teacher_logprobs is not None
+    each = zip(signals.policy, signals.teacher_logprobs, signals.parent_mask, strict=True)
+    values = [
+        baselines.alm_loss(*answer, temperature=temperature) * answer[2].sum()  # its mean, back to a sum
+        for side, answers in enumerate(each)
+        if side in signals.sides
+        for answer in zip(*answers, strict=True)
+    ]
+    return signals.pair_sums(values)
+
+
+def _rewarded(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Losses:
+    """The losses of a preference term, and what is logged about them."""
+    margin = chosen_rewards - rejected_rewards
+    return losses, {
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
+        "chosen_reward": chosen_rewards,
+        "rejected_reward": rejected_rewards,
+    }
+
+
+def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:
+    names = ("t2s_ce", "t2s_kd", "s2t_kd", "t2s_accuracy", "s2t_accuracy")
+    return (
+        signals.pair_sums([values.t2s_ce if signals.only_projectors else values.kd for values in terms]),
+        {name: signals.pair_sums([getattr(values, name).detach() for values in terms]) for name in names},
+    )
+
+
+def _side(states: TokenStates) -> DualSpaceSide:
+    return DualSpaceSide(
+        states.inputs[None],
+        states.targets[None],
+        states.hidden[None],
+        embedding=states.embedding,
+        head=states.head,
+        scale=states.scale,
+        cap=states.cap,
+    )
+
+
+def _same_targets(signals: Signals) -> list[tuple[TokenStates, TokenStates]]:
+    answers = signals.answers()
+    for student, teacher in answers:
+        if not torch.equal(student.targets, teacher.targets):
+            raise PrefkdError(
+                "student and teacher read an answer as different tokens, though they have one vocabulary; "
+                "give both the same template"
+            )
+    return answers
