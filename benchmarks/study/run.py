@@ -4,7 +4,7 @@ r"""Train and evaluate the rows of the study (plan.md); stopped at any moment, t
         --data Anthropic/hh-rlhf --subset harmless-base --split test --minutes 90
     python benchmarks/study/summary.py
 
-Rows are entries of rows.yaml, a training of one of prefkd's recipes each. They run one after the other, each in a process
+Rows are entries of rows.yaml, a training of one of prefkd's recipes each. They run one after the other, each a process
 of its own, on a GPU if there is one: first the teachers that a row needs, then the row, then its held-out pairs. A seed
 is finished before the next one begins, so that whatever time there was, the table compares rows on equal terms.
 """
@@ -158,7 +158,9 @@ def split_pairs(arguments: Arguments) -> None:
     parts = {"held_out": sizes["held_out_pairs"], "development": sizes["development_pairs"]}
     needed = sum(parts.values()) + 10 * sizes["train_pairs"]
     if len(short) < needed:
-        raise SystemExit(f"{len(short)} pairs are short enough, and {needed} are needed; lower a size or raise --tokens")
+        raise SystemExit(
+            f"{len(short)} pairs are short enough, and {needed} are needed; lower a size or raise --tokens"
+        )
     first = 0
     for name, size in parts.items():
         write_pairs(out / f"{name}.jsonl", short[first : first + size])
@@ -177,23 +179,23 @@ def jobs(arguments: Arguments, entries: dict[str, Any]) -> Iterator[Job]:
     """All runs in order. Those after a choice of learning rates are known when it has been made."""
     for part in ("held_out", *(("development",) if arguments.rates else ())):
         yield evaluation("start", {"path": arguments.student}, part, arguments)
-    asked = set()
+    taught: dict[str, None] = {}
     for seed in arguments.seeds:
         for row in arguments.rows:
             settings = entries["rows"][row]
             for needed in teachers(settings, entries, arguments.out):
+                if entries["teachers"][needed]["recipe"] == "dpo":
+                    taught[needed] = None
                 yield training(needed, entries["teachers"][needed], arguments)
-                if "reversed" in needed and needed not in asked:
-                    asked.add(needed)
-                    for name in (needed, needed.replace("reversed", "dpo")):
-                        adapted = {"path": arguments.teacher, "adapter": str(arguments.out / name / "adapter")}
-                        yield evaluation(name, adapted, "held_out", arguments)
             rate = None
             if arguments.rates:
                 for tried in arguments.rates:
                     yield from row_jobs(row, settings, arguments.seeds[0], arguments, rate=tried, part="development")
                 rate = best_rate(row, arguments)
             yield from row_jobs(row, settings, seed, arguments, rate=rate, part="held_out")
+    for name in taught:
+        adapted = {"path": arguments.teacher, "adapter": str(arguments.out / name / "adapter")}
+        yield evaluation(name, adapted, "held_out", arguments)
 
 
 def teachers(settings: Any, entries: dict[str, Any], out: Path) -> list[str]:
