@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.templates import ModelSide
-from prefkd.errors import PrefkdError, explain
+from prefkd.errors import PrefkdError, Problem, explain
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
