@@ -69,7 +69,9 @@ class Checkpoint:
         """The model itself, as a constant, on its device."""
         self._require_files()
         if self.config.server is not None:
-            raise PrefkdError(f"{self.config.label} gives log-probs and answers only; use a model in memory for the rest")
+            raise PrefkdError(
+                f"{self.config.label} gives log-probs and answers only; use a model in memory for the rest"
+            )
         lm = load_causal_lm(self.config, dtype=self.config.torch_dtype, device=self.device)
         if self.config.quantization != "none":
             quantize(lm, self.config.quantization)

@@ -19,8 +19,8 @@ from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.records import Records
-from prefkd.keys import find_key
 from prefkd.files import fingerprint
+from prefkd.keys import find_key
 
 # So many requests in a row without an answer, each after all its retries: the endpoint is not coming back.
 GIVE_UP = 10
@@ -270,4 +270,3 @@ def _filled(instruction: str, messages: Sequence[Message], answer_a: str, answer
 
 def _key(one: Comparison, swapped: bool) -> str:
     return fingerprint("judged", one.messages, *((one.other, one.own) if swapped else (one.own, one.other)))
-

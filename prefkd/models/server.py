@@ -363,7 +363,9 @@ class ServedModel:
             found: list[tuple[Any, str | None]] = [(0.0, None)]
             for token, position in zip(ids[1:], positions[1:], strict=True):
                 if str(token) not in position:
-                    raise self._nonsense(f"log-probs of other tokens than were sent ({', '.join(position)}, not {token})")
+                    raise self._nonsense(
+                        f"log-probs of other tokens than were sent ({', '.join(position)}, not {token})"
+                    )
                 found.append((position[str(token)]["logprob"], position[str(token)].get("decoded_token")))
         except (LookupError, TypeError, AttributeError):
             raise self._nonsense("no prompt_logprobs; check server.engine") from None

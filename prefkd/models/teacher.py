@@ -33,7 +33,8 @@ class TeacherSource(TeacherConfig):
     """The teacher of a distillation: a model in memory or behind a server, what recipe `score` wrote down, or both.
 
     Attributes:
-        path: The model in memory. With scores it gives only what they do not hold: hidden states, and logits made of them.
+        path: The model in memory. With scores it gives only what they do not hold: hidden states, and logits made of
+            them.
         scores: The folder `scores` of a run of recipe `score`. The teacher's tokenizer lies in it, so that nothing of
             the teacher itself is needed; `template: auto` is then the template that was scored.
     """
@@ -253,6 +254,12 @@ class Teacher:
     def read(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch that is asked about once: its models read it, and nothing is kept."""
         return self._read(batch)[0]
+
+    @torch.no_grad()
+    def logprobs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `own`, `positive`
+        and `negative`, as far as they are asked."""
+        return {name: reader(batch) for name, reader in self._readers.items()}
 
     @torch.no_grad()
     def _read(self, batch: PairBatch) -> tuple[TeacherOutput, dict[str, Tensor]]:

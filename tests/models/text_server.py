@@ -119,11 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             case "no choices":
                 return self.reply(200, '{"choices": [], "meta_info": {}}')
             case "null":
-                return self.reply(200, '{"choices": [{"prompt_logprobs": null}], "meta_info": {"input_token_logprobs": 1}}')
-        if "input_ids" in body:
-            said = self.sglang(body, act)
-        else:
-            said = self.vllm(body, act)
+                return self.reply(
+                    200, '{"choices": [{"prompt_logprobs": null}], "meta_info": {"input_token_logprobs": 1}}'
+                )
+        said = self.sglang(body, act) if "input_ids" in body else self.vllm(body, act)
         self.reply(200, json.dumps(said))
         return None
 

@@ -62,10 +62,13 @@ def assert_same_scores(one: Path, other: Path, tolerance: float = 1e-4) -> None:
 
 def test_score(world, server, tmp_path, capsys):
     contrast = ["contrast.kind=models"]
-    local = [f"contrast.{name}={{path: {world}/{folder}, dtype: float32}}" for name, folder in
-             (("positive", "plus"), ("negative", "teacher"))]
-    there = [behind(server, world, f"contrast.{name}", model) for name, model in
-             (("positive", "plus"), ("negative", "big"))]
+    local = [
+        f"contrast.{name}={{path: {world}/{folder}, dtype: float32}}"
+        for name, folder in (("positive", "plus"), ("negative", "teacher"))
+    ]
+    there = [
+        behind(server, world, f"contrast.{name}", model) for name, model in (("positive", "plus"), ("negative", "big"))
+    ]
     here = score(world, tmp_path / "here", *contrast, *local)
     out = score(world, tmp_path / "there", *contrast, behind(server, world), *there)
     assert_same_scores(here, out)
