@@ -68,8 +68,8 @@ def test_more_rounds_keep_those_that_are_finished(rounds, prefkd):
 
 
 def test_settings_of_a_round_and_of_all_rounds(rounds, prefkd):
-    prefkd("pipeline", "rounds.yaml", "round.stages.ask.overrides.text=-", "values.mark=?", "rounds=1")
-    assert (rounds / "end/joined.txt").read_text() == "0-1!"
+    prefkd("pipeline", "rounds.yaml", "round.stages.ask.overrides.text=b", "values.mark=c", "rounds=1")
+    assert (rounds / "end/joined.txt").read_text() == "0b1!"
 
 
 def test_a_dry_run_names_all_stages(rounds, prefkd):
