@@ -183,7 +183,7 @@ class SeededDraws(LogitsProcessor):
 
 
 def _ended(text: str, finish: str, tokens: int, side: ModelSide) -> Answer:
-    """The answer up to its end. Without a chat template a model may go on with the user's next turn."""
+    """The answer up to its end. Without a chat template a model may continue with the user's next turn."""
     ends = [side.stop_text] if side.stop_text else []
     if not side.uses_chat_template:
         ends += [f"\n\n{heading}:\n" for heading in PlainTemplate.headings.values()]

@@ -96,10 +96,10 @@ class Asks:
             return
         asked, where = self.beyond_scores(), "path" if config.server is None else "server"
         if config.path is None and config.server is None and asked.any:
-            what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
+            what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
         elif (config.path or config.server) and not asked.any:
-            yield f"{where}: stands beside scores, but nothing is asked of a model; remove it (~teacher.{where})"
+            yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ class Teacher:
 
     Args:
         config: A model, or a `TeacherSource`, which may name scores.
-        asks: What the recipe asks.
+        asks: The questions of the recipe.
 
     Attributes:
-        asked: What is asked of a model in memory; the rest comes with the batches.
-        models: Those in memory, without those of servers: the teacher, then pi+ and pi- where they are models of
-            their own.
-        description: What it is, in a line for the terminal.
+        asked: The questions for a model in memory or behind a server; answers to the others come with the batches.
+        models: Models in memory, not those of servers: the teacher, then pi+ and pi- where they are models of their
+            own.
+        description: A line for the terminal.
     """
 
     def __init__(self, config: TeacherConfig, asks: Asks):
