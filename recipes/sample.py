@@ -32,6 +32,8 @@ from prefkd.reports.terminal import table
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
 
+MOST_ANSWERS = 10_000  # to one prompt
+
 
 @dataclass
 class Config:
@@ -59,7 +61,7 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from folder_problems(self.output_dir)
-        yield from size_problems(self, "answers")
+        yield from size_problems(self, "answers", most=MOST_ANSWERS)
         if not self.models:
             yield "models: there are none; give them as name: {path: ...}"
         for name in self.models:

@@ -4,6 +4,7 @@ A row has `prompt` (text or messages) and `answer`; `model`, `finish` and `refer
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ def candidate_files(path: Path) -> list[Path]:
 
 def candidate_problems(path: Path, key: str) -> Iterator[Problem]:
     """What keeps candidates from being read, as far as can be seen without reading them."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, for any text
         yield Problem(key, f"{path} does not exist; write it with recipe sample", about="data", paths=(path,))
     elif not candidate_files(path):
         text = f"{path} holds no *.jsonl; name the folder `candidates` that recipe sample wrote"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ class TeacherConfig(ModelConfig):
             return
         folder = Path(self.tokenizer)
         try:
-            if folder.exists() or self.tokenizer.count("/") != 1 or self.tokenizer.startswith(("/", ".", "~")):
+            if os.path.exists(folder) or self.tokenizer.count("/") != 1 or self.tokenizer.startswith(("/", ".", "~")):
                 read_side(self)
         except PrefkdError as error:
             yield Problem("tokenizer", str(error), about="model", paths=(folder,))
