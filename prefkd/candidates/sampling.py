@@ -10,7 +10,7 @@ A row of <folder>/<model>.jsonl is
     answer       text, without special tokens
     finish       `stop` where the model ended it, `length` where `max_new_tokens` did
     tokens       tokens that were generated
-    seed         seed of its draws
+    seed         seed of its draws, which SGLang does not take
 """
 
 from collections import Counter
@@ -91,7 +91,7 @@ def _keys(batch: PromptBatch) -> list[str]:
 def _rows(
     checkpoint: Checkpoint, batch: PromptBatch, sampling: SamplingConfig, side: ModelSide
 ) -> Iterator[dict[str, Any]]:
-    given = sample_batch(checkpoint.served or checkpoint.lm, side, batch, sampling)
+    given, seeds = sample_batch(checkpoint.served or checkpoint.lm, side, batch, sampling), batch.seeds(sampling.seed)
     for index, (key, prompt) in enumerate(zip(_keys(batch), batch.prompts, strict=True)):
         yield {
             "key": key,
@@ -102,7 +102,7 @@ def _rows(
             "answer": given[index].text,
             "finish": given[index].finish,
             "tokens": given[index].tokens,
-            "seed": batch.seeds(sampling.seed)[index] if sampling.temperature else None,
+            "seed": seeds[index] if sampling.temperature else None,
         }
 
 

@@ -71,12 +71,17 @@ class ServerConfig:
     def problems(self) -> Iterator[str]:
         if find_spec("openai") is None:
             yield "url: a server is asked through the package openai; pip install 'prefkd[server]'"
-        if not re.match(r"https?://[^/\s@]+(/|$)", self.url):
-            yield f"url: {self.url.rpartition('@')[2]} is not an address; write one such as http://localhost:8000"
+        if not re.fullmatch(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", self.url):
+            shown = re.split(r"[?#]", self.url.rpartition("@")[2])[0]  # the rest may hold a password or a key
+            yield f"url: {shown} is not an address; write one such as http://localhost:8000"
         if not self.model.strip():
             yield "model: is empty; give the name that the server lists under /v1/models"
-        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
-            yield "key_env: is not the name of a variable; put the key into the environment and give its name here"
+        # A key that stands here by mistake is not shown.
+        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_env):
+            yield (
+                "key_env: is not the name of a variable in capitals; put the key into the environment and give the "
+                "name of its variable here"
+            )
         elif self.key_env is not None and not find_key(self.key_env):
             yield f"key_env: {self.key_env} is neither in the environment nor in .env; set it, or use null"
         yield from size_problems(self, "concurrency", most=MOST_REQUESTS_AT_A_TIME)

@@ -261,8 +261,10 @@ def test_a_probe_is_known_again_through_rounding_alone(values, data):
 PROBLEMS = [
     ({"url": "localhost:8000"}, "url: localhost:8000 is not an address"),
     ({"url": "http://me:sk-very-secret@host"}, "url: host is not an address"),
+    ({"url": "http://host/v1?key=sk-very-secret"}, "url: http://host/v1 is not an address"),
+    ({"key_env": "hf_verysecret"}, "key_env: is not the name of a variable in capitals"),
     ({"model": " "}, "model: is empty"),
-    ({"key_env": "sk-very-secret"}, "key_env: is not the name of a variable"),
+    ({"key_env": "sk-very-secret"}, "key_env: is not the name of a variable in capitals"),
     ({"key_env": "NO_SUCH_KEY"}, "key_env: NO_SUCH_KEY is neither in the environment nor in .env"),
     ({"concurrency": 0}, "concurrency: "),
     ({"timeout": 0.0}, "timeout: "),
