@@ -138,8 +138,8 @@ class PairSplits:
         fields = f", not read: {in_rows(self.unread)}" if self.unread else ""
         filtered = "".join(f", {count} by filters.{name}" for name, count in self.filtered.items() if count)
         leaked = f", {self.leaked_prompts} with a held-out prompt" if self.leaked_prompts else ""
-        shares = ", ".join(f"{part['share']:.1%} {name}" for name, part in self.sources.items())
-        mixed = f"; {shares}" if len(self.sources) > 1 else ""
+        shares = [f"{part['share']:.1%} {name}" for name, part in self.sources.items() if part["pairs"]]
+        mixed = f"; {', '.join(shares)}" if len(shares) > 1 else ""
         return f"{len(self.skipped)} bad rows skipped{ties}{filtered}{leaked}{fields}{mixed}"
 
 
