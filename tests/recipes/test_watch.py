@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.training.samples import changed_answers
+from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.test_resume import killer, without_speed
 
@@ -88,6 +89,15 @@ def test_a_killed_run_resumes_with_the_best_that_it_knew(kept, world, tmp_path, 
     assert without_speed(run(world, out, *settings)) == without_speed(kept[1])
     expected = single_model.saved_weights(kept[0])
     assert all(torch.equal(value, expected[name]) for name, value in single_model.saved_weights(out).items())
+
+
+def test_two_processes_keep_the_best_of_one_and_sample_nothing(kept, world, tmp_path):
+    out = tmp_path / "out"
+    settings = (*ROUGH, "training.keep_best=loss", "training.microbatch_size=2", "training.sample_answers=2")
+    metrics, _ = run_processes(lambda: run(world, out, *settings))
+    single_model.assert_same_run(kept, (out, metrics), 1e-3)
+    assert not (out / "samples.jsonl").exists()
+    assert "None were sampled" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_adapter_and_a_student_keep_their_best(world, tmp_path):
