@@ -143,7 +143,7 @@ class AnswersTask:
             together(self.ranks, checkpoint.load)
 
         def answer(batch: PromptBatch) -> list[dict[str, Any]]:
-            answers = answer_batch(checkpoint.lm, checkpoint.side, batch, self.config.sampling)
+            answers = answer_batch(checkpoint.served or checkpoint.lm, checkpoint.side, batch, self.config.sampling)
             return [
                 {
                     "key": prompt.key,

@@ -155,7 +155,8 @@ def test_a_judge_compares_with_the_baseline(world, finished, tmp_path, monkeypat
     row = pick(found, metric="judge_win_rate", checkpoint="two")
     assert row["count"] == 5
     assert any("1 unreadable" in note for note in found["notes"])
-    wins = sum(lengths["two"][key] > lengths["one"][key] for key in lengths["one"])
+    pairs = [(lengths["two"][key], lengths["one"][key]) for key in lengths["one"]]
+    wins = sum((own > other) + (own == other) / 2 for own, other in pairs)
     assert wins - 1 <= row["value"] * 5 <= wins
     printed = capsys.readouterr()
     assert "sk-secret" not in printed.out + printed.err
