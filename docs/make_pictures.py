@@ -21,7 +21,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"training": "terms, optimizer, checkpoints, export"},
     {"reports": "pages and tables", "pipeline": "chains of recipes"},
     {"estimate": "what a run needs", "evaluation": "what got better"},
-    {"proposal": "a config for your models"},
+    {"proposal": "a config for your models", "candidates": "sampled answers to pairs"},
     {"cli": "one module a verb"},
 )
 WIDTH, HEIGHT, GAP = 720, 40, 6

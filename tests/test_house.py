@@ -22,7 +22,7 @@ FLOORS = (
     ("training",),
     ("reports", "pipeline"),
     ("estimate", "evaluation"),
-    ("proposal",),
+    ("proposal", "candidates"),
     ("cli",),
     ("__main__",),
 )
