@@ -22,7 +22,7 @@ FLOORS = (
     ("training",),
     ("reports", "pipeline"),
     ("estimate", "evaluation"),
-    ("proposal", "candidates"),
+    ("proposal",),
     ("cli",),
     ("__main__",),
 )
