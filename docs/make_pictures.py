@@ -10,7 +10,13 @@ from pathlib import Path
 
 # From the ground up; room -> what is in it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"method": "the maths", "errors": "a mistake in one line", "files": "whole or not at all", "hub": "its token", "keys": "of services"},
+    {
+        "method": "the maths",
+        "errors": "a mistake in one line",
+        "files": "whole or not at all",
+        "hub": "its token",
+        "keys": "of services",
+    },
     {"catalog": "shipped recipes and configs"},
     {"config": "YAML and overrides to a dataclass"},
     {"ranks": "one process or many"},
