@@ -177,6 +177,9 @@ def test_the_page_colours_parents_by_the_weights_of_a_live_teacher(world, tmp_pa
     run(world, tmp_path / "out", "weights.contrast=prompt_pair", recipe="tis_dpo_distill")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "weight of a parent:" in page and "counts more" in page
+    own = ("weights.contrast=prompt_pair", "reference=student")
+    run(world, tmp_path / "own", *own, recipe="tis_dpo_distill")
+    assert "weight of a parent:" in (tmp_path / "own" / "report.html").read_text(encoding="utf-8")
     run(world, tmp_path / "uniform", "weights.contrast=uniform", recipe="tis_dpo_distill")
     page = (tmp_path / "uniform" / "report.html").read_text(encoding="utf-8")
     assert "tokens of a parent, on its longer side:" in page
