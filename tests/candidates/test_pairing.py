@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from prefkd.candidates.pairing import PairingConfig, make_pairs, pair_rows
 from prefkd.candidates.rankers import agreement
 from prefkd.candidates.reading import Candidate, Question
+from prefkd.candidates.report import score_and_length
 from prefkd.data.formats import Message, detect_format, read_pair
-from prefkd.reports.ranking import score_and_length
 
 
 def question(key: str, *answers: str, cut: tuple[int, ...] = (), turns: int = 1) -> Question:
