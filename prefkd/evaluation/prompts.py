@@ -36,7 +36,7 @@ class PromptsConfig:
         split: The split of a Hub data set, or of a folder.
         limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.
         seed: Seed of the limit.
-        on_bad_row: What a row that cannot be used does: end everything, or be left out, counted and reported.
+        on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
     """
 
     source: str
