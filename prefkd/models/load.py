@@ -187,7 +187,7 @@ def embedding_count(config: ModelConfig) -> int | None:
     if isinstance(config, TeacherConfig) and config.server is not None:
         return None  # it refuses a token that it has no embedding for
     try:
-        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        outline = AutoConfig.from_pretrained(str(config.path), trust_remote_code=config.trust_remote_code)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file
         raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
     count = getattr(outline.get_text_config(), "vocab_size", None)
