@@ -136,7 +136,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         add_adapter(lm, config.lora, seed=training.seed)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    model = LogprobModel(lm, precision=training.compute_dtype, **training.reading)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     collate = partial(collate_pairs, share_prompt=(config.model.share_prompt, config.model.share_prompt))
     return Models(model=model, collate=collate, loss=PairLoss(config, ranks))

@@ -124,7 +124,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    student = LogprobModel(lm, precision=training.compute_dtype, **training.reading)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
         student=student,
@@ -143,7 +143,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
+    teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()
     optimizer = build_optimizer(config.optimizer, student.parameters())

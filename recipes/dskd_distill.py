@@ -149,7 +149,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     objective, projectors, sides = Objective(config.objective), None, (config.student, config.teacher)
     if "projectors" in objective.needs:
         projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
-    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    student = LogprobModel(lm, precision=training.compute_dtype, projectors=projectors, **training.reading)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
         student=student,
@@ -169,7 +169,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
+    teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()
     optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))

@@ -8,15 +8,16 @@ Shape letters used here and in the recipes:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefkd.data.packing import Movable, Packing, pack
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
@@ -31,15 +32,8 @@ class Segment(IntEnum):
     PADDING = 3
 
 
-class _Movable:
-    def to(self, device: torch.device) -> Self:
-        """The same batch with all its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, _Movable))}
-        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
-
-
 @dataclass(frozen=True)
-class TokenBatch(_Movable):
+class TokenBatch(Movable):
     """One model's view of a microbatch.
 
     Attributes:
@@ -52,6 +46,8 @@ class TokenBatch(_Movable):
         targets: (N,) token ids to be predicted.
         parents: (N,) index into the A*P parents: the parent token that the target belongs to.
         lengths: A numbers of targets, those of each answer, in whose order the targets stand.
+        packing: The same without padding.
+        largest_target: The largest of `targets`, known without asking the device.
     """
 
     input_ids: Tensor
@@ -62,10 +58,12 @@ class TokenBatch(_Movable):
     targets: Tensor
     parents: Tensor
     lengths: tuple[int, ...]
+    packing: Packing
+    largest_target: int
 
 
 @dataclass(frozen=True)
-class ParentScores(_Movable):
+class ParentScores(Movable):
     """What models say of the parents of a microbatch: log-probs, summed over the tokens of each parent. Constants.
 
     Attributes:
@@ -107,7 +105,7 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
-class PairBatch(_Movable):
+class PairBatch(Movable):
     """A microbatch of preference pairs, tokenised for the student and the teacher.
 
     Attributes:
@@ -145,7 +143,7 @@ class PairBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class AnswerBatch(_Movable):
+class AnswerBatch(Movable):
     """A microbatch of single answers, one a row.
 
     Attributes:
@@ -254,11 +252,11 @@ def _token_batch(
 ) -> TokenBatch:
     answers = [(Segment[name.upper()], pair, f"{side}_{name}") for name in names for pair in range(len(rows))]
     prompts = [row[prompt] for row in rows]
-    lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in answers]
+    sizes = [[len(prompts[pair]), len(rows[pair][column])] for _, pair, column in answers]
     if shares_prompt:
         half = len(rows)
-        lengths = [lengths[i] + lengths[i + half] - len(prompts[i]) for i in range(half)]
-    input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+        sizes = [[*sizes[i], sizes[i + half][1]] for i in range(half)]
+    input_ids = torch.zeros(len(sizes), max(map(sum, sizes)), dtype=torch.long)
     position_ids = torch.zeros_like(input_ids)
     segments = torch.full_like(input_ids, Segment.PADDING)
     predictors, targets, parents = [], [], []
@@ -285,13 +283,16 @@ def _token_batch(
         predictors.append(positions)
         targets.append(torch.tensor(response, dtype=torch.long))
         parents.append(torch.tensor(rows[pair][f"{column}_parents"], dtype=torch.long) + answer * num_parents)
+    places, ids = torch.cat(predictors), torch.cat(targets)
     return TokenBatch(
         input_ids=input_ids,
         position_ids=position_ids,
         segments=segments,
         shares_prompt=shares_prompt,
-        predictors=torch.cat(predictors),
-        targets=torch.cat(targets),
+        predictors=places,
+        targets=ids,
         parents=torch.cat(parents),
         lengths=tuple(map(len, targets)),
+        packing=pack(sizes, input_ids.shape[1], places),
+        largest_target=int(ids.max()),
     )

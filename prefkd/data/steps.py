@@ -1,9 +1,10 @@
 """Steps: which rows make an optimizer step, and how ranks and microbatches share them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -52,13 +53,38 @@ def plan_epochs(
     return list(islice(chain.from_iterable(planned), max_steps))
 
 
-def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:
-    """The microbatches of at most `size` rows that `rank` runs for a step.
+def split_step(
+    rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1, *, tokens: Sequence[int] | None = None
+) -> list[Microbatch]:
+    """The microbatches that `rank` runs for a step.
 
     All ranks get the same number of microbatches, since each forward pass of a sharded model is a meeting of all
     ranks; a rank with no rows left repeats one that does not count. No row is dropped, none counts twice.
+
+    Args:
+        size: Rows of a microbatch at most; with `tokens`, its tokens at most.
+        tokens: Tokens of each row of the data set, none of which has more than `size`.
     """
-    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)] if tokens is None else []
+    left = 0
+    for row in rows if tokens is not None else ():
+        if not chunks or tokens[row] > left:
+            chunks.append([])
+            left = size
+        chunks[-1].append(row)
+        left -= tokens[row]
     rounds = math.ceil(len(chunks) / world_size)
     mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
     return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]
+
+
+def student_tokens(aligned: Dataset, *, shares_prompt: bool) -> list[int]:
+    """Tokens of each pair that the model that learns reads, padding apart.
+
+    Args:
+        shares_prompt: Whether it reads the prompt once for both answers.
+    """
+    columns = [f"student_{part}" for part in ("prompt", "chosen", "rejected")]
+    times = (1 if shares_prompt else 2, 1, 1)
+    rows: Iterable[Any] = aligned.select_columns(columns)
+    return [sum(n * len(row[column]) for n, column in zip(times, columns, strict=True)) for row in rows]

@@ -192,12 +192,12 @@ class Teacher:
         """Add what it said of the pairs earlier, if it did; see `Scores.attach`."""
         return aligned if self.stored is None else self.stored.attach(aligned, split)
 
-    def load(self, probe: TokenBatch, *, chunk_size: int, ranks: Ranks) -> None:
+    def load(self, probe: TokenBatch, *, ranks: Ranks, **reading: Any) -> None:
         """Load its models, if anything is asked of one.
 
         Args:
             probe: A pair of its tokens, on which each model is checked.
-            chunk_size: Target tokens whose logits exist at one time.
+            reading: What `LogprobModel` is told of each of them.
 
         Raises:
             PrefkdError: See `load_frozen`.
@@ -206,7 +206,7 @@ class Teacher:
         if not self.asked.any:
             return
         configs = [self.config, *self.asked.pair.values()]
-        self.models = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        self.models = load_frozen(configs, probe=probe, ranks=ranks, **reading)
         own, *pair = self.models
         if self.asked.reference or self.asked.logprobs:
             self._readers["own"] = _Reader(own, "teacher")

@@ -1,0 +1,175 @@
+"""Attention without a mask, over packed rows (`prefkd.data.packing`): torch's own variable-length flash attention.
+
+The kernel runs on GPUs only. On a CPU a plain stand-in of the same signature takes its place, so that everything around
+the kernel is the same code there. Under fake tensors the kernel's own outline answers.
+"""
+
+import inspect
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from prefkd.data.packing import Packing, pack
+
+Attention = Literal["auto", "mask", "varlen"]
+NAME = "prefkd_varlen"
+# Most that the kernel may be off by a float32 result, of values around 1 in bfloat16, in which a unit is 2**-8.
+TOLERANCE = 0.05
+
+
+def tries_varlen(attention: Attention, device: torch.device) -> bool:
+    """Whether a model is to attend without a mask, if it can."""
+    return attention == "varlen" or (attention == "auto" and device.type == "cuda")
+
+
+def varlen_obstacle(lm: PreTrainedModel, precision: torch.dtype, device: torch.device) -> str | None:
+    """Why a model cannot do without a mask, in a few words; None if it can.
+
+    Args:
+        precision: What its layers compute in.
+        device: Where.
+    """
+    config: Any = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"{config.model_type} has layers of {', '.join(sorted(kinds))}"
+    if not lm._supports_attention_backend or config._attn_implementation not in ("sdpa", NAME):
+        return f"{config.model_type} has an attention of its own"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"{config.model_type} caps its attention scores"
+    if device.type == "cuda" and precision == torch.float32:
+        return "the kernel has no float32"
+    return None
+
+
+def use_varlen(lm: PreTrainedModel) -> None:
+    """Let a model attend by `varlen_attention` where it is given a packing, and as before where it is not."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, varlen_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    lm.config._attn_implementation = NAME
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packing: Packing | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """An attention of transformers: queries (1, H, T, D), keys and values (1, H_kv, T, D) -> (1, T, H, D).
+
+    Args:
+        sliding_window: Positions that a token sees, itself among them; None is all before it.
+        packing: What each token sees. Without it, `attention_mask` says so, as for sdpa.
+
+    Raises:
+        ValueError: The model's attention has something that the kernel does not know.
+    """
+    if packing is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **settings
+        )
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None]
+    if unknown:
+        raise ValueError(f"this attention has {', '.join(unknown)}")
+    # Rotary embeddings may have left queries and keys in float32.
+    rows = [states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)]
+    if packing.keys is not None:
+        rows[1:] = [states.index_select(0, packing.keys) for states in rows[1:]]
+    window = -1 if sliding_window is None else sliding_window - 1
+    return _attend(*rows, packing=packing, scale=scaling, window=window)[None], None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, packing: Packing, scale: float | None, window: int) -> Tensor:
+    kernel = varlen_on_cpu
+    grouped = {"enable_gqa": query.shape[1] != key.shape[1]}
+    if query.is_cuda or isinstance(query, FakeTensor):
+        from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none
+
+        kernel = varlen_attn
+        if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # before 2.13 it takes grouped heads unasked
+            grouped = {}
+    return kernel(
+        query,
+        key,
+        value,
+        packing.query_starts,
+        packing.key_starts,
+        packing.longest_query,
+        packing.longest_keys,
+        scale=scale,
+        window_size=(window, 0),
+        **grouped,
+    )
+
+
+def varlen_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, 0),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn` in plain torch: one segment after the other, (T, H, D)."""
+    found = []
+    for (q, q_end), (k, k_end) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
+        own = (states.transpose(0, 1)[None] for states in (query[q:q_end], key[k:k_end], value[k:k_end]))
+        queries, keys = q_end - q, k_end - k
+        # The last query sees the last key.
+        distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+        mask = distance >= 0
+        if window_size[0] >= 0:
+            mask &= distance <= window_size[0]
+        out = F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@torch.enable_grad()
+def kernel_fault(lm: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernel cannot be used on a device for the heads of a model, found by using it; None if it can.
+
+    Three segments with shared keys, a window, forward and backward: compared with the stand-in in float32.
+    """
+    config: Any = lm.config.get_text_config()
+    heads = config.num_attention_heads
+    grouped = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(18, count, size, generator=generator) for count in (heads, grouped, grouped)]
+    packing = pack([(3, 2, 4), (1, 7, 1)], 9, torch.zeros(1, dtype=torch.long))
+    results = []
+    try:
+        for place, kind in ((device, dtype), (torch.device("cpu"), torch.float32)):
+            own = [value.to(place, kind).requires_grad_() for value in states]
+            rows = [value.transpose(0, 1)[None] for value in own]
+            for window in (None, 3):
+                out, _ = varlen_attention(lm, *rows, None, sliding_window=window, packing=packing.to(place))
+                results += [out, *torch.autograd.grad(out.float().square().sum(), own)]
+    except Exception as error:  # whatever a kernel raises
+        return f"fails here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    half = len(results) // 2
+    off = [
+        ((one.cpu().float() - other).abs().max() / other.abs().max()).item()
+        for one, other in zip(results[:half], results[half:], strict=True)
+    ]
+    if not max(off) <= TOLERANCE:
+        return f"differs from plain attention by {max(off):.2g} of its largest value"
+    return None
