@@ -27,7 +27,7 @@ from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pairs import DataConfig
-from prefkd.data.steps import Microbatch, split_step
+from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side, read_vocabularies
@@ -40,7 +40,7 @@ from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
 from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
-from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
@@ -137,7 +137,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     teacher = Teacher(config.teacher, config.asks())
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
-    return share_out(pairs, side, config.training)
+    return share_out(pairs, side, config.training, shares_prompt=config.student.share_prompt)
 
 
 def load_models(config: Config, ranks: Ranks) -> Models:
@@ -238,13 +238,11 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 @torch.no_grad()
 def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
-    ranks, sums = run.ranks, PairSums()
-    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
-        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
-        losses, metrics = compare(config, run, batch)
-        require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
-    return sums.held_out(ranks)
+    sums = PairSums()
+    for batch in run.batches(run.collate, "held_out", run.held_out_rows):
+        _, metrics = compare(config, run, batch)
+        sums.add(metrics, batch)
+    return sums.held_out(run.ranks, step)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -261,22 +259,20 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
-            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
-                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+            for batch in run.batches(run.collate, "train", rows):
                 losses, metrics = compare(config, run, batch)
-                require_finite(losses, step, batch.names)
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
-                sums.add(metrics, batch.counted)
-            gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+                sums.add(metrics, batch)
+            norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            means, norm = sums.read(ranks, step, norm)  # once a step, and before a weight moves
             rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
-            means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, **rates}
+            means |= {"gradient_norm": norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")

@@ -36,14 +36,14 @@ def varlen_obstacle(lm: PreTrainedModel, precision: torch.dtype, device: torch.d
         precision: What its layers compute in.
         device: Where.
     """
-    config: Any = lm.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    text: Any = lm.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        return f"{config.model_type} has layers of {', '.join(sorted(kinds))}"
-    if not lm._supports_attention_backend or config._attn_implementation not in ("sdpa", NAME):
-        return f"{config.model_type} has an attention of its own"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return f"{config.model_type} caps its attention scores"
+        return f"{text.model_type} has layers of {', '.join(sorted(kinds))}"
+    if not lm._supports_attention_backend or text._attn_implementation not in ("sdpa", NAME):
+        return f"{text.model_type} has an attention of its own"
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return f"{text.model_type} caps its attention scores"
     if device.type == "cuda" and precision == torch.float32:
         return "the kernel has no float32"
     return None
@@ -148,10 +148,10 @@ def kernel_fault(lm: PreTrainedModel, dtype: torch.dtype, device: torch.device) 
 
     Three segments with shared keys, a window, forward and backward: compared with the stand-in in float32.
     """
-    config: Any = lm.config.get_text_config()
-    heads = config.num_attention_heads
-    grouped = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    text: Any = lm.config.get_text_config()
+    heads = text.num_attention_heads
+    grouped = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(18, count, size, generator=generator) for count in (heads, grouped, grouped)]
     packing = pack([(3, 2, 4), (1, 7, 1)], 9, torch.zeros(1, dtype=torch.long))

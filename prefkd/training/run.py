@@ -37,29 +37,33 @@ class Portions:
     """
 
     size: int
-    tokens: Mapping[Split, Sequence[int]] | None = None
+    tokens: Mapping[str, Sequence[int]] | None = None
 
     @classmethod
-    def of(cls, training: TrainingConfig, train: Sequence[int], held_out: Sequence[int]) -> Self:
+    def of(
+        cls, training: TrainingConfig, count: Callable[[Dataset], Sequence[int]], *, train: Dataset, held_out: Dataset
+    ) -> Self:
         """What a config asks for.
 
         Args:
-            train, held_out: Tokens of each row that the model that learns reads.
+            count: Tokens of each row that the model that learns reads.
 
         Raises:
             PrefkdError: The longest row is longer than `microbatch_tokens`.
         """
-        budget, longest = training.microbatch_tokens, max([*train, *held_out])
+        budget = training.microbatch_tokens
         if budget is None:
             return cls(training.microbatch_size)
+        tokens = {"train": count(train), "held_out": count(held_out)}
+        longest = max(map(max, filter(len, tokens.values())))
         if longest > budget:
             raise PrefkdError(
                 f"training.microbatch_tokens: the longest row has {longest} tokens, more than {budget}; raise it, or "
                 "lower data.max_length"
             )
-        return cls(budget, {"train": train, "held_out": held_out})
+        return cls(budget, tokens)
 
-    def split(self, split: Split, rows: Sequence[int], ranks: Ranks) -> list[Microbatch]:
+    def split(self, split: str, rows: Sequence[int], ranks: Ranks) -> list[Microbatch]:
         """The microbatches of this rank."""
         tokens = self.tokens[split] if self.tokens is not None else None
         return split_step(rows, self.size, ranks.rank, ranks.world_size, tokens=tokens)
@@ -107,7 +111,9 @@ class TrainingRun(TrainingData):
         return ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
 
 
-def ahead(make: Callable[[Microbatch], Batch], microbatches: Iterable[Microbatch], device: torch.device) -> Iterator[Batch]:
+def ahead(
+    make: Callable[[Microbatch], Batch], microbatches: Iterable[Microbatch], device: torch.device
+) -> Iterator[Batch]:
     """Batches on a device. A thread makes the next while the last is worked on, and a GPU copies without blocking."""
 
     def prepare(microbatch: Microbatch) -> Batch:
@@ -133,14 +139,14 @@ def share_out(pairs: AlignedPairs, side: ModelSide, training: TrainingConfig, *,
     Raises:
         PrefkdError: A pair has more tokens than a microbatch may have.
     """
-    tokens = (student_tokens(part, shares_prompt=shares_prompt) for part in (pairs.train, pairs.held_out))
+    count = partial(student_tokens, shares_prompt=shares_prompt)
     return TrainingData(
         side=side,
         train_pairs=pairs.train,
         held_out_pairs=pairs.held_out,
         steps=epochs_of_steps(pair_lengths(pairs.train), training),
         held_out_rows=longest_first(pair_lengths(pairs.held_out)),
-        portions=Portions.of(training, *tokens),
+        portions=Portions.of(training, count, train=pairs.train, held_out=pairs.held_out),
         report=pairs.report,
         description=pairs.description,
     )
