@@ -32,7 +32,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
@@ -117,10 +117,14 @@ class Run(Data, Models):
 def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
-    embeddings = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
+    readers = (config.teacher, *config.contrast.models.values())
+    bounds = {
+        "embeddings": min(map(embedding_count, readers)),
+        "positions": min((count for count in map(position_count, readers) if count is not None), default=None),
+    }
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings),
+        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, **bounds),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)

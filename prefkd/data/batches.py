@@ -114,6 +114,7 @@ class PairBatch(Movable):
         scores: What the teacher said of them earlier, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
+        text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
@@ -129,6 +130,7 @@ class PairBatch(Movable):
     scores: ParentScores | None
     parent_mask: Tensor
     eos_mask: Tensor
+    text_parents: tuple[list[int], list[int]]
     counted: Tensor
     names: list[str]
     data: str
@@ -174,6 +176,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
     counts = torch.tensor([[row[f"{answer}_parents"] for row in rows] for answer in ("chosen", "rejected")])
     ends = torch.tensor([[row[f"{answer}_ends"] for row in rows] for answer in ("chosen", "rejected")])
+    chosen_text, rejected_text = (counts - ends.long()).tolist()
     index = torch.arange(num_parents)
     counted = torch.ones(len(rows))
     counted[len(rows) - microbatch.fillers :] = 0.0
@@ -199,6 +202,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
+        text_parents=(chosen_text, rejected_text),
         counted=counted,
         names=[f"{row['file']}:{row['row']}" for row in rows],
         data=aligned._fingerprint,

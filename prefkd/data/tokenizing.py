@@ -83,6 +83,7 @@ def align_pairs(
     Raises:
         DataError: A template refuses a pair, or a model has no embedding for one of its tokens, and `on_bad_row` is
             `error`.
+        PrefkdError: A pair has more tokens than a model has positions.
     """
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
@@ -110,7 +111,9 @@ def align_pairs(
             ),
             desc=description,
         )
-    return _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
+    kept = _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
+    _require_positions(kept, student, teacher, config.max_length)
+    return kept
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -133,6 +136,10 @@ def with_instruction(messages: Sequence[Message], instruction: str) -> list[Mess
     """The conversation with an instruction around the user's last message."""
     *earlier, last = messages
     return [*earlier, Message(role=last["role"], content=instruction.replace("{prompt}", last["content"]))]
+
+
+# Prompts under instructions, which the teacher reads.
+PROMPTS = {"student": (), "teacher": tuple(f"{name}_prompt" for name in INSTRUCTIONS)}
 
 
 @dataclass(frozen=True)
@@ -286,6 +293,24 @@ def _unreadable_rows(rows: Dataset, student: ModelSide, teacher: ModelSide) -> d
             unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
             found |= {i: problem for i, problem in unreadable if problem}
     return found
+
+
+def _require_positions(rows: Dataset, student: ModelSide, teacher: ModelSide, max_length: int) -> None:
+    """Refuse rows that are longer than a model can tell apart; not cached, since models may change."""
+    for side, name in ((student, "student"), (teacher, "teacher")):
+        if side.positions is None or side.positions >= max_length:
+            continue  # no row is longer than `max_length`
+        prompts = [prompt for prompt in rows.column_names if prompt in (f"{name}_prompt", *PROMPTS[name])]
+        columns = [*prompts, *(f"{name}_{answer}" for answer in ANSWERS)]
+        for index, row in enumerate(rows.select_columns(columns)):
+            parts: dict[str, list[int]] = row  # pyright: ignore[reportAssignmentType]
+            prompt = max(len(parts[column]) for column in prompts)
+            length = prompt + max(len(parts[column]) for column in columns[len(prompts) :])
+            if length > side.positions:
+                raise PrefkdError(
+                    f"row {rows[index]['row']} of {rows[index]['file']} has {length} tokens, and {side.name} has "
+                    f"{side.positions} positions; set data.max_length={side.positions}"
+                )
 
 
 def _without_problems(

@@ -18,6 +18,7 @@ from prefkd.errors import PrefkdError, first_line
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
+from prefkd.models.compiled import Compile, compile_layers, tries_compiling, undo_compiling
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32
@@ -97,6 +98,7 @@ class LogprobModel(nn.Module):
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
         attention: `mask` reads padded rows under a mask, `varlen` packed ones without (`prefkd.models.varlen`), `auto`
             is varlen on a GPU that proves to do it. Until `check` has decided, it is the mask.
+        compile: Whether `check` has torch compile the layers; `auto` on a GPU where that proves to work.
         projectors: What is trained together with the model and is of use only then.
     """
 
@@ -107,6 +109,7 @@ class LogprobModel(nn.Module):
         chunk_size: int = 512,
         precision: torch.dtype = torch.float32,
         attention: Attention = "auto",
+        compile: Compile = "auto",
         projectors: DualSpaceProjectors | None = None,
     ):
         super().__init__()
@@ -115,6 +118,7 @@ class LogprobModel(nn.Module):
         self.precision = precision
         self.attention = attention
         self.packs = False
+        self.compiles = compile
         self.window = sliding_window(lm)
         self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
@@ -214,14 +218,19 @@ class LogprobModel(nn.Module):
 
         Both are computed in the type that the model trains or answers in, where rounding is part of every difference.
         What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call
-        it together. Here it is decided, too, whether the model attends without a mask: if that proves wrong or
-        impossible, a line says so and the mask is used, unless `attention` is `varlen`.
+        it together. Here it is decided, too, whether the model attends without a mask, and whether its layers are
+        compiled: if that proves wrong or impossible, a line says so and it is not done, unless `attention` is `varlen`
+        or `compile` is true.
 
         Raises:
-            PrefkdError: If the model rescales its logits, does not honour the mask of a shared prompt, or cannot do
-                without a mask though it must.
+            PrefkdError: If the model rescales its logits, does not honour the mask of a shared prompt, cannot do
+                without a mask though it must, or cannot be compiled though it must.
         """
         self._choose_attention(tokens, name)
+        self._require_own_logprobs(tokens, name)
+        self._choose_compiling(tokens, name)
+
+    def _require_own_logprobs(self, tokens: TokenBatch, name: str) -> None:
         if self._difference(tokens) <= (EXACT if self._is_exact else ROUNDED):
             return
         with self._in_float32():
@@ -265,6 +274,41 @@ class LogprobModel(nn.Module):
         if self.attention == "varlen":
             raise PrefkdError(f"{name}: attention: varlen cannot be used: {fault}; use auto or mask")
         logger.warning("%s: attention under a mask, since varlen cannot be used: %s", name, fault)
+
+    def _choose_compiling(self, tokens: TokenBatch, name: str) -> None:
+        if not tries_compiling(self.compiles, tokens.input_ids.device):
+            return
+        eager = self._after_backward(tokens)
+        compile_layers(self.lm)
+        try:
+            compiled = self._after_backward(tokens)
+        except Exception as error:  # of the compiler, of what it has compiled, and of the model
+            if isinstance(self, FSDPModule):
+                raise
+            fault = f"{type(error).__name__}: {first_line(error)}"
+        else:
+            difference = (compiled - eager).abs().quantile(QUANTILE).item()
+            if difference <= (EXACT if self._is_exact else ROUNDED):
+                return
+            fault = f"log-probs differ by {difference:.2g} nats"
+        undo_compiling(self.lm)
+        if self.compiles is True:
+            raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
+        logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
+
+    def _after_backward(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target, (N,), with a backward pass behind it if the model learns."""
+        was_training, learns = self.training, any(value.requires_grad for value in self.parameters())
+        self.train(learns)
+        with torch.set_grad_enabled(learns):
+            logprobs = self(tokens)
+            if learns:
+                logprobs.sum().backward()
+                self.zero_grad()
+        self.train(was_training)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        return logprobs.detach()
 
     def _difference(self, tokens: TokenBatch) -> float:
         """The quantile of the differences to the model's own log-probs, in nats a target."""

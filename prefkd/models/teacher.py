@@ -22,7 +22,7 @@ from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
 
@@ -176,7 +176,7 @@ class Teacher:
         template = self.stored.template if self.config.template == "auto" else self.config.template
         if self.config.path is None:
             return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
-        return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
+        return read_side(self.config, template)
 
     @property
     def instructions(self) -> tuple[str, str] | None:

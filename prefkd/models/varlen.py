@@ -5,7 +5,6 @@ the kernel is the same code there. Under fake tensors the kernel's own outline a
 """
 
 import inspect
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -127,19 +126,19 @@ def varlen_on_cpu(
     window_size: tuple[int, int] = (-1, 0),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.attention.varlen.varlen_attn` in plain torch: one segment after the other, (T, H, D)."""
-    found = []
-    for (q, q_end), (k, k_end) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
-        own = (states.transpose(0, 1)[None] for states in (query[q:q_end], key[k:k_end], value[k:k_end]))
-        queries, keys = q_end - q, k_end - k
-        # The last query sees the last key.
-        distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
-        mask = distance >= 0
-        if window_size[0] >= 0:
-            mask &= distance <= window_size[0]
-        out = F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
-        found.append(out[0].transpose(0, 1))
-    return torch.cat(found)
+    """`torch.nn.attention.varlen.varlen_attn` in plain torch, under the mask that it implies: (T, H, D)."""
+    query_at, key_at = torch.arange(len(query)), torch.arange(len(key))
+    query_segment, key_segment = (
+        torch.bucketize(at, starts[1:], right=True) for at, starts in ((query_at, cu_seq_q), (key_at, cu_seq_k))
+    )
+    # Both are counted from the end of their segment: the last query sees the last key.
+    distance = (cu_seq_k[1:][key_segment] - key_at) - (cu_seq_q[1:][query_segment] - query_at)[:, None]
+    mask = (query_segment[:, None] == key_segment) & (distance >= 0)
+    if window_size[0] >= 0:
+        mask &= distance <= window_size[0]
+    heads = (states.transpose(0, 1)[None] for states in (query, key, value))
+    out = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+    return out[0].transpose(0, 1)
 
 
 @torch.enable_grad()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,6 +18,7 @@ from prefkd.data.packing import Movable
 from prefkd.data.steps import Microbatch, pair_lengths, plan_epochs, split_step, student_tokens
 from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
+from prefkd.models.compiled import Recompilations
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
@@ -102,13 +103,16 @@ class TrainingRun(TrainingData):
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
+    recompilations: Recompilations = field(default_factory=Recompilations, init=False)
 
     def batches(
         self, collate: Callable[[Dataset, Microbatch], Batch], split: Split, rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The microbatches of this rank, on its device; each is made while the one before is worked on."""
         pairs = {"train": self.train_pairs, "held_out": self.held_out_pairs}[split]
-        return ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
+        yield from ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
+        if split == "train" and (new := self.recompilations.after_step()):
+            self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
 
 
 def ahead(

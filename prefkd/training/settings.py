@@ -10,6 +10,7 @@ import torch
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.errors import Problem
+from prefkd.models.compiled import compile_obstacle
 from prefkd.models.varlen import Attention
 
 # More passes over the data than this are planned ahead for minutes, and never end.
@@ -41,6 +42,8 @@ class TrainingConfig:
         attention: How tokens attend. `mask`: in padded rows under a mask; `varlen`: in packed rows without padding and
             mask, by torch's kernel for GPUs (on a CPU by a stand-in for tests); `auto`: varlen on a GPU where it proves
             to work on the first pair, else mask. The teacher's too.
+        compile: Whether torch compiles each layer, for all lengths at one time: `true`, `false`, or `auto`, on a GPU
+            where that proves to work on the first pair. The teacher's too.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
@@ -66,6 +69,7 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     export: Export = "auto"
     attention: Attention = "auto"
+    compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: bool = False
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
@@ -81,7 +85,7 @@ class TrainingConfig:
     @property
     def reading(self) -> dict[str, Any]:
         """What `prefkd.models.logprob_model.LogprobModel` is told of every model of a run."""
-        return {"chunk_size": self.chunk_size, "attention": self.attention}
+        return {"chunk_size": self.chunk_size, "attention": self.attention, "compile": self.compile}
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -98,6 +102,8 @@ class TrainingConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
         yield from attention_problems(self.attention, self.precision, self.device)
+        if self.compile is True and (obstacle := compile_obstacle()):
+            yield Problem("compile", f"{obstacle}; install one, or use auto or false")
 
 
 def attention_problems(attention: Attention, precision: str, device: str) -> Iterator[Problem]:
