@@ -34,10 +34,12 @@ from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count
 from prefkd.models.teacher import Asks, Teacher
+from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
-from prefkd.training.settings import folder_problems
+from prefkd.training.run import ahead
+from prefkd.training.settings import attention_problems, folder_problems
 from prefkd.weighting import WeightConfig
 
 
@@ -53,6 +55,7 @@ class Config:
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         chunk_size: Target tokens whose logits exist at one time.
+        attention: How tokens attend, as in a training (`prefkd.training.settings`).
         device: `auto` takes the GPU where there is one.
     """
 
@@ -64,6 +67,7 @@ class Config:
     pairs_per_shard: int = 256
     microbatch_size: int = 8
     chunk_size: int = 512
+    attention: Attention = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def outputs(self) -> tuple[str, ...]:
@@ -75,6 +79,7 @@ class Config:
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
+        yield from attention_problems(self.attention, self.teacher.dtype, self.device)
 
 
 @dataclass
@@ -162,7 +167,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
-        models.teacher.load(probe.teacher, chunk_size=config.chunk_size, ranks=ranks)
+        models.teacher.load(probe.teacher, ranks=ranks, chunk_size=config.chunk_size, attention=config.attention)
         teacher = f"{models.teacher.description} on {ranks.device}"
     display.table(
         "score",
@@ -189,8 +194,9 @@ def score(config: Config, run: Run) -> None:
             # --------------------------------------------------------------------------------------------- one shard
             aligned, scores = run.aligned[shard.split], {}
             longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
-            for microbatch in split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size):
-                batch = run.collate(aligned, microbatch).to(ranks.device)
+            microbatches = split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size)
+            batches = ahead(partial(run.collate, aligned), microbatches, ranks.device)
+            for microbatch, batch in zip(microbatches, batches, strict=True):
                 heard = run.teacher.read(batch).scores
                 assert heard is not None, "a reference is asked for"
                 columns = heard.columns(batch.parent_mask)

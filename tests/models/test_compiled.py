@@ -18,14 +18,14 @@ def traced(monkeypatch) -> None:
 
     def trace(lm) -> None:
         for layer in decoder_layers(lm):
-            layer.compile(dynamic=True, backend="aot_eager")
+            layer.compile(dynamic=True, backend="eager")
 
     monkeypatch.setattr(logprob_model, "compile_layers", trace)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
-    model = make(tmp_path, "mistral", "varlen", num_hidden_layers=3)
+    model = make(tmp_path, "mistral", "varlen")
     expected = results(model, tokens_of([0, 1, 2]))
     if recompute:
         model.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -37,7 +37,7 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
     assert_same(results(model, tokens_of([0, 1, 2])), expected)
     settled = graph_count()
     assert settled <= before + 4  # not one for each layer, nor for each length
-    for rows in ([1], [2, 0], [0, 0, 1, 2], [2, 2]):
+    for rows in ([1], [2, 0], [0, 0, 1, 2]):
         results(model, tokens_of(rows))
     assert graph_count() == settled
 

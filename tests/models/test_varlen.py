@@ -13,15 +13,17 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from prefkd.data.batches import Segment, TokenBatch, _token_batch, collate_answers, collate_pairs
+from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch
+from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models import logprob_model, varlen
 from prefkd.models.attention import shared_prompt_mask
-from prefkd.models.load import ModelConfig, load_causal_lm
+from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from tests.models.test_logprob_model import ARCHITECTURES, _pairs
-from tests.tiny import make_model
+from tests.tiny import make_model, write_pairs
 
 CPU = torch.device("cpu")
 OBSTACLES = {"gemma2": "caps its attention scores"}
@@ -194,3 +196,18 @@ def test_a_target_outside_the_vocabulary(tmp_path):
     tokens = tokens_of([0])
     with pytest.raises(ValueError, match="target 5000 is outside the vocabulary"):
         model(replace(tokens, largest_target=5000))
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_real_models(real_models, tmp_path, name):
+    """Of the second, most layers have a window of 512 positions; heads are grouped in both."""
+    config = ModelConfig(str(real_models / name))
+    model = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=CPU), attention="varlen").freeze()
+    side = read_side(config)
+    pairs = load_pairs(DataConfig(str(write_pairs(tmp_path / "pairs.jsonl", 4)), held_out_fraction=0.0)).train
+    aligned = align_pairs(pairs, side, side, config=DataConfig("pairs.jsonl"))
+    batches = [collate_pairs(aligned, Microbatch(rows), share_prompt=(True, True)).student for rows in ([0], [0, 1, 2])]
+    masked = model(batches[1])
+    model.check(batches[0], name)
+    assert model.packs
+    assert ((model(batches[1]) - masked).norm() / masked.norm()).item() < 1e-5
