@@ -39,7 +39,7 @@ from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
 from prefkd.training.run import ahead
-from prefkd.training.settings import attention_problems, folder_problems
+from prefkd.training.settings import folder_problems, kernel_problems
 from prefkd.weighting import WeightConfig
 
 
@@ -55,7 +55,7 @@ class Config:
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         chunk_size: Target tokens whose logits exist at one time.
-        attention: How tokens attend, as in a training (`prefkd.training.settings`).
+        attention, compile: How tokens attend, and whether layers are compiled, as in a training.
         device: `auto` takes the GPU where there is one.
     """
 
@@ -68,6 +68,7 @@ class Config:
     microbatch_size: int = 8
     chunk_size: int = 512
     attention: Attention = "auto"
+    compile: bool | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def outputs(self) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ class Config:
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
-        yield from attention_problems(self.attention, self.teacher.dtype, self.device)
+        yield from kernel_problems(self, self.teacher.dtype)
 
 
 @dataclass
@@ -167,7 +168,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
-        models.teacher.load(probe.teacher, ranks=ranks, chunk_size=config.chunk_size, attention=config.attention)
+        reading = {"chunk_size": config.chunk_size, "attention": config.attention, "compile": config.compile}
+        models.teacher.load(probe.teacher, ranks=ranks, **reading)
         teacher = f"{models.teacher.description} on {ranks.device}"
     display.table(
         "score",

@@ -34,6 +34,11 @@ def compile_layers(lm: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
 
 
+def is_compiled(lm: PreTrainedModel) -> bool:
+    """Whether torch compiles its layers."""
+    return any(layer._compiled_call_impl is not None for layer in decoder_layers(lm))
+
+
 def undo_compiling(lm: PreTrainedModel) -> None:
     """Let each decoder layer run as it is written."""
     for layer in decoder_layers(lm):

@@ -18,7 +18,7 @@ from prefkd.errors import PrefkdError, first_line
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
-from prefkd.models.compiled import Compile, compile_layers, tries_compiling, undo_compiling
+from prefkd.models.compiled import Compile, compile_layers, is_compiled, tries_compiling, undo_compiling
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32
@@ -109,7 +109,7 @@ class LogprobModel(nn.Module):
         chunk_size: int = 512,
         precision: torch.dtype = torch.float32,
         attention: Attention = "auto",
-        compile: Compile = "auto",
+        compile: Compile = False,
         projectors: DualSpaceProjectors | None = None,
     ):
         super().__init__()
@@ -250,7 +250,7 @@ class LogprobModel(nn.Module):
         return self.precision == torch.float32 and next(self.lm.parameters()).dtype.itemsize >= 4
 
     def _choose_attention(self, tokens: TokenBatch, name: str) -> None:
-        device = tokens.input_ids.device
+        device, self.packs = tokens.input_ids.device, False
         if not tries_varlen(self.attention, device):
             return
         fault = varlen_obstacle(self.lm, self.precision, device)
@@ -276,7 +276,8 @@ class LogprobModel(nn.Module):
         logger.warning("%s: attention under a mask, since varlen cannot be used: %s", name, fault)
 
     def _choose_compiling(self, tokens: TokenBatch, name: str) -> None:
-        if not tries_compiling(self.compiles, tokens.input_ids.device):
+        # Frozen models on one base are checked one after the other.
+        if is_compiled(self.lm) or not tries_compiling(self.compiles, tokens.input_ids.device):
             return
         eager = self._after_backward(tokens)
         compile_layers(self.lm)

@@ -17,8 +17,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefkd.data.packing import Packing, pack
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch 2.9
+    varlen_attn: Any = None
+
 Attention = Literal["auto", "mask", "varlen"]
 NAME = "prefkd_varlen"
+# Older versions take grouped heads unasked.
+ASKS_FOR_GROUPS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 # Most that the kernel may be off by a float32 result, of values around 1 in bfloat16, in which a unit is 2**-8.
 TOLERANCE = 0.05
 
@@ -43,6 +50,8 @@ def varlen_obstacle(lm: PreTrainedModel, precision: torch.dtype, device: torch.d
         return f"{text.model_type} has an attention of its own"
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return f"{text.model_type} caps its attention scores"
+    if device.type == "cuda" and varlen_attn is None:
+        return f"torch {torch.__version__} has no such kernel"
     if device.type == "cuda" and precision == torch.float32:
         return "the kernel has no float32"
     return None
@@ -91,14 +100,9 @@ def varlen_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, packing: Packing, scale: float | None, window: int) -> Tensor:
-    kernel = varlen_on_cpu
-    grouped = {"enable_gqa": query.shape[1] != key.shape[1]}
+    kernel, grouped = varlen_on_cpu, {"enable_gqa": query.shape[1] != key.shape[1]}
     if query.is_cuda or isinstance(query, FakeTensor):
-        from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none
-
-        kernel = varlen_attn
-        if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # before 2.13 it takes grouped heads unasked
-            grouped = {}
+        kernel, grouped = varlen_attn, grouped if ASKS_FOR_GROUPS else {}
     return kernel(
         query,
         key,

@@ -101,21 +101,25 @@ class TrainingConfig:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
-        yield from attention_problems(self.attention, self.precision, self.device)
-        if self.compile is True and (obstacle := compile_obstacle()):
-            yield Problem("compile", f"{obstacle}; install one, or use auto or false")
+        yield from kernel_problems(self, self.precision)
 
 
-def attention_problems(attention: Attention, precision: str, device: str) -> Iterator[Problem]:
-    """Why a device cannot attend as it is told, as far as that is known before a model is loaded."""
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if attention != "varlen" or not on_gpu:
-        return
-    if precision == "float32":
-        yield Problem("attention", "varlen has no float32; use auto, or precision: bfloat16")
-    elif torch.cuda.is_available() and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        card = torch.cuda.get_device_name()
-        yield Problem("attention", f"varlen needs a GPU of the Ampere kind or newer, and this is {card}; use auto")
+def kernel_problems(config: Any, precision: str) -> Iterator[Problem]:
+    """What a device or a machine cannot do that is demanded of it, as far as that is known before a model is loaded.
+
+    Args:
+        config: A section with `attention`, `compile` and `device`.
+        precision: Type in which the model computes.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.attention == "varlen" and has_gpu and config.device != "cpu":
+        if precision == "float32":
+            yield Problem("attention", "varlen has no float32; use auto, or bfloat16")
+        elif torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+            card = torch.cuda.get_device_name()
+            yield Problem("attention", f"varlen needs an NVIDIA GPU from Ampere on, and this is {card}; use auto")
+    if config.compile is True and (obstacle := compile_obstacle()):
+        yield Problem("compile", f"{obstacle}; install one, or use auto or false")
 
 
 def output_problems(output_dir: Path) -> Iterator[Problem]:

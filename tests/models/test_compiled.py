@@ -5,7 +5,7 @@ import torch
 
 from prefkd.errors import PrefkdError
 from prefkd.models import compiled, logprob_model
-from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count
+from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count, is_compiled
 from prefkd.models.load import decoder_layers
 from tests.models.test_varlen import assert_same, make, results, tokens_of
 
@@ -73,10 +73,11 @@ def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, fa
 
 def test_auto_leaves_a_cpu_alone(tmp_path):
     model = make(tmp_path, "llama", "mask")
+    model.compiles = "auto"
     model.check(tokens_of([0]), "student")
-    assert all(layer._compiled_call_impl is None for layer in decoder_layers(model.lm))
+    assert not is_compiled(model.lm)
     compile_layers(model.lm)
-    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(model.lm))
+    assert is_compiled(model.lm)
 
 
 def test_a_machine_without_a_compiler(monkeypatch):
