@@ -24,10 +24,12 @@ class Microbatch:
     step: Sequence[int] = ()
 
 
-def pair_lengths(aligned: Dataset) -> list[int]:
-    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
-    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
-    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+def pair_lengths(pairs: Dataset) -> list[int]:
+    """Tokens of each pair in the rows of all models that read it: what a microbatch is sorted by."""
+    parts = ("prompt", "chosen", "rejected")
+    columns = [*parts, *(f"{side}_{part}" for side in ("student", "teacher") for part in parts)]
+    present = [name for name in columns if name in pairs.column_names]
+    return [sum(map(len, row.values())) for row in pairs.select_columns(present)]  # pyright: ignore
 
 
 def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -78,13 +80,13 @@ def split_step(
     return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]
 
 
-def student_tokens(aligned: Dataset, *, shares_prompt: bool) -> list[int]:
+def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
     """Tokens of each pair that the model that learns reads, padding apart.
 
     Args:
         shares_prompt: Whether it reads the prompt once for both answers.
     """
-    columns = [f"student_{part}" for part in ("prompt", "chosen", "rejected")]
-    times = (1 if shares_prompt else 2, 1, 1)
-    rows: Iterable[Any] = aligned.select_columns(columns)
-    return [sum(n * len(row[column]) for n, column in zip(times, columns, strict=True)) for row in rows]
+    prefix = "" if "prompt" in pairs.column_names else "student_"
+    times = {f"{prefix}prompt": 1 if shares_prompt else 2, f"{prefix}chosen": 1, f"{prefix}rejected": 1}
+    rows: Iterable[Any] = pairs.select_columns(list(times))
+    return [sum(count * len(row[column]) for column, count in times.items()) for row in rows]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import Component, build
-from prefkd.data.batches import AnswerBatch, PairBatch
+from prefkd.data.batches import AnswerBatch, PairBatch, TokenPairBatch
 from prefkd.errors import PrefkdError, first_line
 from prefkd.files import whole
 from prefkd.ranks import Ranks
@@ -60,7 +60,7 @@ class PairSums:
         self._losses: list[Tensor] = []
         self._names: list[str] = []
 
-    def add(self, metrics: Mapping[str, Tensor], batch: PairBatch | AnswerBatch) -> None:
+    def add(self, metrics: Mapping[str, Tensor], batch: PairBatch | TokenPairBatch | AnswerBatch) -> None:
         """Add the metrics of a microbatch.
 
         Args:
@@ -145,7 +145,7 @@ def describe(metrics: Mapping[str, float], pairs: int | None = None) -> str:
 
 
 def cut_back(path: Path, step: int | None) -> None:
-    """Leave only the lines up to a step in a file of metrics, so that a run that goes on writes no step twice.
+    """Leave only the lines up to a step in a file of metrics, so that a resumed run writes no step twice.
 
     Args:
         path: The file, which need not exist.

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from prefkd.config import save_config
 from prefkd.data.aligned import AlignedPairs
 from prefkd.data.packing import Movable
-from prefkd.data.steps import Microbatch, pair_lengths, plan_epochs, split_step, student_tokens
+from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.models.compiled import Recompilations
@@ -80,7 +80,7 @@ class TrainingData:
         steps: The rows of `train_pairs` that make each optimizer step.
         held_out_rows: All rows of `held_out_pairs`, the longest first.
         portions: How rows are shared out among forward passes.
-        report: What aligning did to the pairs, None where one model reads them.
+        report: The alignment report, None where one model reads them.
         description: Lines for the terminal.
     """
 
@@ -143,7 +143,7 @@ def share_out(pairs: AlignedPairs, side: ModelSide, training: TrainingConfig, *,
     Raises:
         PrefkdError: A pair has more tokens than a microbatch may have.
     """
-    count = partial(student_tokens, shares_prompt=shares_prompt)
+    count = partial(learner_tokens, shares_prompt=shares_prompt)
     return TrainingData(
         side=side,
         train_pairs=pairs.train,

@@ -3,19 +3,22 @@
 The kernel itself runs on GPUs only. What is tested here is all that surrounds it: packing, positions, keys, windows.
 """
 
+import random
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from prefkd.data.batches import Segment, TokenBatch, _token_batch, collate_answers, collate_pairs
+from prefkd.data.batches import Segment, TokenBatch, collate_answers, collate_pairs, collate_tokens
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokens import PARTS
 from prefkd.errors import PrefkdError
 from prefkd.models import logprob_model, varlen
 from prefkd.models.attention import shared_prompt_mask
@@ -74,8 +77,7 @@ def test_packed_rows_are_masked_rows(tmp_path, architecture):
     window=st.none() | st.integers(1, 5),
 )
 def test_each_token_sees_what_the_mask_lets_it_see(sizes, shares, window):
-    rows = [{"student_prompt": [1] * p, **answer("chosen", c), **answer("rejected", r)} for p, c, r in sizes]
-    made = _token_batch(rows, prompt="student_prompt", side="student", shares_prompt=shares, num_parents=9)
+    made = collate_tokens(tokenized(sizes), Microbatch([*range(len(sizes))]), share_prompt=shares).tokens
     packing, segments, positions = made.packing, made.segments.flatten(), made.position_ids.flatten()
     width = made.input_ids.shape[1]
     if shares:
@@ -102,8 +104,15 @@ def test_each_token_sees_what_the_mask_lets_it_see(sizes, shares, window):
     torch.testing.assert_close(packing.places[packing.predictors], made.predictors)
 
 
-def answer(name: str, size: int) -> dict[str, list[int]]:
-    return {f"student_{name}": [2] * size, f"student_{name}_parents": [0] * size}
+def tokenized(sizes: list[tuple[int, int, int]]) -> Dataset:
+    """Pairs of random tokens, of one model."""
+    draw = random.Random(0)
+    rows = [
+        {"file": "made", "row": row}
+        | {part: [draw.randrange(100) for _ in range(size)] for part, size in zip(PARTS, own, strict=True)}
+        for row, own in enumerate(sizes)
+    ]
+    return Dataset.from_list(rows)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -123,7 +132,8 @@ def test_adapters_and_recomputed_layers(tmp_path, recompute):
 
 def test_single_answers(tmp_path):
     model = make(tmp_path, "gemma3_text", "varlen")
-    tokens = collate_answers(_pairs(100, seed=1), Microbatch([2, 1, 0]), answer="rejected").tokens
+    pairs = tokenized([(7, 5, 9), (1, 1, 3), (12, 8, 2)])
+    tokens = collate_answers(pairs, Microbatch([2, 1, 0]), answer="rejected").tokens
     masked = results(model, tokens)
     model.check(tokens_of([0], share=False), "model")
     assert_same(results(model, tokens), masked)
