@@ -1,7 +1,7 @@
 """Steps: which rows make an optimizer step, and how ranks and microbatches share them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -67,17 +67,26 @@ def split_step(
         size: Rows of a microbatch at most; with `tokens`, its tokens at most.
         tokens: Tokens of each row of the data set, none of which has more than `size`.
     """
-    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)] if tokens is None else []
-    left = 0
-    for row in rows if tokens is not None else ():
-        if not chunks or tokens[row] > left:
-            chunks.append([])
-            left = size
-        chunks[-1].append(row)
-        left -= tokens[row]
+    if tokens is None:
+        chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    else:
+        chunks = _within_budget(rows, size, tokens)
     rounds = math.ceil(len(chunks) / world_size)
     mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
     return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]
+
+
+def _within_budget(rows: Sequence[int], budget: int, tokens: Sequence[int]) -> list[list[int]]:
+    """Rows in their order, each group as large as a budget of tokens allows."""
+    groups: list[list[int]] = []
+    left = 0
+    for row in rows:
+        if not groups or tokens[row] > left:
+            groups.append([])
+            left = budget
+        groups[-1].append(row)
+        left -= tokens[row]
+    return groups
 
 
 def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
@@ -88,5 +97,5 @@ def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
     """
     prefix = "" if "prompt" in pairs.column_names else "student_"
     times = {f"{prefix}prompt": 1 if shares_prompt else 2, f"{prefix}chosen": 1, f"{prefix}rejected": 1}
-    rows: Iterable[Any] = pairs.select_columns(list(times))
+    rows: Any = pairs.select_columns(list(times))
     return [sum(count * len(row[column]) for column, count in times.items()) for row in rows]

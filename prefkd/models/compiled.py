@@ -28,21 +28,24 @@ def tries_compiling(wanted: Compile, device: torch.device) -> bool:
     return wanted is True or (wanted == "auto" and device.type == "cuda" and compile_obstacle() is None)
 
 
-def compile_layers(lm: PreTrainedModel) -> None:
-    """Let torch compile each decoder layer when it is called next. They share their graphs."""
+def compile_layers(lm: PreTrainedModel, backend: str = "inductor") -> None:
+    """Let torch compile each decoder layer when it is called next. They share their graphs.
+
+    What is compiled is `forward`, inside the hooks by which FSDP2 gathers weights; with them torch compiles nothing.
+    """
     for layer in decoder_layers(lm):
-        layer.compile(dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
 def is_compiled(lm: PreTrainedModel) -> bool:
     """Whether torch compiles its layers."""
-    return any(layer._compiled_call_impl is not None for layer in decoder_layers(lm))
+    return any("forward" in vars(layer) for layer in decoder_layers(lm))
 
 
 def undo_compiling(lm: PreTrainedModel) -> None:
     """Let each decoder layer run as it is written."""
     for layer in decoder_layers(lm):
-        layer._compiled_call_impl = None
+        del layer.forward
 
 
 class Recompilations:

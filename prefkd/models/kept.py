@@ -91,7 +91,10 @@ class KeptLogprobs:
         self._take_in()
         tensors = {name: value.float() for name, value in logprobs.items()} | {MASK: batch.parent_mask}
         copied = {name: value.to("cpu", non_blocking=True) for name, value in tensors.items()}
-        arrival = torch.cuda.current_stream().record_event() if batch.parent_mask.is_cuda else None
+        arrival = None
+        if batch.parent_mask.is_cuda:
+            arrival = torch.cuda.Event()
+            arrival.record()
         self._on_the_way = _Reading([(batch.data, row) for row in batch.rows], copied, arrival)
 
     def _take_in(self) -> None:

@@ -116,9 +116,9 @@ class LogprobModel(nn.Module):
         self.lm = lm
         self.chunk_size = chunk_size
         self.precision = precision
-        self.attention = attention
+        self.attention: Attention = attention
         self.packs = False
-        self.compiles = compile
+        self.compiles: Compile = compile
         self.window = sliding_window(lm)
         self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
@@ -262,9 +262,7 @@ class LogprobModel(nn.Module):
             try:
                 difference = self._difference(tokens)
             except Exception as error:  # whatever a model raises that does not hand on what its attention needs
-                if isinstance(self, FSDPModule) or not isinstance(error, (TypeError, ValueError, RuntimeError)):
-                    raise
-                fault = f"{type(error).__name__}: {first_line(error)}"
+                fault = self._fault(error, f"{name}: attention: varlen")
             else:
                 if not difference <= (EXACT if self._is_exact else max(ROUNDED, 2 * by_mask)):
                     fault = f"log-probs are off by {difference:.2g} nats, with a mask by {by_mask:.2g}"
@@ -284,9 +282,7 @@ class LogprobModel(nn.Module):
         try:
             compiled = self._after_backward(tokens)
         except Exception as error:  # of the compiler, of what it has compiled, and of the model
-            if isinstance(self, FSDPModule):
-                raise
-            fault = f"{type(error).__name__}: {first_line(error)}"
+            fault = self._fault(error, f"{name}: compile")
         else:
             difference = (compiled - eager).abs().quantile(QUANTILE).item()
             if difference <= (EXACT if self._is_exact else ROUNDED):
@@ -296,6 +292,13 @@ class LogprobModel(nn.Module):
         if self.compiles is True:
             raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
         logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
+
+    def _fault(self, error: Exception, tried: str) -> str:
+        """The first line of an exception from a forward pass; a sharded model is of no more use after one."""
+        fault = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(self, FSDPModule):
+            raise PrefkdError(f"{tried} fails in a sharded model: {fault}; switch it off") from error
+        return fault
 
     def _after_backward(self, tokens: TokenBatch) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,), with a backward pass behind it if the model learns."""

@@ -16,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefkd.data.packing import Packing, pack
+from prefkd.errors import first_line
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -161,13 +162,13 @@ def kernel_fault(lm: PreTrainedModel, dtype: torch.dtype, device: torch.device) 
     results = []
     try:
         for place, kind in ((device, dtype), (torch.device("cpu"), torch.float32)):
-            own = [value.to(place, kind).requires_grad_() for value in states]
-            rows = [value.transpose(0, 1)[None] for value in own]
+            own = [part.to(place, kind).requires_grad_() for part in states]
+            query, key, value = (states.transpose(0, 1)[None] for states in own)
             for window in (None, 3):
-                out, _ = varlen_attention(lm, *rows, None, sliding_window=window, packing=packing.to(place))
+                out, _ = varlen_attention(lm, query, key, value, None, sliding_window=window, packing=packing.to(place))
                 results += [out, *torch.autograd.grad(out.float().square().sum(), own)]
     except Exception as error:  # whatever a kernel raises
-        return f"fails here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        return f"fails here ({type(error).__name__}: {first_line(error)})"
     half = len(results) // 2
     off = [
         ((one.cpu().float() - other).abs().max() / other.abs().max()).item()

@@ -1,5 +1,7 @@
 """Compiled layers: the same log-probs and gradients, few graphs for all lengths, and eager where it does not work."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,12 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def traced(monkeypatch) -> None:
     """Traces layers without building anything, which takes a C++ compiler most of a minute."""
-
-    def trace(lm) -> None:
-        for layer in decoder_layers(lm):
-            layer.compile(dynamic=True, backend="eager")
-
-    monkeypatch.setattr(logprob_model, "compile_layers", trace)
+    monkeypatch.setattr(logprob_model, "compile_layers", partial(compile_layers, backend="eager"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -47,12 +44,12 @@ def broken(lm) -> None:
         raise RuntimeError("no triton here\nand more")
 
     for layer in decoder_layers(lm):
-        layer._compiled_call_impl = fails
+        layer.forward = fails
 
 
 def wrong(lm) -> None:
     for layer in decoder_layers(lm):
-        layer._compiled_call_impl = lambda states, **_: states
+        layer.forward = lambda states, **_: states
 
 
 @pytest.mark.parametrize(("failing", "fault"), [(broken, "no triton here"), (wrong, "log-probs differ by")])

@@ -18,7 +18,7 @@ def make(folder: Path, model_type: str = "llama", **settings) -> ModelConfig:
 
 
 def test_how_many_there_are(tmp_path):
-    longrope = {"rope_parameters": LONGROPE | {"rope_theta": 1e4, "original_max_position_embeddings": 256}}
+    longrope = {"rope_parameters": LONGROPE | {"rope_theta": 1e4}, "original_max_position_embeddings": 256}
     assert position_count(make(tmp_path / "llama", max_position_embeddings=300)) == 300
     assert position_count(make(tmp_path / "phi3", "phi3", num_key_value_heads=4, **longrope)) == 256
     yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 256}
