@@ -242,7 +242,8 @@ def base_dtype(config: ModelConfig, compute: torch.dtype) -> torch.dtype:
 def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a model, each of which is sharded and recomputed as one piece."""
     names = set(lm._no_split_modules or ())
-    return [module for module in lm.modules() if type(module).__name__ in names]
+    # FSDP2 puts a class of its own over that of a module that it has split.
+    return [module for module in lm.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
 
 def sliding_window(lm: PreTrainedModel) -> int | None:

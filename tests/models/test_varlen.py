@@ -213,11 +213,8 @@ def test_real_models(real_models, tmp_path, name):
     config = ModelConfig(str(real_models / name))
     model = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=CPU)).freeze()
     pairs = load_pairs(DataConfig(str(write_pairs(tmp_path / "pairs.jsonl", 2)), held_out_fraction=0.0)).train
-    batch = collate_tokens(
-        tokenize_pairs(pairs, read_side(config), config=DataConfig("pairs.jsonl")),
-        Microbatch([0, 1]),
-        share_prompt=True,
-    )
+    rows = tokenize_pairs(pairs, read_side(config), config=DataConfig("pairs.jsonl"))
+    batch = collate_tokens(rows, Microbatch([0, 1]), share_prompt=True)
     masked = model(batch.tokens)
     varlen.use_varlen(model.lm)
     model.packs = True
