@@ -31,8 +31,14 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count
+from prefkd.models.contrast import (
+    ContrastConfig,
+    fewest_embeddings,
+    fewest_positions,
+    model_fingerprint,
+    require_one_tokenizer,
+)
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
@@ -124,10 +130,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
     readers = (config.teacher, *config.contrast.models.values())
-    bounds = {
-        "embeddings": min(map(embedding_count, readers)),
-        "positions": min((count for count in map(position_count, readers) if count is not None), default=None),
-    }
+    bounds = {"embeddings": fewest_embeddings(readers), "positions": fewest_positions(readers)}
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
         "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, **bounds),
@@ -165,7 +168,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
+    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.label}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
         reading = {"chunk_size": config.chunk_size, "attention": config.attention, "compile": config.compile}
@@ -176,7 +179,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "teacher": teacher,
             "contrast": config.contrast.kind,
-            **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
+            **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
             "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
             + (", the others are finished" if left < planned else ""),

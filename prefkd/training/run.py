@@ -23,6 +23,7 @@ from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.watch import Watch
 
 Split = Literal["train", "held_out"]
 Batch = TypeVar("Batch", bound=Movable)
@@ -103,6 +104,7 @@ class TrainingRun(TrainingData):
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
+    watch: Watch
     recompilations: Recompilations = field(default_factory=Recompilations, init=False)
 
     def batches(
