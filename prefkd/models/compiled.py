@@ -57,14 +57,16 @@ class Recompilations:
 
     def __init__(self, settled: int = 20):
         self._settled = settled
-        self._steps = 0
+        self._steps = self._graphs = 0
+
+    def before_step(self) -> None:
+        """Leave out what was compiled between steps, for an evaluation."""
         self._graphs = graph_count()
 
     def after_step(self) -> int:
         """Graphs that were compiled in a step; 0 in the first ones, where that is as it should be."""
         self._steps += 1
-        new, self._graphs = graph_count() - self._graphs, graph_count()
-        return new if self._steps > self._settled else 0
+        return graph_count() - self._graphs if self._steps > self._settled else 0
 
 
 def graph_count() -> int:

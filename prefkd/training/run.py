@@ -112,6 +112,7 @@ class TrainingRun(TrainingData):
     ) -> Iterator[Batch]:
         """The microbatches of this rank, on its device; each is made while the one before is worked on."""
         pairs = {"train": self.train_pairs, "held_out": self.held_out_pairs}[split]
+        self.recompilations.before_step()
         yield from ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
         if split == "train" and (new := self.recompilations.after_step()):
             self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")

@@ -8,8 +8,12 @@ import torch
 from prefkd.errors import PrefkdError
 from prefkd.models import compiled, logprob_model
 from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count, is_compiled
-from prefkd.models.load import decoder_layers
+from prefkd.models.load import ModelConfig, decoder_layers, load_causal_lm
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import shard
+from prefkd.ranks import join_ranks
 from tests.models.test_varlen import assert_same, make, results, tokens_of
+from tests.processes import run_processes
 
 CPU = torch.device("cpu")
 
@@ -37,6 +41,23 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
     for rows in ([1], [2, 0], [0, 0, 1, 2]):
         results(model, tokens_of(rows))
     assert graph_count() == settled
+
+
+def test_split_layers_are_compiled_too(tmp_path, traced):
+    logprobs, _ = results(make(tmp_path, "mistral", "mask"), tokens_of([0, 1, 2]))
+
+    def split() -> tuple[int, torch.Tensor]:
+        with join_ranks("cpu") as ranks:
+            lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=ranks.assembly_device)
+            model = LogprobModel(lm, attention="varlen", compile=True)
+            shard(model, ranks)
+            before = graph_count()
+            model.check(tokens_of([0]), "student")
+            return graph_count() - before, model(tokens_of([0, 1, 2])).detach()
+
+    for graphs, found in run_processes(split):
+        assert graphs > 0
+        torch.testing.assert_close(found, logprobs.detach(), rtol=1e-5, atol=1e-5)
 
 
 def broken(lm) -> None:
@@ -87,10 +108,10 @@ def test_a_machine_without_a_compiler(monkeypatch):
 
 
 def test_only_late_graphs_are_told(monkeypatch):
-    monkeypatch.setattr(compiled, "graph_count", lambda: count)
-    count = 3
-    seen = Recompilations(settled=2)
-    told = []
-    for count in (5, 6, 6, 8, 8):  # noqa: B007
+    seen, told = Recompilations(settled=2), []
+    for before, count in [(0, 5), (5, 6), (9, 9), (9, 11), (11, 11)]:
+        monkeypatch.setattr(compiled, "graph_count", lambda count=before: count)
+        seen.before_step()
+        monkeypatch.setattr(compiled, "graph_count", lambda count=count: count)
         told.append(seen.after_step())
     assert told == [0, 0, 0, 2, 0]
