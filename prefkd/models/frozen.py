@@ -93,7 +93,7 @@ def load_frozen(
         base, name = bases[str(own)][1], None
         # An adapter that an earlier stage has yet to write is too small to matter to a plan.
         if config.adapter is not None and not (
-            planned and any(adapter_problems(config.adapter, config.path, "adapter"))
+            planned and any(adapter_problems(config.adapter, str(config.path), "adapter"))
         ):
             name = f"adapter_{len(models)}"  # not its path: peft allows no dots
             load_adapter(base.lm, config.adapter, name=name)

@@ -215,7 +215,7 @@ def position_count(config: ModelConfig) -> int | None:
 
 def _text_config(config: ModelConfig) -> Any:
     try:
-        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        outline = AutoConfig.from_pretrained(str(config.path), trust_remote_code=config.trust_remote_code)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file
         raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
     return outline.get_text_config()
