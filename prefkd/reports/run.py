@@ -152,6 +152,8 @@ def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weigh
         if scores is None or scores.positive is None:
             return None
         for name in (f"{answer}_{part}" for answer in ANSWERS for part in ("reference", "positive", "negative")):
+            if name in aligned.column_names:  # the student's own start, read ahead
+                continue
             columns = scores.columns(batch.parent_mask)
             aligned = aligned.add_column(name, [row[name].tolist() for row in columns])  # pyright: ignore
     return read_weights(aligned, settings)
