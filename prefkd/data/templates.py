@@ -178,6 +178,7 @@ class ModelSide:
             elsewhere, or one with arguments, takes the place of the tokenizer's own.
         name: What messages call the model.
         embeddings: How many tokens the model has an embedding for; None where it reads nothing.
+        positions: How many positions a row may have; None where nothing bounds them.
 
     Attributes:
         bos_id: The token that begins prompts, or None: what the chat template writes; without a chat template, what
@@ -199,6 +200,7 @@ class ModelSide:
         template: Literal["auto", "chat", "plain"] | Mapping[str, Any] = "auto",
         name: str | None = None,
         embeddings: int | None = None,
+        positions: int | None = None,
     ):
         self.tokenizer: Any = tokenizer
         self.name = name or tokenizer.name_or_path or "the model"
@@ -233,6 +235,7 @@ class ModelSide:
             end = f"with the text {self.end!r}; stop generation there" if self.end else "with nothing; they get its EOS"
             logger.warning("%s: its chat template ends answers %s", self.name, end)
         self.embeddings = embeddings
+        self.positions = positions
         self._require_embeddings()
 
     def _take_over(self, settings: TemplateSettings) -> None:
