@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
@@ -27,15 +27,15 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.method.preference import long_answer_weights
-from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
+from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.lora import LoraConfig, add_adapter
-from prefkd.models.shard import shard
+from prefkd.models.lora import LoraConfig
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
-from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
@@ -64,7 +64,7 @@ class Config(LossSettings):
     """
 
     output_dir: Path
-    model: ModelConfig
+    model: LearnerConfig
     data: DataConfig
     lora: LoraConfig | None = None
     loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
@@ -128,16 +128,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the model, put adapters on it if they are trained, and split it over the ranks."""
-    training = config.training
-    # What the optimizer changes is float32; a base stays as it is stored.
-    dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
-    lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
-    if config.lora:
-        add_adapter(lm, config.lora, seed=training.seed)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
-    shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
+    model = load_learner(config.model, config.lora, config.training, ranks)
     collate = partial(collate_pairs, share_prompt=(config.model.share_prompt, config.model.share_prompt))
     return Models(model=model, collate=collate, loss=PairLoss(config, ranks))
 
@@ -153,9 +144,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     model.check(probe.student, "model")
 
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(model.lm)} parameters"
-    optimizer = build_optimizer(config.optimizer, trained)
+    optimizer = build_optimizer(config.optimizer, learning(model))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
@@ -167,7 +156,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         "dpo",
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
-            "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
+            "trained": describe_learning(model, config.model, config.lora),
             "reference": "its own start, read ahead" if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
@@ -269,12 +258,8 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 
 def save(config: Config, run: Run) -> Path:
     """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
-    lm, start, ranks = run.model.lm, config.model, run.ranks
-    folder = config.output_dir / ("adapter" if config.lora else "model")
-    if config.lora:
-        save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
-    else:
-        save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=ranks)
+    lm, start, folder = run.model.lm, config.model, config.output_dir / config.outputs()[0]
+    save_trained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

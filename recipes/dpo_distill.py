@@ -29,15 +29,16 @@ from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.errors import Problem
 from prefkd.method.preference import long_answer_weights
-from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side
+from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.shard import shard
+from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
-from prefkd.training.export import save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
@@ -54,7 +55,8 @@ class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
-        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        output_dir: Folder of the trained student or adapter, metrics.jsonl, the resolved config, the alignment report.
+        lora: Train adapters on the student as it is; null = train all weights.
         reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
         loss: Called with the log-probs of chosen and rejected answers under the student, then under the reference, (B,)
             each, and with what else it needs.
@@ -63,9 +65,10 @@ class Config(LossSettings):
     """
 
     output_dir: Path
-    student: ModelConfig
+    student: LearnerConfig
     teacher: TeacherSource
     data: DataConfig
+    lora: LoraConfig | None = None
     reference: Literal["teacher", "student"] = "teacher"
     loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
     average_logprobs: bool = False
@@ -81,7 +84,7 @@ class Config(LossSettings):
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
-        return ("student",)
+        return ("adapter" if self.lora else "student",)
 
     def asks(self) -> Asks:
         """What is asked of the teacher."""
@@ -120,14 +123,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training = config.training
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
-    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
-        student=student,
+        student=load_learner(config.student, config.lora, config.training, ranks),
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         loss=PairLoss(config, ranks),
@@ -140,13 +137,13 @@ def setup(config: Config, ranks: Ranks) -> Run:
     set_seed(training.seed)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
+    student, teacher = models.student, models.teacher
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
     teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
 
     student.train()
-    optimizer = build_optimizer(config.optimizer, student.parameters())
+    optimizer = build_optimizer(config.optimizer, learning(student))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
@@ -157,7 +154,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display.table(
         "dpo_distill",
         {
-            "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
+            "student": f"{config.student.path}  {training.precision} on {device}",
+            "trained": describe_learning(student, config.student, config.lora),
             "teacher": teacher.description,
             "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             **data.description,
@@ -255,9 +253,9 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
 
 
 def save(config: Config, run: Run) -> Path:
-    """Write the student as a Hugging Face folder, in the type of `training.export`."""
-    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
-    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
+    """Write the student as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
+    lm, start, folder = run.student.lm, config.student, config.output_dir / config.outputs()[0]
+    save_trained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

@@ -48,6 +48,17 @@ def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> flo
     return weights * dtype_bytes
 
 
+def unpacking_bytes(weights: int, kind: str, dtype_bytes: int, *, learns: bool) -> int:
+    """What there is for a while of a layer's quantized weight while the layer computes.
+
+    Args:
+        learns: Whether adapters on it learn, so that backward unpacks it too.
+    """
+    if kind == "nf4":
+        return weights * (2 + dtype_bytes)  # four bytes to look up each pair of numbers with, and these
+    return weights * dtype_bytes * (2 if learns else 1)
+
+
 def score_cache_bytes(parents: float, logprobs: int) -> float:
     """A score cache: so many log-probs of each parent, 1 without a contrast and 3 with one."""
     return parents * logprobs * STORED_LOGPROB

@@ -11,10 +11,11 @@ from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.estimate.flops import forward_flops, training_flops
-from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes, sharded_bytes
+from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes
 from prefkd.estimate.models import (
     count,
     group_bytes,
+    learner_bytes,
     outer_weights,
     reading,
     teacher_bytes,
@@ -22,7 +23,6 @@ from prefkd.estimate.models import (
 from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
 from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.load import load_tokenizer
-from prefkd.models.quantize import stored_bytes
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
 SPLIT = ("weights", "gradients", "optimizer")
@@ -101,7 +101,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     tracker, learner = found.tracker, outlines.learner
     memory: dict[str, Need] = {}
     if learner is not None:
-        weights = sharded_bytes(stored_bytes(learner), ranks)
+        weights = learner_bytes(outlines.quantization, learner, ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
@@ -151,7 +151,8 @@ def _counted(outlines: Outlines) -> list[Counted]:
         dtype, precision = (
             str(value).removeprefix("torch.") for value in (next(lm.parameters()).dtype, learner.precision)
         )
-        what = f"{lm.name_or_path}  {dtype}, computes in {precision}"
+        quantized = "" if outlines.quantization == "none" else f" {outlines.quantization}"
+        what = f"{lm.name_or_path}  {dtype}{quantized}, computes in {precision}"
         found.append(Counted(outlines.role, what, 0 if adapters else trained, kept))
         for adapter in adapters.values():
             found.append(Counted("adapters", f"LoRA of rank {adapter.r}  float32", trained, 0))

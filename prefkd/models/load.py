@@ -67,6 +67,18 @@ class ModelConfig:
 
 
 @dataclass
+class LearnerConfig(ModelConfig):
+    """A model that is trained.
+
+    Attributes:
+        quantization: The linear layers of the base that adapters are trained on, all but the output layer, are stored
+            in fewer bits: int8, or nf4 (QLoRA, arXiv 2305.14314). It goes with `lora` alone.
+    """
+
+    quantization: Literal["none", "int8", "nf4"] = "none"
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
     """A frozen model.
 

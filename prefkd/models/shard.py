@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor
 
 from prefkd.errors import PrefkdError
 from prefkd.models.load import decoder_layers
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import is_quantized
 from prefkd.ranks import Ranks
 
 
@@ -36,7 +38,8 @@ def shard(
         over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
             travel between nodes.
         cpu_offload: The parts, their gradients and optimizer states wait in main memory.
-        prepare: What is done to each decoder layer before it is split.
+        prepare: What is done to each decoder layer before it is split. Weights that it quantizes in a way that cannot
+            be split, and that are constant therefore, stay whole on each rank.
 
     Raises:
         PrefkdError: Weights are to be offloaded in a process that torchrun has not started.
@@ -51,7 +54,8 @@ def shard(
         _hand_out(group, ranks)
         if prepare is not None and group is not model:
             prepare(group)
-        fully_shard(group, mesh=mesh, offload_policy=policy)
+        whole = {value for value in group.parameters() if is_quantized(value) and not isinstance(value, NF4Tensor)}
+        fully_shard(group, mesh=mesh, offload_policy=policy, ignored_params=whole)
 
 
 @cache
@@ -70,7 +74,7 @@ def _hand_out(group: nn.Module, ranks: Ranks) -> None:
         (module, name, value)
         for module in group.modules()
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if not isinstance(value, DTensor)
+        if not isinstance(value, DTensor) and not is_quantized(value)
     ]
     # Some architectures keep a few weights in another type than that of the model.
     dtypes = ranks.gather([value.dtype for _, _, value in places])[0]

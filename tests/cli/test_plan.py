@@ -140,7 +140,9 @@ def test_a_copied_recipe_with_fields_of_other_names(plan, world, tmp_path, capsy
     for old, new in {"student": "pupil", "teacher": "coach"}.items():
         source = re.sub(rf"(?<!\.)\b(config|self|run|models)\.{old}\b", rf"\1.{new}", source)
         source = re.sub(rf"^    {old}: ", f"    {new}: ", source, flags=re.MULTILINE)
-    source = source.replace("student=student,", "pupil=student,").replace("teacher=Teacher(", "coach=Teacher(")
+    source = source.replace("student=load_learner(", "pupil=load_learner(").replace(
+        "teacher=Teacher(", "coach=Teacher("
+    )
     (tmp_path / "mine.py").write_text(source, encoding="utf-8")
     config, out = tmp_path / "mine.yaml", tmp_path / "mine.json"
     models = TWO.replace("student:", "pupil:").replace("teacher:", "coach:")

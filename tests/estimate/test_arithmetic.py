@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM
 from prefkd.config import build
 from prefkd.errors import PrefkdError
 from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
-from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
+from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card, unpacking_bytes
 from prefkd.estimate.models import group_bytes, reading, teacher_bytes
 from prefkd.estimate.step import state_bytes
+from prefkd.estimate.tracking import MemoryTracker
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.quantize import quantize, stored_bytes, tensor_bytes
+from prefkd.models.quantize import is_quantized, quantize, stored_bytes, tensor_bytes
 from tests.tiny import make_model
 
 
@@ -138,3 +139,27 @@ def test_the_state_of_eight_and_four_bits_is_small_but_for_small_tensors():
 def test_an_optimizer_that_cannot_be_counted_is_named():
     with pytest.raises(PrefkdError, match=r"torch.optim.Muon refuses its arguments"):
         state_bytes({"_component_": "torch.optim.Muon"}, [torch.nn.Parameter(torch.empty(8, device="meta"))], 1)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_there_is_of_an_unpacked_weight_is_what_torch_makes(kind, dtype):
+    layer = torch.nn.Sequential(torch.nn.Linear(1024, 2048, bias=False, dtype=dtype)).requires_grad_(False)
+    quantize(layer, kind, under_adapters=True)
+    states = torch.randn(1, 1024, dtype=dtype, requires_grad=True)
+    trackers = [MemoryTracker(_parts(layer[0].weight)) for _ in range(2)]
+    with trackers[0]:
+        output = layer(states)
+    with trackers[1]:
+        output.sum().backward()
+    peaks = [tracker.total for tracker in trackers]
+    weights, size = layer[0].weight.numel(), dtype.itemsize
+    assert unpacking_bytes(weights, kind, size, learns=False) == pytest.approx(peaks[0], rel=0.02)
+    assert unpacking_bytes(weights, kind, size, learns=True) == pytest.approx(max(peaks), rel=0.02)
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if not is_quantized(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
