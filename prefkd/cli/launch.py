@@ -26,6 +26,12 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
     from prefkd.cli.bars import bars_as_lines  # imports torch, as the recipe has done
 
     config = load_config(recipe.Config, config_path, overrides)
+    from prefkd.estimate.memory import own_card
+
+    if (card := own_card()) is not None and hasattr(recipe, "load_models"):
+        from prefkd.estimate.settle import settle
+
+        config, _ = settle(recipe, recipe_path.stem, config, int(os.environ.get("WORLD_SIZE", 1)), card)
     with bars_as_lines():
         recipe.main(config)
 

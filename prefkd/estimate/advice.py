@@ -42,8 +42,8 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
             found.append((needs["teacher"] / 2, f"{name}.quantization=int8"))
             found.append((needs["teacher"] * 0.7, f"{name}.quantization=nf4, which is less exact"))
     activations = needs.get("activations", 0)
-    if training is not None and not training.activation_checkpointing:
-        found.append((activations * 0.7, "training.activation_checkpointing=true"))
+    if training is not None and training.activation_checkpointing != "full":
+        found.append((activations * 0.7, "training.activation_checkpointing=full"))
     holder, prefix = (training, "training.") if training is not None else (config, "")
     if holder.microbatch_size > 1:
         saved = activations * (1 - 1 / holder.microbatch_size)

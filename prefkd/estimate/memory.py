@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from prefkd.errors import PrefkdError, nearest
 
 GIB = 2**30
@@ -102,6 +104,13 @@ def find_card(text: str) -> Card:
     if not gib > 0:
         raise PrefkdError(f"--gpu {text} has no memory; give GiB, 24 say")
     return Card("a GPU", gib)
+
+
+def own_card() -> Card | None:
+    """The GPU of this machine, None if there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB)
 
 
 def smallest_card(size: float) -> Card | None:

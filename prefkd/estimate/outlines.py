@@ -18,7 +18,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import Quantization
 from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
-from prefkd.training.settings import TrainingConfig
+from prefkd.training.settings import Recomputed, TrainingConfig
 
 Kind = TypeVar("Kind")
 
@@ -35,6 +35,7 @@ class Outlines:
         role: Name of the model that is trained, in `models`; None for recipe score.
         learner: That model.
         quantization: How its base is stored.
+        recomputed: What backward computes again.
         asked: Name of the teacher, in `models`; None where there is no teacher.
         teacher: The teacher.
     """
@@ -46,6 +47,7 @@ class Outlines:
     role: str | None
     learner: LogprobModel | None
     quantization: Quantization
+    recomputed: Recomputed
     asked: str | None
     teacher: Teacher | None
 
@@ -87,7 +89,8 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
     step_pairs = training.batch_size if training else pairs
     trained = setting(config, LearnerConfig)
     kind = trained.quantization if trained is not None else "none"
-    return Outlines(models, batch, pairs, step_pairs, role, learner, kind, asked, teacher)
+    recomputed = training.activation_checkpointing if training is not None else "none"
+    return Outlines(models, batch, pairs, step_pairs, role, learner, kind, recomputed, asked, teacher)
 
 
 def model_settings(config: Any) -> Iterator[tuple[str, ModelConfig]]:

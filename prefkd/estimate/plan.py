@@ -180,7 +180,7 @@ def _flops(outlines: Outlines, step: Step) -> dict[str, float]:
         assert outlines.role is not None
         lm = outlines.learner.lm
         trained = count(lm, trained=True) - outer_weights(lm, trained=True)
-        recomputed = lm.is_gradient_checkpointing
+        recomputed = outlines.recomputed == "full"
         each = read.pop(outlines.learner)
         found[outlines.role] = microbatches * sum(
             training_flops(one, trained=trained, recomputed=recomputed) for one in each

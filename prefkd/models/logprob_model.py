@@ -105,6 +105,7 @@ class LogprobModel(nn.Module):
         self.lm = lm
         self.chunk_size = chunk_size
         self.precision = precision
+        self.autocasts = True  # until `prefkd.models.shard` has it done by FSDP, once for each weight
         self.window = sliding_window(lm)
         self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
@@ -149,7 +150,7 @@ class LogprobModel(nn.Module):
         return self.requires_grad_(False).eval()
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == torch.float32:
+        if self.precision == torch.float32 or not self.autocasts:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.precision)
 

@@ -141,7 +141,8 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
     So the model as a whole, for which there may be no room, is never there in float32.
     """
-    layers = [layer for layer in module.modules() if any(map(_is_narrow, layer.parameters(recurse=False)))]
+    # All that have weights: FSDP makes narrow ones of wide ones when it gathers them.
+    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
     for layer in layers:
         layer.forward = partial(_wide_forward, layer)
     try:

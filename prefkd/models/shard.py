@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 
@@ -29,8 +29,10 @@ def shard(
 ) -> None:
     """Split the weights of a model over the ranks, in place; without torchrun, and for a plan, nothing happens.
 
-    Each decoder layer is a group of its own. Embeddings, final norm and head stay in the group of the root, because a
-    tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it directly).
+    Each decoder layer is a group of its own, and each projector. Embeddings, final norm and head stay in the group of
+    the root, because a tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it
+    directly). A model whose weights are wider than its precision computes with weights that are cast once, when they
+    are gathered; gradients are summed in float32, and projectors are float32 throughout.
 
     Args:
         model: Put together on `ranks.assembly_device`: the main rank has read its weights into main memory. Group by
@@ -50,12 +52,22 @@ def shard(
         return
     mesh = _mesh(ranks.device.type, ranks.world_size, ranks.node_size if over == "node" else ranks.world_size)
     policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if cpu_offload else OffloadPolicy()
+    mixed = MixedPrecisionPolicy(
+        # Inputs are what the weights of the embedding are. Cast by FSDP, they could not be float32 for `check`.
+        param_dtype=model.precision,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    model.autocasts = model.precision == torch.float32
+    for projector in model.projectors.children() if model.projectors is not None else ():
+        _hand_out(projector, ranks)
+        fully_shard(projector, mesh=mesh, offload_policy=policy)
     for group in (*decoder_layers(model.lm), model):
         _hand_out(group, ranks)
         if prepare is not None and group is not model:
             prepare(group)
         whole = {value for value in group.parameters() if is_quantized(value) and not isinstance(value, NF4Tensor)}
-        fully_shard(group, mesh=mesh, offload_policy=policy, ignored_params=whole)
+        fully_shard(group, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
 
 
 @cache

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
 from prefkd.config.fields import name_of, setting
 from prefkd.errors import PrefkdError
@@ -17,7 +19,9 @@ from prefkd.models.lora import LoraConfig, adapter_misfit, add_adapter
 from prefkd.models.quantize import misfit, quantize
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks
-from prefkd.training.settings import TrainingConfig
+from prefkd.training.settings import Recomputed, TrainingConfig
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
 
 
 def learner_problems(config: Any) -> Iterator[str]:
@@ -58,13 +62,12 @@ def load_learner(
     """
     for _, problem in _outline_problems(config, lora) if lora else ():  # of a Hub id nothing was known before
         raise PrefkdError(f"{config.path}: {problem}")
-    # What the optimizer changes is float32; a base stays as it is stored.
-    dtype = base_dtype(config, training.compute_dtype) if lora else torch.float32
+    # A base stays as it is stored; adapters on it are float32.
+    dtype = base_dtype(config, training.compute_dtype) if lora else getattr(torch, training.weights)
     lm = load_causal_lm(config, dtype=dtype, device=ranks.assembly_device)
     if lora:
         add_adapter(lm, lora, seed=training.seed)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(lm, training.activation_checkpointing)
     model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
     prepare = None
     if config.quantization != "none":
@@ -74,6 +77,16 @@ def load_learner(
             prepare(lm)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload, prepare=prepare)
     return model
+
+
+def recompute(lm: PreTrainedModel, kind: Recomputed) -> None:
+    """Let backward compute again what forward then does not keep; `auto` that nobody has settled is none."""
+    if kind in ("none", "auto"):
+        return
+    how: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        how["context_fn"] = partial(create_selective_checkpoint_contexts, _what_becomes_of)
+    lm.gradient_checkpointing_enable(how)
 
 
 def learning(model: LogprobModel) -> list[nn.Parameter]:
@@ -102,3 +115,10 @@ def _outline_problems(config: LearnerConfig, lora: LoraConfig) -> Iterator[tuple
         yield lora, text
     if config.quantization != "none" and (text := misfit(outline, config.quantization)):
         yield config, f"quantization: {text}"
+
+
+def _what_becomes_of(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """Products and attention are kept, since they take nearly all of a layer's time; the rest is computed again."""
+    name = operation.overloadpacket.__name__
+    kept = name in PRODUCTS or "attention" in name or "attn" in name
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from prefkd.config import component_problems, import_dotpath
-from prefkd.config.fields import setting
+from prefkd.config.fields import name_of, setting
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import LoraConfig
 from prefkd.ranks import Ranks
@@ -33,6 +33,7 @@ def training_problems(config: Any) -> Iterator[Problem | str]:
     """
     yield from resume_problems(config)
     yield from learner_problems(config)
+    yield from _rounding_problems(config)
     yield from _learning_problems(config)
     logger = config.metric_logger
     if (
@@ -42,6 +43,21 @@ def training_problems(config: Any) -> Iterator[Problem | str]:
     ):
         name = logger["_component_"]
         yield f"metric_logger: {name} has no log_dict; name a logger of torchtune.training.metric_logging"
+
+
+def _rounding_problems(config: Any) -> Iterator[str]:
+    """Why weights in bfloat16 would not learn."""
+    if config.training.weights == "float32":
+        return
+    key = f"{name_of(config, config.training)}.weights"
+    if setting(config, LoraConfig) is not None:
+        yield f"{key}: adapters are float32, and small; leave it out"
+    elif not config.optimizer.get("bf16_stochastic_round"):
+        name = config.optimizer["_component_"]
+        yield (
+            f"{key}: bfloat16 loses what steps of {name} teach, which rounds to the nearest; use "
+            "optimizer=torchao.optim.AdamW8bit optimizer.bf16_stochastic_round=true, or float32"
+        )
 
 
 def _learning_problems(config: Any) -> Iterator[str]:

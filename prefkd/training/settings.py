@@ -14,6 +14,7 @@ from prefkd.errors import Problem
 # More passes over the data than this are planned ahead for minutes, and never end.
 MOST_EPOCHS = 10_000
 
+Recomputed = Literal["none", "selective", "full", "auto"]
 Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
 
 
@@ -27,12 +28,17 @@ class TrainingConfig:
         batch_size: Pairs of one optimizer step, over all ranks together.
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
-        precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
+        precision: Type in which the student computes.
+        weights: Type of the weights that learn. Those in float32 are cast to `precision` for each layer. Steps are far
+            smaller than a unit of bfloat16, so that bfloat16 takes an optimizer that rounds stochastically:
+            `torchao.optim.AdamW8bit` and its like with `bf16_stochastic_round: true`. It halves weights and gradients.
         export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
             number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
             precision and float32 for others. Adapters are float32 always.
-        activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        activation_checkpointing: What the backward pass computes again instead of keeping it: `none`; `selective`, all
+            but products and attention, which costs little time; `full`, all of each layer, which costs a forward pass.
+            `auto` is none on a CPU, and on a GPU the first of the three whose plan (`prefkd plan`) fits.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
             so that each node has all of it and only gradients travel between nodes.
@@ -54,8 +60,9 @@ class TrainingConfig:
     microbatch_size: int = 4
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: Literal["float32", "bfloat16"] = "float32"
     export: Export = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recomputed = "auto"
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
     cpu_offload: bool = False
@@ -79,6 +86,8 @@ class TrainingConfig:
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
+        if self.weights == "bfloat16" and self.precision != "bfloat16":
+            yield f"weights: bfloat16 goes with precision: bfloat16, and it is {self.precision}; change one of the two"
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
 

@@ -1,0 +1,33 @@
+"""What a config leaves to the memory of the GPU: settled by plans, the fastest choice that fits."""
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from prefkd.config.fields import name_of, setting
+from prefkd.estimate.memory import Card
+from prefkd.estimate.plan import Plan, make_plan
+from prefkd.training.settings import TrainingConfig
+
+# The fastest first.
+KINDS = ("none", "selective", "full")
+
+
+def settle(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None) -> tuple[Any, Plan]:
+    """A config without `activation_checkpointing: auto`, and its plan.
+
+    Args:
+        name: Of the recipe.
+        ranks: Processes.
+        card: The GPU of each. What needs least memory is chosen where it is not known, or nothing fits.
+    """
+    training = setting(config, TrainingConfig)
+    if training is None or training.activation_checkpointing != "auto":
+        return config, make_plan(recipe, name, config, ranks, card)
+    for kind in KINDS if card is not None else KINDS[-1:]:
+        config = replace(config, **{name_of(config, training): replace(training, activation_checkpointing=kind)})
+        training = setting(config, TrainingConfig)
+        plan = make_plan(recipe, name, config, ranks, card)
+        if card is not None and card.fits(plan.peak):
+            break
+    return config, plan
