@@ -33,7 +33,7 @@ def shared_tokens(
     Args:
         form: `lumped` puts all other tokens into one bucket; `renormalised` leaves them out (SimpleCTKD).
         divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
     """
     shared = _shared(signals)
     compare = {"lumped": across.lumped_divergence, "renormalised": across.renormalised_divergence}[form]
@@ -50,9 +50,9 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
     """GOLD of TRL: shared tokens by a generalised Jensen-Shannon divergence, all others by sorted probabilities.
 
     Args:
-        beta: Of the divergence: 0 is the forward KL, 1 the reverse KL.
-        temperature: Of both sides.
-        shared_weight: Of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
+        beta: Kind of divergence: 0 is the forward KL, 1 the reverse KL.
+        temperature: Temperature of both sides.
+        shared_weight: Weight of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
     shared, tokens = _shared(signals), _tokens(signals)
@@ -84,7 +84,7 @@ def x_token(
     Args:
         form: `p_kl` carries the student's distribution to the teacher's tokens by the map, and compares those that the
             map leads to; `h_kl` compares pairs that the map is sure of, and all other tokens by sorted probabilities.
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
         reverse: KL(student || teacher) in place of KL(teacher || student).
         largest: Most tokens of each side that h_kl sorts.
     """

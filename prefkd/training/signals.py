@@ -22,7 +22,7 @@ IMPLIED: dict[Need, tuple[Need, ...]] = {
     "vocabularies": ("teacher_states",),
     "one_vocabulary": ("teacher_states",),
 }
-# What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
+# What a term returns: a value for each pair, (B,), and what is logged besides; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ class Signals:
         weights: (2, B, P) importance weights.
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
-        projectors: Those between the hidden states of both models.
+        projectors: Projectors between the hidden states of both models.
         vocabularies: The tokens of both models.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
         only_projectors: Whether this step trains the projectors alone.
@@ -87,10 +87,10 @@ def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Func
     """Mark a function as a term of an objective.
 
     Args:
-        needs: What it reads of `Signals` beside the student and the mask. `one_vocabulary` is a demand: both models
-            must have the same tokens.
-        unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
-            parents of the whole step.
+        needs: Fields of `Signals` that it reads besides the student and the mask. `one_vocabulary` is a demand: both
+            models must have the same tokens.
+        unit: The unit that its values are sums over: they are divided by the pairs, by the student's target tokens or
+            by the parents of the whole step.
     """
 
     def mark(function: Function) -> Function:

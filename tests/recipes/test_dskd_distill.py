@@ -322,9 +322,9 @@ MISTAKES = {
     (objective("uld"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks for "
     "hidden states, which scores do not give; add the model",
     (objective("dpo", "alm"), "~teacher.path", "teacher.scores={scores}", "reference=student"): "teacher.path: "
-    "missing, but the objective asks for log-probs of the teacher beside the student's own start, which scores do not "
+    "missing, but the objective asks for log-probs of the teacher besides the student's own start, which scores do not "
     "give; add the model",
-    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands beside scores, but nothing is asked "
+    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands next to scores, but nothing is asked "
     "of a model; remove it (~teacher.path)",
     (objective("tis_dpo", "uld"), "teacher.scores={scores}"): "weights.contrast: prompt_pair needs a model in memory; "
     "use scores (whichever contrast was scored) or uniform",
