@@ -41,6 +41,7 @@ from prefkd.training.finish import finish
 from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
+from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
@@ -218,7 +219,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     training, ranks = config.training, run.ranks
     start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
-    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    writer, meter = MetricsWriter(config.output_dir, config.metric_logger, ranks), Meter(config, run)
     if not progress.step:
         progress.before = progress.latest = evaluate(config, run, step=0)
         writer.write(0, progress.before)
@@ -226,7 +227,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
-            began, sums = time.perf_counter(), PairSums()
+            began, sums = meter.begin(), PairSums()
             for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
                 batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
                 losses, metrics = compare(config, run, batch)
@@ -242,7 +243,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             # ------------------------------------------------------------------------------------------------------
             means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, **rates}
+            means |= {"gradient_norm": gradient_norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -251,6 +252,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(brief(means))
             run.checkpoints.save(step, progress)
     writer.close()
+    meter.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 

@@ -37,6 +37,7 @@ from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
 from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, require_finite
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig
@@ -202,7 +203,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     training, ranks = config.training, run.ranks
     start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
-    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    writer, meter = MetricsWriter(config.output_dir, config.metric_logger, ranks), Meter(config, run)
     target_tokens = answer_lengths(config, run.train_pairs)
     if not progress.step:
         progress.before = progress.latest = evaluate(config, run, step=0)
@@ -211,7 +212,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
             # ------------------------------------------------------------------------------------ one training step
-            began, sums = time.perf_counter(), PairSums()
+            began, sums = meter.begin(), PairSums()
             tokens_of_step = sum(target_tokens[row] for row in rows)
             for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
                 batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
@@ -228,7 +229,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             # ------------------------------------------------------------------------------------------------------
             means = per_token(sums.means(ranks))
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, **rates}
+            means |= {"gradient_norm": gradient_norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 progress.latest = evaluate(config, run, step)
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -237,6 +238,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             bar.advance(f"loss {means['loss']:.3f}  {means['tokens_per_second']:.0f} tokens/s")
             run.checkpoints.save(step, progress)
     writer.close()
+    meter.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from prefkd.errors import PrefkdError, first_line
-from prefkd.estimate.flops import Pass
 from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes, unpacking_bytes
 from prefkd.models.frozen import should_split
 from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
@@ -86,30 +84,6 @@ def group_bytes(model: LogprobModel) -> tuple[int, int]:
     """What FSDP2 gathers at one time: the weights of the root group, and those of the largest layer."""
     layers = [_bytes(layer.parameters()) for layer in decoder_layers(model.lm)]
     return _bytes(model.parameters()) - sum(layers), max(layers, default=0)
-
-
-def outer_weights(lm: PreTrainedModel, *, trained: bool | None = None) -> int:
-    """Parameters of embeddings and head, once where they are tied: all, or those that learn, or those that do not."""
-    ends: list[Any] = [lm.get_input_embeddings(), lm.get_output_embeddings()]
-    weights = {id(module.weight): module.weight for module in ends}
-    return sum(value.numel() for value in weights.values() if trained in (None, value.requires_grad))
-
-
-def reading(model: LogprobModel, *, tokens: int, row: int, targets: int) -> Pass:
-    """What `prefkd.estimate.flops` needs to know of a model and what it reads."""
-    lm = model.lm
-    text: Any = lm.config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return Pass(
-        weights=count(lm) - outer_weights(lm),
-        tokens=tokens,
-        row=row,
-        targets=targets,
-        layers=text.num_hidden_layers,
-        width=heads * head_size,
-        head=text.vocab_size * text.hidden_size,
-    )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

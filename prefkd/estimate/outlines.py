@@ -34,8 +34,8 @@ class Outlines:
         step_pairs: Pairs of a step; of a microbatch where nothing is trained.
         role: Name of the model that is trained, in `models`; None for recipe score.
         learner: The model that is trained.
-        quantization: How its base is stored.
-        recomputed: What backward computes again.
+        quantization: The kind in which the base of that model is stored.
+        recomputed: The setting `activation_checkpointing`.
         asked: Name of the teacher, in `models`; None where there is no teacher.
         teacher: The teacher.
     """

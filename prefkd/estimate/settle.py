@@ -17,9 +17,9 @@ def settle(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | 
     """A config without `activation_checkpointing: auto`, and its plan.
 
     Args:
-        name: Of the recipe.
+        name: The recipe's name.
         ranks: Processes.
-        card: The GPU of each. What needs least memory is chosen where it is not known, or nothing fits.
+        card: The GPU of each. The choice that needs least memory is taken where it is not known, or nothing fits.
     """
     training = setting(config, TrainingConfig)
     if training is None or training.activation_checkpointing != "auto":

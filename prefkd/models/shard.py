@@ -40,8 +40,8 @@ def shard(
         over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
             travel between nodes.
         cpu_offload: The parts, their gradients and optimizer states wait in main memory.
-        prepare: Called with each decoder layer before it is split. Weights that it quantizes in a way that cannot be split,
-            and that are constant therefore, stay whole on each rank.
+        prepare: Called with each decoder layer before it is split. Weights that it quantizes in a way that cannot be
+            split, and that are constant therefore, stay whole on each rank.
 
     Raises:
         PrefkdError: Weights are to be offloaded in a process that torchrun has not started.

@@ -64,7 +64,7 @@ FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
-    *("training.async_checkpoints", "training.export", "teacher.placement", "teacher.cpu_offload"),
+    *("training.async_checkpoints", "training.export", "training.profile", "teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 

@@ -55,7 +55,7 @@ def load_learner(
 
     Args:
         lora: The adapters; None = all weights learn.
-        projectors: What learns together with the model.
+        projectors: Layers that learn together with the model.
 
     Raises:
         PrefkdError: It cannot be loaded, or takes no such adapters.

@@ -36,9 +36,10 @@ class TrainingConfig:
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
             number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
             precision and float32 for others. Adapters are float32 always.
-        activation_checkpointing: What the backward pass computes again instead of keeping it: `none`; `selective`, all
-            but products and attention, which costs little time; `full`, all of each layer, which costs a forward pass.
-            `auto` is none on a CPU, and on a GPU the first of the three whose plan (`prefkd plan`) fits.
+        activation_checkpointing: Activations that the backward pass computes again instead of keeping them: `none`;
+            `selective`, all but those of products and attention, which costs little time; `full`, all of each layer,
+            which costs a forward pass. `auto` is none on a CPU, and on a GPU the first of the three whose plan
+            (`prefkd plan`) fits.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
             node, so that each node has all of it and only gradients travel between nodes.
@@ -48,6 +49,7 @@ class TrainingConfig:
             ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
         async_checkpoints: Copy what a checkpoint holds, and write it during the next steps.
+        profile: Write a trace of steps 3 to 5 into the folder `profile` of the run, for https://ui.perfetto.dev.
         resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and else begins;
             `none` always begins; the path of a checkpoint resumes from that one.
         seed: Seed of shuffling and of every random choice.
@@ -70,6 +72,7 @@ class TrainingConfig:
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
     async_checkpoints: bool = False
+    profile: bool = False
     resume: str = "auto"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

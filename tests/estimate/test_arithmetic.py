@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.config import build
 from prefkd.errors import PrefkdError
-from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
 from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card, unpacking_bytes
-from prefkd.estimate.models import group_bytes, reading, teacher_bytes
+from prefkd.estimate.models import group_bytes, teacher_bytes
 from prefkd.estimate.step import state_bytes
 from prefkd.estimate.tracking import MemoryTracker
+from prefkd.models.flops import forward_flops, keys_attended, layer_flops, reading, training_flops
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import is_quantized, quantize, stored_bytes, tensor_bytes
@@ -28,7 +28,7 @@ def outline(config: TeacherConfig) -> LogprobModel:
 def test_six_operations_for_each_weight_and_token(tmp_path):
     make_model(tmp_path / "model", "llama", "byte_level")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    read = reading(LogprobModel(lm), tokens=2 * 40, row=40, targets=0)
+    read = reading(lm, tokens=2 * 40, attended=2 * 2 * 40 * 40, targets=0)  # without a mask all is computed
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         hidden = lm.base_model(torch.zeros(2, 40, dtype=torch.long)).last_hidden_state
         forward = counted.get_total_flops()
@@ -40,6 +40,16 @@ def test_six_operations_for_each_weight_and_token(tmp_path):
     assert training_flops(read, trained=read.weights, recomputed=True) == 4 * forward_flops(read)
     assert training_flops(read, trained=0, recomputed=False) == training - layer_flops(read)
     assert forward_flops(replace(read, targets=5)) == forward_flops(read) + 2 * 5 * read.head
+
+
+def test_keys_are_counted_as_a_mask_lets_them_through(tmp_path):
+    """Two layers, one of which sees a window of three."""
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 3}
+    make_model(tmp_path / "model", "gemma3_text", "byte_level", **kinds)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    causal = torch.ones(5, 5).tril()
+    expected = causal.sum() + (causal - causal.tril(-3)).sum()
+    assert keys_attended(lm, torch.arange(5)) == expected
 
 
 def test_a_teacher_is_split_as_its_placement_says(tmp_path):
