@@ -58,6 +58,8 @@ def unpacking_bytes(weights: int, kind: str, dtype_bytes: int, *, learns: bool) 
     """
     if kind == "nf4":
         return weights * (2 + dtype_bytes)  # four bytes to look up each pair of numbers with, and these
+    if kind in ("float8", "int4"):  # whose products read them as they are
+        return 0
     return weights * dtype_bytes * (2 if learns else 1)
 
 

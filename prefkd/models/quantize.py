@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4
-from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Int4WeightOnlyConfig,
+    Int8WeightOnlyConfig,
+    PerRow,
+    quantize_,
+)
 from torchao.quantization.quantize_.workflows import Int4PackingFormat
 from transformers import PreTrainedModel
 
@@ -31,8 +37,8 @@ _GPU = {"float8": ((8, 9), "an L4, L40S or H100"), "int4": ((8, 0), "an A100 or 
 def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[Problem]:
     """Why a model cannot be quantised so on a device, `cpu` or `cuda`."""
     yield from _device_problems(kind, device_type)
-    if kind == "int4" and dtype != torch.bfloat16:
-        yield Problem("quantization", "int4 goes with dtype: bfloat16 only; change one of the two")
+    if kind in ("int4", "float8") and dtype != torch.bfloat16:
+        yield Problem("quantization", f"{kind} goes with dtype: bfloat16 only; change one of the two")
 
 
 def _device_problems(kind: Quantization, device_type: str) -> Iterator[Problem]:
@@ -83,7 +89,10 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1, under_adapte
         # By default each of them would set the precision of all float32 products of the process to that of TF32.
         configs = {
             "int8": partial(Int8WeightOnlyConfig, set_inductor_config=False),
-            "float8": partial(Float8WeightOnlyConfig, set_inductor_config=False),
+            # Inputs too, each row with a scale of its own, so that the GPU multiplies in float8.
+            "float8": partial(
+                Float8DynamicActivationFloat8WeightConfig, granularity=PerRow(), set_inductor_config=False
+            ),
             "int4": partial(
                 Int4WeightOnlyConfig,
                 group_size=_INT4_GROUP,
@@ -165,6 +174,11 @@ def tensor_bytes(tensor: Tensor) -> int:
         names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
         return sum(tensor_bytes(getattr(tensor, name)) for name in names)
     return tensor.numel() * tensor.element_size()
+
+
+def expert_bytes(lm: nn.Module) -> int:
+    """Bytes of the experts of a mixture: they lie in tensors of three dimensions, which torchao leaves as they are."""
+    return sum(tensor_bytes(value) for value in lm.parameters() if value.dim() == 3)
 
 
 def is_quantized(tensor: Tensor) -> bool:

@@ -129,7 +129,9 @@ class Checkpoints:
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
-        self._background = ranks.in_background() if config.training.async_checkpoints else None
+        beside = config.training.async_checkpoints
+        beside = ranks.device.type == "cuda" if beside == "auto" else beside
+        self._background = ranks.in_background() if beside else None
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
         resume = config.training.resume

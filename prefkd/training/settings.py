@@ -48,7 +48,8 @@ class TrainingConfig:
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
-        async_checkpoints: Copy what a checkpoint holds, and write it during the next steps.
+        async_checkpoints: Whether a checkpoint is copied to main memory first, and written during the next steps:
+            `true`, `false`, or `auto`, on a GPU.
         profile: Write a trace of steps 3 to 5 into the folder `profile` of the run, for https://ui.perfetto.dev.
         resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and else begins;
             `none` always begins; the path of a checkpoint resumes from that one.
@@ -71,7 +72,7 @@ class TrainingConfig:
     evaluate_every: int = 100
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
-    async_checkpoints: bool = False
+    async_checkpoints: bool | Literal["auto"] = "auto"
     profile: bool = False
     resume: str = "auto"
     seed: int = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torchao.quantization import PerRow
 from transformers import AutoModelForCausalLM
 
 from prefkd.errors import PrefkdError
@@ -61,6 +62,7 @@ def test_no_kind_of_torchao_changes_the_process(monkeypatch):
     for kind in ("int8", "float8", "int4"):
         quantize(torch.nn.Sequential(torch.nn.Linear(256, 256)), kind)
     assert [config.set_inductor_config for config in asked] == [False] * 3
+    assert isinstance(asked[1].granularity[0], PerRow)  # scaled_mm over rows, for inputs and weights
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -163,3 +165,14 @@ def test_gradients_go_through_a_quantized_layer_and_nothing_is_kept_for_them(kin
     gradient = torch.randn_like(output)
     output.backward(gradient)
     torch.testing.assert_close(states.grad, gradient @ unpacked(layer[0].weight))
+
+
+def test_experts_stay_exact_and_are_counted(tmp_path, capsys):
+    """torchao knows linear layers alone, and the experts of a mixture are one tensor of three dimensions."""
+    world = two_models.make_world(tmp_path)
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    make_model(world / "teacher", "mixtral", "byte_level", **sizes)
+    two_models.score(world, world / "out", "teacher.quantization=int8")
+    printed = " ".join(capsys.readouterr().out.split())
+    experts = 2 * 4 * 3 * 32 * 48 * 4 / 2**20  # layers, experts, matrices, float32
+    assert f"but for its experts, {experts:,.1f} MiB, which torchao leaves as they are" in printed

@@ -47,10 +47,8 @@ def test_a_step_is_counted_as_its_mask_lets_it_through(tmp_path, monkeypatch, sh
         attended += 2 * (whole - (prompt * (prompt + 1) // 2 if share_prompt else 0))  # two layers
         targets += sum(answers)
     assert found["processed_tokens_per_second"] == pytest.approx(2 * tokens / 2.0)
-    trained = trained_weights(model)
-    work = training_flops(
-        Pass(trained, tokens, attended, targets, 32, 32 * model.lm.config.vocab_size), trained=trained, recomputed=False
-    )
+    trained, head = trained_weights(model), 32 * model.lm.config.vocab_size
+    work = training_flops(Pass(trained, tokens, attended, targets, 32, head), trained=trained, recomputed=False)
     assert found["mfu"] == pytest.approx(2 * work / 2.0 / 1e12)
     assert "peak_memory_gib" not in found  # of a GPU alone
 
