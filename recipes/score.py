@@ -31,8 +31,8 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
+from prefkd.models.contrast import ContrastConfig, fewest_embeddings, model_fingerprint, require_one_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
@@ -117,7 +117,7 @@ class Run(Data, Models):
 def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
-    embeddings = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
+    embeddings = fewest_embeddings((config.teacher, *config.contrast.models.values()))
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
         "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings),
@@ -155,7 +155,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
+    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.label}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
         models.teacher.load(probe.teacher, chunk_size=config.chunk_size, ranks=ranks)
@@ -165,7 +165,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "teacher": teacher,
             "contrast": config.contrast.kind,
-            **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
+            **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
             "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
             + (", the others are finished" if left < planned else ""),

@@ -56,7 +56,8 @@ class Outlines:
         """The models that are only read, each base once, with its config."""
         if self.teacher is None or not self.teacher.models:
             return []
-        configs = (self.teacher.config, *self.teacher.asked.pair.values())
+        asked = (self.teacher.config, *self.teacher.asked.pair.values())
+        configs = [config for config in asked if config.server is None]
         bases = {
             id(model.base): (config, model.base) for config, model in zip(configs, self.teacher.models, strict=True)
         }

@@ -208,7 +208,7 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     logprobs = 3 if teacher.asks.has_contrast else 1
     student = next((model for _, model in model_settings(config) if model is not teacher.config), teacher.config)
     sides = (student, teacher.config)
-    if not Path(config.data.source).exists() or not all(_has_tokenizer(side.path) for side in sides):
+    if not Path(config.data.source).exists() or not all(_has_tokenizer(side.tokenizer_path) for side in sides):
         parents = 1000 * 2 * (config.data.max_length - config.data.max_prompt_length)
         return score_cache_bytes(parents, logprobs), "1,000 pairs that fill data.max_length"
     pairs = load_pairs(config.data)

@@ -24,26 +24,27 @@ from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.server import open_served
 from prefkd.ranks import Ranks
 
 
 @dataclass
 class TeacherSource(TeacherConfig):
-    """The teacher of a distillation: a model in memory, what recipe `score` wrote down, or both.
+    """The teacher of a distillation: a model in memory or behind a server, what recipe `score` wrote down, or both.
 
     Attributes:
-        path: The model. With scores it gives only what they do not hold: hidden states, and logits made of them.
+        path: The model in memory. With scores it gives only what they do not hold: hidden states, and logits made of
+            them.
         scores: The folder `scores` of a run of recipe `score`. The teacher's tokenizer lies in it, so that nothing of
             the teacher itself is needed; `template: auto` is then the template that was scored.
     """
 
-    path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     scores: Path | None = None
 
     def problems(self) -> Iterator[Problem | str]:
-        if self.path is None and self.scores is None:
+        if self.path is None and self.server is None and self.scores is None:
             yield "path: missing; give a model, or scores: the folder that recipe score wrote"
-        if self.path is not None:
+        if self.path is not None or self.server is not None:
             yield from super().problems()
         if self.scores is not None:
             yield from scores_problems(self.scores, "scores")
@@ -86,14 +87,19 @@ class Asks:
 
     def problems(self, config: TeacherSource) -> Iterator[str]:
         """Why a teacher cannot answer, and when a model stands in the config in vain."""
+        if config.server is not None and self.states:
+            yield (
+                "server: has neither hidden states nor logits, which the objective asks for; use a model in memory "
+                "(path), or terms that need log-probs alone"
+            )
         if config.scores is None:
             return
-        asked = self.beyond_scores()
-        if config.path is None and asked.any:
+        asked, where = self.beyond_scores(), "path" if config.server is None else "server"
+        if config.path is None and config.server is None and asked.any:
             what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
-        elif config.path is not None and not asked.any:
-            yield "path: stands next to scores, but nothing is asked of a model; remove it (~teacher.path)"
+        elif (config.path or config.server) and not asked.any:
+            yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,9 @@ class Teacher:
         asks: The questions of the recipe.
 
     Attributes:
-        asked: The questions for a model in memory; answers to the others come with the batches.
-        models: Models in memory: the teacher, then pi+ and pi- where they are models of their own.
+        asked: The questions for a model in memory or behind a server; answers to the others come with the batches.
+        models: Models in memory, not those of servers: the teacher, then pi+ and pi- where they are models of their
+            own.
         description: A line for the terminal.
     """
 
@@ -174,7 +181,7 @@ class Teacher:
         if self.stored is None:
             return read_side(self.config)
         template = self.stored.template if self.config.template == "auto" else self.config.template
-        if self.config.path is None:
+        if self.config.path is None and self.config.server is None:
             return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
         return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
 
@@ -206,8 +213,13 @@ class Teacher:
         if not self.asked.any:
             return
         configs = [self.config, *self.asked.pair.values()]
-        self.models = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
-        own, *pair = self.models
+        local = [config for config in configs if config.server is None]
+        self.models = load_frozen(local, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        in_memory = iter(self.models)
+        own, *pair = [
+            next(in_memory) if config.server is None else open_served(config.server, read_side(config), probe, ranks)
+            for config in configs
+        ]
         if self.asked.reference or self.asked.logprobs:
             self._readers["own"] = _Reader(own, "teacher")
         if self.asked.instructions is not None:
@@ -216,7 +228,8 @@ class Teacher:
         bases = {id(model.base): model.base for model in self.models}
         size = " + ".join(parameter_count(base) for base in bases.values())
         stored = f"; log-probs from {self._folder}" if self._folder is not None else ""
-        self.description = f"{self.config.path}  {size} parameters, {own.storage}{stored}"
+        storage = f"{size} parameters, {own.storage}" if isinstance(own, FrozenModel) else f"{own.config.engine} server"
+        self.description = f"{self.config.label}  {storage}{stored}"
 
     def __call__(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch. Log-probs of a pair that was read before are not read again."""
@@ -241,6 +254,12 @@ class Teacher:
     def read(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch that is asked about once: its models read it, and nothing is kept."""
         return self._read(batch)[0]
+
+    @torch.no_grad()
+    def logprobs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `own`, `positive`
+        and `negative`, as far as they are asked."""
+        return {name: reader(batch) for name, reader in self._readers.items()}
 
     @torch.no_grad()
     def _read(self, batch: PairBatch) -> tuple[TeacherOutput, dict[str, Tensor]]:
