@@ -154,7 +154,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss}
     checkpoints = Checkpoints(config, model=model, pairs=pairs, remembering=remembering, **prepared)
-    watch = Watch(config, model, ranks, display, Samples(config, model.lm, data.side, ranks))
+    watch = Watch(config, model, ranks, display, Samples(config, model, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(

@@ -153,7 +153,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss, "teacher": teacher}
     checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
-    watch = Watch(config, student, ranks, display, Samples(config, student.lm, data.side, ranks))
+    watch = Watch(config, student, ranks, display, Samples(config, student, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(

@@ -145,7 +145,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     checkpoints = Checkpoints(config, model=model, pairs=pairs, **prepared)
-    watch = Watch(config, model, ranks, display, Samples(config, model.lm, data.side, ranks))
+    watch = Watch(config, model, ranks, display, Samples(config, model, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(

@@ -149,6 +149,17 @@ class LogprobModel(nn.Module):
         """Make it a constant: no gradients, evaluation mode."""
         return self.requires_grad_(False).eval()
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the language model can be called on its own, to generate, though FSDP has it in parts."""
+        if isinstance(self, FSDPModule):
+            self.unshard()
+        try:
+            yield
+        finally:
+            if isinstance(self, FSDPModule):
+                self.reshard()
+
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.precision == torch.float32 or not self.autocasts:
             return contextlib.nullcontext()
