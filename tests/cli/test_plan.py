@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prefkd import catalog
 from prefkd.cli.main import main
 from prefkd.config import read_yaml
+from prefkd.errors import PrefkdError
 from prefkd.estimate.memory import GIB, USABLE, Card
 from tests.recipes import single_model
 from tests.tiny import make_model
@@ -142,6 +143,17 @@ def test_a_run_on_a_gpu_is_settled_by_its_plan(tmp_path, monkeypatch):
     monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("a small one", 1e-6))
     single_model.run("sft", world, tmp_path / "out", "training.max_steps=1")
     assert read_yaml(tmp_path / "out" / "config.yaml")["training"]["activation_checkpointing"] == "full"
+
+
+def test_a_run_that_cannot_be_planned_begins_all_the_same(tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise PrefkdError("no state can be counted")
+
+    world = single_model.make_world(tmp_path)
+    monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("one", 24))
+    monkeypatch.setattr("prefkd.estimate.settle.make_plan", fail)
+    single_model.run("sft", world, tmp_path / "out", "training.max_steps=1")
+    assert "activation_checkpointing: full, since there is no plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
