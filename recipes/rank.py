@@ -30,6 +30,7 @@ from prefkd.candidates.rankers import (
     rank_by_reward_model,
 )
 from prefkd.candidates.reading import Question, candidate_problems, read_candidates
+from prefkd.candidates.report import ranking_numbers, ranking_table, write_ranking_report
 from prefkd.config import save_config
 from prefkd.config.components import component_problems
 from prefkd.errors import PrefkdError, Problem
@@ -37,7 +38,6 @@ from prefkd.evaluation.judge import JudgeConfig
 from prefkd.evaluation.reward_model import RewardModelConfig
 from prefkd.files import whole
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.reports.ranking import ranking_numbers, ranking_table, write_ranking_report
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
 

@@ -41,7 +41,7 @@ class Config:
 
     Attributes:
         output_dir: Folder of the candidates, a report on them, and the resolved config.
-        prompts: What is asked.
+        prompts: The prompts.
         models: Name -> who answers. The names stand in the candidates.
         answers: Answers of each model to each prompt.
         sampling: How they are written.

@@ -51,7 +51,7 @@ class RankedPair:
 
     Attributes:
         chosen, rejected: Their numbers among the candidates.
-        scores: Of the two.
+        scores: Scores of the two.
     """
 
     question: Question
@@ -75,8 +75,8 @@ def make_pairs(
     """At most one pair for each prompt.
 
     Args:
-        scores: What decides.
-        rankers: What each ranker says; a pair on which they do not agree is dropped.
+        scores: The scores that decide.
+        rankers: Scores of each ranker; a pair on which they do not agree is dropped.
 
     Returns:
         The pairs, and how many prompts have none by reason: `fewer than two candidates`, `no answer above the

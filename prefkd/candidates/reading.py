@@ -35,7 +35,7 @@ class Question:
 
     Attributes:
         key: Its number among the questions, which names it in messages and records.
-        references: What an answer can be compared with.
+        references: Texts that an answer can be compared with.
     """
 
     key: str

@@ -161,7 +161,7 @@ class SeededDraws(LogitsProcessor):
     Args:
         seeds: One for each row.
         temperature, top_p: See `SamplingConfig`.
-        device: Of the logits.
+        device: Device of the logits.
 
     Source: the Gumbel-max trick, e.g. Maddison et al., A* sampling, arXiv 1411.0030, section 2.
     """

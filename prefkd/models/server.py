@@ -114,7 +114,7 @@ class _Later(Exception):
     """A request failed for a reason that may pass.
 
     Attributes:
-        reason: What the server does, to follow its name.
+        reason: A verb phrase about the server, to follow its name.
         seconds: When it wants to be asked again, None if it does not say.
     """
 
@@ -164,7 +164,7 @@ class Server:
 
         Args:
             path: Such as /v1/completions.
-            body: What is posted; without it the path is only read.
+            body: The request's body; without it the path is only read.
 
         Raises:
             PrefkdError: It refuses, or does not answer within `patience`.
@@ -272,7 +272,7 @@ class ServedModel:
         """Make sure that the server means the same tokens by the same ids.
 
         Args:
-            name: What messages call the model.
+            name: Name of the model in messages.
 
         Raises:
             PrefkdError: It decodes them to other texts.

@@ -37,10 +37,10 @@ class Panel:
 
     Attributes:
         name: The metric.
-        low, high: What the bottom and the top stand for.
+        low, high: Values at the bottom and at the top.
         first, last: Steps at the left and the right.
         steps, smoothed, held_out: Points, "x,y x,y ...".
-        dots: Those of held-out pairs with what is told of them: x, y, text.
+        dots: Points of held-out pairs with their texts: x, y, text.
     """
 
     name: str
@@ -60,7 +60,7 @@ def write_report(recipe: str, config: Any, run: TrainingRun, outcome: Outcome) -
     Args:
         recipe: Name of the recipe.
         config: Its config.
-        run: What it trained with.
+        run: The run that trained it.
         outcome: Its held-out metrics.
 
     Returns:

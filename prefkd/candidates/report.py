@@ -31,8 +31,8 @@ def ranking_numbers(
     """All numbers of the report, ready for JSON.
 
     Args:
-        scores: What decides.
-        rankers: What each ranker says.
+        scores: The scores that decide.
+        rankers: Scores of each ranker.
         left_out: Candidates that were not ranked, by reason.
         dropped: Prompts without a pair, by reason.
 
