@@ -50,7 +50,8 @@ def shard(
         if cpu_offload and ranks.device.type != "meta":
             raise PrefkdError("cpu_offload is done by FSDP: run with --nproc-per-node, 1 for one GPU")
         return
-    mesh = _mesh(ranks.device.type, ranks.world_size, ranks.node_size if over == "node" else ranks.world_size)
+    shards = ranks.node_size if over == "node" else ranks.world_size
+    mesh = _mesh(ranks.device.type, ranks.world_size, shards)
     policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if cpu_offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(
         # Inputs are what the weights of the embedding are. Cast by FSDP, they could not be float32 for `check`.
@@ -66,7 +67,12 @@ def shard(
         _hand_out(group, ranks)
         if prepare is not None and group is not model:
             prepare(group)
-        whole = {value for value in group.parameters() if is_quantized(value) and not isinstance(value, NF4Tensor)}
+        # FSDP cannot split int8, and gathers no nf4 that is in one part.
+        whole = {
+            value
+            for value in group.parameters()
+            if is_quantized(value) and not (isinstance(value, NF4Tensor) and shards > 1)
+        }
         fully_shard(group, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
 
 
