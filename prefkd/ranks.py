@@ -107,7 +107,8 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         torch.backends.cuda.enable_cudnn_sdp(False)
     if "WORLD_SIZE" not in os.environ:
         if use_cuda:  # FSDP casts weights there on one GPU as on many; a CPU, which gains nothing by it, does without
-            dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
         try:
             yield Ranks(0, 1, torch.device("cuda", 0) if use_cuda else torch.device("cpu"))
         finally:

@@ -124,7 +124,7 @@ class Bench:
 
     def train(self, recipe: str, config: str, *overrides: str) -> dict[str, Any]:
         """Some steps of a recipe with a shipped config: its own metrics, without the first two steps."""
-        module = catalog.load_recipe(catalog.find_recipe(recipe))
+        module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
         out = Path(tempfile.mkdtemp(dir=self.work / "runs")) / "out"
         settings = [
             *(f"output_dir={out}", f"training.max_steps={3 if self.smoke else 8}", "training.evaluate_every=1000"),

@@ -44,5 +44,5 @@ def settle_for_run(recipe: ModuleType, name: str, config: Any, ranks: int, card:
 
 
 def _with(config: Any, kind: Literal["none", "selective", "full"]) -> Any:
-    training = setting(config, TrainingConfig)
+    training: Any = setting(config, TrainingConfig)
     return replace(config, **{name_of(config, training): replace(training, activation_checkpointing=kind)})

@@ -97,7 +97,9 @@ class Meter:
         there = tokens.segments != Segment.PADDING
         positions = tokens.position_ids.masked_fill(~there, -1)  # padding attends to nothing
         attended = keys_attended(self._models[number].lm, positions)
-        self._counts[number] += torch.stack([there.sum(), attended, there.new_tensor(len(tokens.targets), dtype=int)])
+        self._counts[number] += torch.stack(
+            [there.sum(), attended, there.new_tensor(len(tokens.targets), dtype=torch.long)]
+        )
 
     def _flops(self, model: LogprobModel, counts: list[float]) -> float:
         tokens, attended, targets = map(int, counts)

@@ -84,13 +84,13 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
         pipeline_tag="text-generation",
         tags=["prefkd", recipe],
     )
-    quantized = isinstance(base, LearnerConfig) and base.quantization != "none"
+    stored = base.quantization if isinstance(base, LearnerConfig) else "none"
     data = config.data
     held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
     held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
     pairs = public_name(data.source, read_folder=True)
     made_from = {
-        "Start": f"`{name}`" + (f", in {base.quantization} while adapters learned" if quantized else ""),
+        "Start": f"`{name}`" + (f", in {stored} while adapters learned" if stored != "none" else ""),
         **_teacher(config),
         "Pairs": f"`{pairs}`" + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",

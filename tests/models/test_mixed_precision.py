@@ -1,6 +1,7 @@
 """Weights in bfloat16 where they are used, in float32 where they learn: FSDP casts them, in one process as in many."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def look(folder: Path, monkeypatch) -> tuple[torch.Tensor, list[float], set[torc
         logprobs = model(tokens(), read)
         logprobs.sum().backward()
         learn = {parameter.dtype for parameter in model.parameters()} | {logprobs.dtype}
-        gradients = [parameter.grad for parameter in model.lm.parameters()]
+        gradients: list[Any] = [parameter.grad for parameter in model.lm.parameters()]
         whole = [value.full_tensor() if isinstance(value, DTensor) else value for value in gradients]
         learn |= {gradient.dtype for gradient in whole}
         return logprobs.detach(), [gradient.norm().item() for gradient in whole], used, learn

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_a_step_is_counted_as_its_mask_lets_it_through(tmp_path, monkeypatch, sh
     monkeypatch.setattr(meters.time, "perf_counter", lambda: began + 2.0)
     found = meter.of_step(began)
     tokens = attended = targets = 0
-    for row in rows.select(range(3)):
+    found_rows: list[Any] = [rows[number] for number in range(3)]
+    for row in found_rows:
         prompt, answers = len(row["student_prompt"]), [len(row[f"student_{name}"]) for name in ("chosen", "rejected")]
         tokens += prompt * (1 if share_prompt else 2) + sum(answers)
         whole = sum((prompt + answer) * (prompt + answer + 1) // 2 for answer in answers)
