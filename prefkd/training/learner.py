@@ -68,7 +68,7 @@ def load_learner(
     if lora:
         add_adapter(lm, lora, seed=training.seed)
     recompute(lm, training.activation_checkpointing)
-    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    model = LogprobModel(lm, precision=training.compute_dtype, projectors=projectors, **training.reading)
     prepare = None
     if config.quantization != "none":
         shards = ranks.node_size if training.shard_over == "node" else ranks.world_size

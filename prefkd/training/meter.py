@@ -1,9 +1,10 @@
 """What a step takes: tokens that are read, share of the GPU's arithmetic, memory; and a trace of a few steps."""
 
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
 from prefkd.training.run import TrainingRun
 
+Batch = TypeVar("Batch")
 # Floating-point operations a second of dense products in bfloat16, by what a GPU is called; datasheets of NVIDIA.
 PEAKS = {
     "B200": 2250e12,
@@ -50,7 +52,7 @@ class Meter:
         teachers = (model.base for part in parts if isinstance(part, Teacher) for model in part.models)
         self._models: list[LogprobModel] = list(dict.fromkeys([self._learner, *teachers]))
         self._trained = trained_weights(self._learner)
-        self._counts = self._nothing()
+        self._counts, self._waited = self._nothing(), 0.0
         for number, model in enumerate(self._models):
             model.register_forward_pre_hook(partial(self._count, number))
         self._profiler = _profiler(config.output_dir / "profile") if config.training.profile else None
@@ -59,14 +61,26 @@ class Meter:
 
     def begin(self) -> float:
         """Begin a step; returns the time in seconds."""
-        self._counts = self._nothing()
+        self._counts, self._waited = self._nothing(), 0.0
         if self._ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         return time.perf_counter()
 
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of a step; the time until each is there counts as waiting for data."""
+        found = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(found, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
     def of_step(self, began: float) -> dict[str, float]:
-        """What the step took: `processed_tokens_per_second` of all models and ranks; on a GPU also `mfu`, if its peak
-        is known, and `peak_memory_gib`, the most that a rank allocated. All ranks call it together.
+        """What the step took: `processed_tokens_per_second` of all models and ranks, and `waiting_for_data`, a share of
+        this rank's time; on a GPU also `mfu`, if its peak is known, and `peak_memory_gib`, the most that a rank
+        allocated. All ranks call it together.
 
         Model FLOPs utilisation is the share of the peak arithmetic in bfloat16 that went into the products of the
         models and the attention that their masks let through; what backward computes again is not counted.
@@ -74,6 +88,7 @@ class Meter:
         counts = self._ranks.sum(self._counts).tolist()  # the step is done, so that nothing waits for this
         seconds = time.perf_counter() - began
         found = {"processed_tokens_per_second": sum(tokens for tokens, _, _ in counts) / seconds}
+        found["waiting_for_data"] = self._waited / seconds
         if self._peak is not None:
             work = sum(map(self._flops, self._models, counts))
             found["mfu"] = work / seconds / self._peak / self._ranks.world_size
