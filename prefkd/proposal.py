@@ -3,8 +3,11 @@
 import tempfile
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, SIDES, align_pairs
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, nearest
-from prefkd.estimate.memory import GIB, Card, find_card
+from prefkd.estimate.memory import GIB, Card, find_card, own_card
 from prefkd.estimate.models import read_architecture
 from prefkd.estimate.plan import make_plan
 from prefkd.estimate.reading import read_for_plan
@@ -31,8 +34,13 @@ RECIPES = ("tis_dpo_distill", "dpo_distill", "dskd_distill", "score", "sft", "dp
 SAMPLE = 1000  # pairs that are read for their lengths
 LONGEST = 8192  # tokens of a pair that are counted
 ROUND = 64  # lengths are multiples of it
-# Pairs of a microbatch, and whether activations are computed twice; the faster of two that fit stands first.
-FITS = ((8, False), (4, False), (8, True), (4, True), (2, False), (2, True), (1, False), (1, True))
+# Pairs of a microbatch, and what backward computes again; the faster of two that fit stands first.
+FITS = (
+    *((8, "none"), (4, "none"), (8, "selective"), (4, "selective"), (8, "full"), (4, "full")),
+    *((2, "none"), (2, "selective"), (2, "full"), (1, "none"), (1, "selective"), (1, "full")),
+)
+ADAPTERS = {"rank": 16, "alpha": 16, "dropout": 0.05}
+FASTER = 10  # times the learning rate of all weights, for adapters: the alignment handbook's two recipes of Zephyr 7B
 LEAST_STEPS = 50
 
 
@@ -108,9 +116,7 @@ def propose(
 
 
 def _own_memory() -> Card:
-    if torch.cuda.is_available():
-        return Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB)
-    return Card("the memory of this machine", psutil.virtual_memory().available / GIB)
+    return own_card() or Card("the memory of this machine", psutil.virtual_memory().available / GIB)
 
 
 def _read_data(
@@ -198,28 +204,60 @@ def _for_the_pair(recipe: str, sides: dict[str, ModelSide], reasons: dict[str, s
 
 
 def _fitting(keys: dict[str, Any], recipe: str, card: Card, reasons: dict[str, str]) -> dict[str, Any]:
-    """The config with the first microbatch that fits."""
-    module = load_recipe(catalog.find_recipe(recipe))
-    scores = recipe == "score"
+    """The config with the first microbatch that fits, of all weights or of the adapters that there is room for."""
+    plan = partial(_peak, load_recipe(catalog.find_recipe(recipe)), recipe, card)
+    if recipe == "score":
+        tried = [keys | {"microbatch_size": size} for size, again in FITS if again == "none"]
+    else:
+        keys, why = next(
+            ((way, why) for way, why in _ways(keys) if card.fits(plan(_with(way, FITS[-1])))), [*_ways(keys)][-1]
+        )
+        if why:
+            reasons["lora"] = f"{why}; {card.name} of {card.gib:.1f} GiB has no room for more"
+        tried = [_with(keys, how) for how in FITS if how[0] <= keys["training"]["batch_size"]]
     peak = 0.0
-    for pairs, again in [(size, again) for size, again in FITS if not (scores and again)]:
-        if not scores and pairs > keys["training"]["batch_size"]:
-            continue
-        chosen = {"microbatch_size": pairs} | ({} if scores else {"activation_checkpointing": again})
-        keys = keys | (chosen if scores else {"training": keys["training"] | chosen})
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.yaml"
-            path.write_text(as_yaml(keys), encoding="utf-8")
-            config = read_for_plan(module, recipe, path, ())
-        peak = make_plan(module, recipe, config, 1, card).peak
+    for keys in tried:
+        peak = plan(keys)
+        chosen = keys.get("training", keys)
+        pairs = chosen["microbatch_size"]
         if card.fits(peak):
             reasons["microbatch_size"] = f"{pairs}; {peak / GIB:.1f} GiB of the {card.gib:.1f} GiB of {card.name}"
-            if not scores:
-                why = "activations would not fit otherwise" if again else "there is room for all activations"
-                reasons["activation_checkpointing"] = f"{str(again).lower()}; {why}"
+            if again := chosen.get("activation_checkpointing"):
+                why = "there is room for all activations" if again == "none" else "more would not fit"
+                reasons["activation_checkpointing"] = f"{again}; {why}"
             return keys
     reasons["microbatch_size"] = (
         f"1, and still {peak / GIB:.1f} GiB, more than {card.name} of {card.gib:.1f} GiB has room for; split the "
         "run over several GPUs (--nproc-per-node) or take a larger one"
     )
     return keys
+
+
+def _with(keys: dict[str, Any], how: tuple[int, str]) -> dict[str, Any]:
+    """A config with a microbatch of so many pairs, and what backward computes again."""
+    pairs, again = how
+    return keys | {"training": keys["training"] | {"microbatch_size": pairs, "activation_checkpointing": again}}
+
+
+def _ways(keys: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """What can learn, each with less memory than the one before, and why it is chosen."""
+    yield keys, ""
+    learner = "model" if "model" in keys else "student"
+    if not keys.get("lora"):
+        optimizer = keys["optimizer"] | {"lr": keys["optimizer"]["lr"] * FASTER}
+        keys = keys | {"lora": ADAPTERS, "optimizer": optimizer}
+        yield keys, f"adapters learn, at {FASTER} times the rate"
+    if "teacher" in keys:
+        keys = keys | {"teacher": keys["teacher"] | {"quantization": "nf4"}}
+        yield keys, "adapters learn, and the teacher is in four bits"
+    keys = keys | {learner: keys[learner] | {"quantization": "nf4"}}
+    yield keys, f"adapters learn on a {learner} in four bits{', as the teacher is' if 'teacher' in keys else ''}"
+
+
+def _peak(module: ModuleType, recipe: str, card: Card, keys: dict[str, Any]) -> float:
+    """The bytes that a config needs, as `prefkd plan` counts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(as_yaml(keys), encoding="utf-8")
+        config = read_for_plan(module, recipe, path, ())
+    return make_plan(module, recipe, config, 1, card).peak

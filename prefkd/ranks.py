@@ -47,9 +47,10 @@ class Ranks:
     def assembly_device(self) -> torch.device:
         """Where a model is put together that `prefkd.models.shard` splits then.
 
-        Of several processes the main one alone has its weights, in main memory; the others have an outline without.
+        Of several processes the main one alone has its weights, in main memory; the others have an outline without. One
+        alone has them where it computes.
         """
-        if not dist.is_initialized():
+        if self.world_size == 1:
             return self.device
         return torch.device("cpu" if self.is_main else "meta")
 
@@ -105,7 +106,14 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         # so, forward and backward. Microbatches hardly ever have the same shape; the other kernels need no plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if "WORLD_SIZE" not in os.environ:
-        yield Ranks(0, 1, torch.device("cuda" if use_cuda else "cpu"))
+        if use_cuda:  # FSDP casts weights there on one GPU as on many; a CPU, which gains nothing by it, does without
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+        try:
+            yield Ranks(0, 1, torch.device("cuda", 0) if use_cuda else torch.device("cpu"))
+        finally:
+            if use_cuda:
+                dist.destroy_process_group()
         return
     missing = [name for name in TORCHRUN if name not in os.environ]
     if missing:

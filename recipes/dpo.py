@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
@@ -29,18 +29,19 @@ from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.samples import Samples
 from prefkd.method.preference import long_answer_weights
-from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
+from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.lora import LoraConfig, add_adapter
-from prefkd.models.shard import shard
+from prefkd.models.lora import LoraConfig
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
-from prefkd.training.export import save_adapter, save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
+from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
@@ -68,7 +69,7 @@ class Config(LossSettings):
     """
 
     output_dir: Path
-    model: ModelConfig
+    model: LearnerConfig
     data: DataConfig
     lora: LoraConfig | None = None
     loss: Component = component("prefkd.method.preference.dpo_loss", supplied=SUPPLIED, beta=0.1)
@@ -133,16 +134,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the model, put adapters on it if they are trained, and split it over the ranks."""
-    training = config.training
-    # What the optimizer changes is float32; a base stays as it is stored.
-    dtype = base_dtype(config.model, training.compute_dtype) if config.lora else torch.float32
-    lm = load_causal_lm(config.model, dtype=dtype, device=ranks.assembly_device)
-    if config.lora:
-        add_adapter(lm, config.lora, seed=training.seed)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = LogprobModel(lm, precision=training.compute_dtype, **training.reading)
-    shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
+    model = load_learner(config.model, config.lora, config.training, ranks)
     collate = partial(collate_tokens, share_prompt=config.model.share_prompt)
     return Models(model=model, collate=collate, loss=PairLoss(config, ranks))
 
@@ -158,22 +150,20 @@ def setup(config: Config, ranks: Ranks) -> Run:
     model.check(probe.tokens, "model")
 
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counts = f"{parameter_count(nn.ParameterList(trained))} of {parameter_count(model.lm)} parameters"
-    optimizer = build_optimizer(config.optimizer, trained)
+    optimizer = build_optimizer(config.optimizer, learning(model))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss}
     checkpoints = Checkpoints(config, model=model, pairs=pairs, remembering=remembering, **prepared)
-    watch = Watch(config, model, ranks, display, Samples(config, model.lm, data.side, ranks))
+    watch = Watch(config, model, ranks, display, Samples(config, model, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(
         "dpo",
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
-            "trained": f"{counts}, {f'LoRA of rank {config.lora.rank}' if config.lora else 'all weights'}",
+            "trained": describe_learning(model, config.model, config.lora),
             "reference": "its own start, read ahead" if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
@@ -235,7 +225,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     training, ranks = config.training, run.ranks
     start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
-    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    writer, meter = MetricsWriter(config.output_dir, config.metric_logger, ranks), Meter(config, run)
     if not progress.step:
         progress.before = evaluate(config, run, step=0)
         writer.write(0, run.watch.look(0, progress, progress.before))
@@ -243,8 +233,8 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
-            began, sums = time.perf_counter(), PairSums()
-            for batch in run.batches(run.collate, "train", rows):
+            began, sums = meter.begin(), PairSums()
+            for batch in meter.waiting(run.batches(run.collate, "train", rows)):
                 losses, metrics = compare(config, run, batch)
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
@@ -257,7 +247,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": norm, **rates}
+            means |= {"gradient_norm": norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -267,17 +257,15 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.checkpoints.save(step, progress)
     run.watch.restore_best(progress)
     writer.close()
+    meter.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run, folder: Path) -> Path:
     """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
-    lm, start, ranks = run.model.lm, config.model, run.ranks
-    if config.lora:
-        save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
-    else:
-        save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=ranks)
+    lm, start = run.model.lm, config.model
+    save_trained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

@@ -32,17 +32,19 @@ from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
-from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side, read_vocabularies
+from prefkd.models.load import LearnerConfig, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
-from prefkd.models.shard import shard
+from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
-from prefkd.training.export import save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.learner import describe_learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
@@ -61,7 +63,8 @@ class Config:
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
-        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        output_dir: Folder of the trained student or adapter, metrics.jsonl, the resolved config, the alignment report.
+        lora: Train adapters on the student as it is; null = train all weights.
         objective: The terms that are summed, each a component with `weight` (1.0) and, if it is counted in tokens or
             parents, `answers`: the chosen (the default), the rejected ones or both. Every term is divided by what
             the whole step has of its unit: pairs, target tokens or parents.
@@ -70,9 +73,10 @@ class Config:
     """
 
     output_dir: Path
-    student: ModelConfig
+    student: LearnerConfig
     teacher: TeacherSource
     data: DataConfig
+    lora: LoraConfig | None = None
     objective: list[Component] = components(
         {"_component_": "prefkd.training.terms.tis_dpo", "beta": 0.1},
         {"_component_": "prefkd.training.terms.cross_entropy", "weight": 0.25},
@@ -95,7 +99,7 @@ class Config:
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
-        return ("student",)
+        return ("adapter" if self.lora else "student",)
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
@@ -148,17 +152,12 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training, device = config.training, ranks.assembly_device
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=device)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    objective, projectors, sides = Objective(config.objective), None, (config.student, config.teacher)
+    training, sides = config.training, (config.student, config.teacher)
+    objective, projectors = Objective(config.objective), None
     if "projectors" in objective.needs:
-        projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
-    student = LogprobModel(lm, precision=training.compute_dtype, projectors=projectors, **training.reading)
-    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
+        projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=ranks.assembly_device)
     return Models(
-        student=student,
+        student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         objective=objective,
@@ -172,7 +171,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     set_seed(training.seed)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
+    student, teacher = models.student, models.teacher
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
     teacher.load(probe.teacher, ranks=ranks, **training.reading)
@@ -184,13 +183,14 @@ def setup(config: Config, ranks: Ranks) -> Run:
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"teacher": teacher}
     checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
-    watch = Watch(config, student, ranks, display, Samples(config, student.lm, data.side, ranks))
+    watch = Watch(config, student, ranks, display, Samples(config, student, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(
         "dskd_distill",
         {
-            "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
+            "student": f"{config.student.path}  {training.precision} on {device}",
+            "trained": describe_learning(student, config.student, config.lora),
             "teacher": teacher.description,
             "objective": models.objective,
             "projectors": f"{parameter_count(student.projectors)} parameters" if student.projectors else "none",
@@ -259,7 +259,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     training, ranks = config.training, run.ranks
     start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
-    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    writer, meter = MetricsWriter(config.output_dir, config.metric_logger, ranks), Meter(config, run)
     if not progress.step:
         progress.before = evaluate(config, run, step=0)
         writer.write(0, run.watch.look(0, progress, progress.before))
@@ -267,8 +267,8 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
-            began, sums = time.perf_counter(), PairSums()
-            for batch in run.batches(run.collate, "train", rows):
+            began, sums = meter.begin(), PairSums()
+            for batch in meter.waiting(run.batches(run.collate, "train", rows)):
                 losses, metrics = compare(config, run, batch)
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
@@ -281,7 +281,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": norm, **rates}
+            means |= {"gradient_norm": norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -291,14 +291,15 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.checkpoints.save(step, progress)
     run.watch.restore_best(progress)
     writer.close()
+    meter.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run, folder: Path) -> Path:
-    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    """Write the student as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
     lm, start = run.student.lm, config.student
-    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
+    save_trained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

@@ -31,18 +31,20 @@ from prefkd.data.steps import Microbatch
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
 from prefkd.method.preference import long_answer_weights, parent_margin
-from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side
+from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.shard import shard
+from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
-from prefkd.training.export import save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.learner import describe_learning, learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, TWO, LossSettings, loss_problems
+from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
@@ -59,16 +61,18 @@ class Config(LossSettings):
     """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
 
     Attributes:
-        output_dir: Folder of the trained student, metrics.jsonl, the resolved config and the alignment report.
+        output_dir: Folder of the trained student or adapter, metrics.jsonl, the resolved config, the alignment report.
+        lora: Train adapters on the student as it is; null = train all weights.
         reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
         loss: Called with the weighted margins of chosen and rejected answers, (B,) each. A loss that takes log-probs
             gets the margins for those of the student, and 0 for those of the reference.
     """
 
     output_dir: Path
-    student: ModelConfig
+    student: LearnerConfig
     teacher: TeacherSource
     data: DataConfig
+    lora: LoraConfig | None = None
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
     loss: Component = component("prefkd.method.preference.tis_dpo_loss", supplied=(*TWO, *SUPPLIED), beta=0.1)
@@ -84,7 +88,7 @@ class Config(LossSettings):
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
-        return ("student",)
+        return ("adapter" if self.lora else "student",)
 
     def asks(self) -> Asks:
         """What is asked of the teacher."""
@@ -123,14 +127,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training = config.training
-    lm = load_causal_lm(config.student, dtype=torch.float32, device=ranks.assembly_device)
-    if training.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    student = LogprobModel(lm, precision=training.compute_dtype, **training.reading)
-    shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
-        student=student,
+        student=load_learner(config.student, config.lora, config.training, ranks),
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         loss=PairLoss(config, ranks, weighted=True),
@@ -143,25 +141,26 @@ def setup(config: Config, ranks: Ranks) -> Run:
     set_seed(training.seed)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
+    student, teacher = models.student, models.teacher
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
     teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()
-    optimizer = build_optimizer(config.optimizer, student.parameters())
+    optimizer = build_optimizer(config.optimizer, learning(student))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss, "teacher": teacher}
     checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
-    watch = Watch(config, student, ranks, display, Samples(config, student.lm, data.side, ranks))
+    watch = Watch(config, student, ranks, display, Samples(config, student, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(
         "tis_dpo_distill",
         {
-            "student": f"{config.student.path}  {size} parameters, {training.precision} on {device}",
+            "student": f"{config.student.path}  {training.precision} on {device}",
+            "trained": describe_learning(student, config.student, config.lora),
             "teacher": teacher.description,
             "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
             "weights": config.weights.contrast,
@@ -224,7 +223,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     training, ranks = config.training, run.ranks
     start = weight_sums(run.optimizer, ranks)
     progress = run.checkpoints.resume()
-    writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
+    writer, meter = MetricsWriter(config.output_dir, config.metric_logger, ranks), Meter(config, run)
     if not progress.step:
         progress.before = evaluate(config, run, step=0)
         writer.write(0, run.watch.look(0, progress, progress.before))
@@ -232,8 +231,8 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
         for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
-            began, sums = time.perf_counter(), PairSums()
-            for batch in run.batches(run.collate, "train", rows):
+            began, sums = meter.begin(), PairSums()
+            for batch in meter.waiting(run.batches(run.collate, "train", rows)):
                 losses, metrics = compare(config, run, batch)
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
@@ -246,7 +245,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": norm, **rates}
+            means |= {"gradient_norm": norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")
@@ -256,14 +255,15 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.checkpoints.save(step, progress)
     run.watch.restore_best(progress)
     writer.close()
+    meter.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
 def save(config: Config, run: Run, folder: Path) -> Path:
-    """Write the student as a Hugging Face folder, in the type of `training.export`."""
+    """Write the student as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
     lm, start = run.student.lm, config.student
-    save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
+    save_trained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
 

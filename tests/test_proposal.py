@@ -65,8 +65,21 @@ def test_other_recipes(recipe, new):
 
 def test_what_fits_nowhere_is_said(new, capsys):
     keys = new("--gpu", "0.0001")
-    assert keys["training"]["microbatch_size"] == 1 and keys["training"]["activation_checkpointing"]
+    assert keys["training"]["microbatch_size"] == 1 and keys["training"]["activation_checkpointing"] == "full"
+    assert keys["student"]["quantization"] == keys["teacher"]["quantization"] == "nf4" and keys["lora"]
     assert "microbatch_size: 1, and still 0.0 GiB, more than a GPU" in capsys.readouterr().out
+
+
+def test_adapters_are_chosen_where_all_weights_do_not_fit(new, tmp_path, capsys):
+    """A student whose optimizer is what needs memory, on a card between the two."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128, "num_hidden_layers": 4}
+    make_model(tmp_path / "large", "qwen2", "byte_level", **sizes)
+    keys = new("--recipe", "dpo_distill", student=str(tmp_path / "large"), gpu="0.2")
+    assert keys["lora"]["rank"] == 16 and keys["optimizer"]["lr"] == pytest.approx(1e-5)
+    assert "lora: adapters learn" in capsys.readouterr().out
+    assert main(["plan", "mine.yaml", "--gpu", "0.2", "--json", str(tmp_path / "plan.json")]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["fits"]
+    assert main(["validate", "mine.yaml"]) == 0
 
 
 @pytest.mark.parametrize(

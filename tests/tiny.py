@@ -18,6 +18,9 @@ TEXTS = [
     "Grüße aus Köln! Voilà, un café. 你好，世界 👍🏽 مرحبا",
 ]
 
+# Metrics that differ from run to run.
+SPEEDS = {"tokens_per_second", "processed_tokens_per_second", "waiting_for_data"}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -26,6 +26,16 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
     from prefkd.cli.bars import bars_as_lines  # imports torch, as the recipe has done
 
     config = load_config(recipe.Config, config_path, overrides)
+    from prefkd.config.fields import setting
+    from prefkd.estimate.memory import own_card
+    from prefkd.training.settings import TrainingConfig
+
+    training = setting(config, TrainingConfig)
+    on_gpu = training is not None and training.activation_checkpointing == "auto" and training.device != "cpu"
+    if on_gpu and (card := own_card()) is not None:
+        from prefkd.estimate.settle import settle_for_run
+
+        config = settle_for_run(recipe, recipe_path.stem, config, int(os.environ.get("WORLD_SIZE", 1)), card)
     with bars_as_lines():
         recipe.main(config)
 

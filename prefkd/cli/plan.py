@@ -29,7 +29,7 @@ def plan(
     For example:
         prefkd plan tis_dpo_distill --config demo/tis_dpo_distill
         prefkd plan tis_dpo_distill --config ./mine.yaml --nproc-per-node 8 --gpu H100
-        prefkd plan sft --config ./mine.yaml --gpu 16 --json plan.json training.activation_checkpointing=true
+        prefkd plan sft --config ./mine.yaml --gpu 16 --json plan.json training.activation_checkpointing=full
 
     Args:
         recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
@@ -49,13 +49,14 @@ def plan(
     module = load_recipe(recipe_path)
     with Console(stderr=True).status("reading the config"):
         from prefkd.estimate.advice import make_advice
-        from prefkd.estimate.plan import as_json, make_plan
+        from prefkd.estimate.plan import as_json
         from prefkd.estimate.reading import read_for_plan
+        from prefkd.estimate.settle import settle
         from prefkd.estimate.terminal import print_plan
 
         settings = read_for_plan(module, recipe, config_path, overrides)
     with Console(stderr=True).status("running a step on tensors without content"):
-        found = make_plan(module, recipe, settings, nproc_per_node, card)
+        settings, found = settle(module, recipe, settings, nproc_per_node, card)
     card = card or smallest_card(found.peak)
     advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
     print_plan(found, card, advice, Console(highlight=False))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from prefkd.config.fields import name_of, setting
 from prefkd.estimate.memory import GIB, Card
 from prefkd.estimate.plan import SPLIT, Plan
-from prefkd.models.load import TeacherConfig
+from prefkd.models.load import LearnerConfig, TeacherConfig
 from prefkd.models.lora import LoraConfig
 from prefkd.models.quantize import SHARDED_SIZE
 from prefkd.training.settings import TrainingConfig
@@ -31,15 +31,19 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
             found.append(
                 (split * 0.9, f"{lora}={{}}: adapters learn, and need the optimizer's state for themselves alone")
             )
+    learner, lora = setting(config, LearnerConfig), setting(config, LoraConfig)
+    if learner is not None and lora is not None and learner.quantization == "none":
+        found.append((needs["weights"] * 0.6, f"{name_of(config, learner)}.quantization=nf4"))
     if teacher is not None and needs.get("teacher"):
         name = name_of(config, teacher)
         if plan.ranks > 1 and teacher.placement == "replicate" and teacher.quantization in SHARDED_SIZE:
             found.append((needs["teacher"] * (1 - 1 / plan.ranks), f"{name}.placement=shard"))
         if teacher.quantization == "none":
             found.append((needs["teacher"] / 2, f"{name}.quantization=int8"))
+            found.append((needs["teacher"] * 0.7, f"{name}.quantization=nf4, which is less exact"))
     activations = needs.get("activations", 0)
-    if training is not None and not training.activation_checkpointing:
-        found.append((activations * 0.7, "training.activation_checkpointing=true"))
+    if training is not None and training.activation_checkpointing != "full":
+        found.append((activations * 0.7, "training.activation_checkpointing=full"))
     holder, prefix = (training, "training.") if training is not None else (config, "")
     if holder.microbatch_size > 1 and not (training and training.microbatch_tokens):
         saved = activations * (1 - 1 / holder.microbatch_size)

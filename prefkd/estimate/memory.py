@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from prefkd.errors import PrefkdError, nearest
 
 GIB = 2**30
@@ -48,6 +50,19 @@ def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> flo
     return weights * dtype_bytes
 
 
+def unpacking_bytes(weights: int, kind: str, dtype_bytes: int, *, learns: bool) -> int:
+    """What there is for a while of a layer's quantized weight while the layer computes.
+
+    Args:
+        learns: Whether adapters on it learn, so that backward unpacks it too.
+    """
+    if kind == "nf4":
+        return weights * (2 + dtype_bytes)  # four bytes to look up each pair of numbers with, and these
+    if kind in ("float8", "int4"):  # whose products read them as they are
+        return 0
+    return weights * dtype_bytes * (2 if learns else 1)
+
+
 def score_cache_bytes(parents: float, logprobs: int) -> float:
     """A score cache: so many log-probs of each parent, 1 without a contrast and 3 with one."""
     return parents * logprobs * STORED_LOGPROB
@@ -91,6 +106,13 @@ def find_card(text: str) -> Card:
     if not gib > 0:
         raise PrefkdError(f"--gpu {text} has no memory; give GiB, 24 say")
     return Card("a GPU", gib)
+
+
+def own_card() -> Card | None:
+    """The GPU of this machine, None if there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB)
 
 
 def smallest_card(size: float) -> Card | None:

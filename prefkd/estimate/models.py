@@ -3,18 +3,16 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from prefkd.errors import PrefkdError, first_line
-from prefkd.estimate.flops import Pass
-from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes
+from prefkd.estimate.memory import gathered_bytes, quantized_bytes, sharded_bytes, unpacking_bytes
 from prefkd.models.frozen import should_split
 from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.quantize import linear_layers, stored_bytes
+from prefkd.models.quantize import SHARDED_SIZE, Quantization, linear_layers, stored_bytes
 
 
 def read_architecture(config: ModelConfig, key: str) -> PretrainedConfig:
@@ -43,60 +41,49 @@ def count(module: nn.Module | None, *, trained: bool | None = None) -> int:
     return sum(value.numel() for value in values if trained in (None, value.requires_grad))
 
 
+def packed_bytes(model: LogprobModel, kind: Quantization) -> tuple[float, float]:
+    """The bytes of a model whose linear layers are quantized, and how many of these are the linear layers."""
+    exact = packed = 0.0
+    for _, layer in linear_layers(model.lm) if kind != "none" else ():
+        each = layer.weight.element_size()
+        exact += layer.weight.numel() * each
+        packed += quantized_bytes(*layer.weight.shape, kind=kind, dtype_bytes=each)
+    return stored_bytes(model) - exact + packed, packed
+
+
+def learner_bytes(kind: Quantization, model: LogprobModel, ranks: int) -> float:
+    """What the weights of the model that learns take on a rank. Those in int8 cannot be split."""
+    size, packed = packed_bytes(model, kind)
+    whole = 0.0 if kind in SHARDED_SIZE else packed
+    return whole + sharded_bytes(size - whole, ranks)
+
+
 def teacher_bytes(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_bytes: float | None) -> float:
     """What the weights of a frozen model take on a rank: all of them, or its part and what is gathered for a layer.
 
     Args:
         gpu_bytes: Memory of the GPU that was named; `placement: auto` splits nothing where it is not known.
     """
-    exact = stored_bytes(base)
-    size: float = exact
-    if config.quantization != "none":
-        for _, layer in linear_layers(base.lm):
-            weight = layer.weight
-            packed = quantized_bytes(*layer.weight.shape, kind=config.quantization, dtype_bytes=weight.element_size())
-            size += packed - weight.numel() * weight.element_size()
+    exact, (size, _) = stored_bytes(base), packed_bytes(base, config.quantization)
     if ranks == 1 or not should_split(config, exact, gpu_bytes or math.inf):
         return size
     parts = 0.0 if config.cpu_offload else sharded_bytes(size, ranks)
     return parts + size / exact * gathered_bytes(*group_bytes(base), ranks=ranks)
 
 
-def unpacked_bytes(config: TeacherConfig, base: LogprobModel) -> int:
-    """The largest weight that a quantized model holds in its own type while it works with it."""
-    if config.quantization == "none":
+def unpacked_bytes(kind: Quantization, base: LogprobModel, *, learns: bool = False) -> int:
+    """The most that there is of an unpacked weight while a quantized model works."""
+    if kind == "none":
         return 0
-    return max((_bytes([layer.weight]) for _, layer in linear_layers(base.lm)), default=0)
+    weights = [layer.weight for _, layer in linear_layers(base.lm)]
+    sizes = (unpacking_bytes(weight.numel(), kind, weight.element_size(), learns=learns) for weight in weights)
+    return max(sizes, default=0)
 
 
 def group_bytes(model: LogprobModel) -> tuple[int, int]:
     """What FSDP2 gathers at one time: the weights of the root group, and those of the largest layer."""
     layers = [_bytes(layer.parameters()) for layer in decoder_layers(model.lm)]
     return _bytes(model.parameters()) - sum(layers), max(layers, default=0)
-
-
-def outer_weights(lm: PreTrainedModel, *, trained: bool | None = None) -> int:
-    """Parameters of embeddings and head, once where they are tied: all, or those that learn, or those that do not."""
-    ends: list[Any] = [lm.get_input_embeddings(), lm.get_output_embeddings()]
-    weights = {id(module.weight): module.weight for module in ends}
-    return sum(value.numel() for value in weights.values() if trained in (None, value.requires_grad))
-
-
-def reading(model: LogprobModel, *, tokens: int, row: int, targets: int) -> Pass:
-    """What `prefkd.estimate.flops` needs to know of a model and what it reads."""
-    lm = model.lm
-    text: Any = lm.config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return Pass(
-        weights=count(lm) - outer_weights(lm),
-        tokens=tokens,
-        row=row,
-        targets=targets,
-        layers=text.num_hidden_layers,
-        width=heads * head_size,
-        head=text.vocab_size * text.hidden_size,
-    )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

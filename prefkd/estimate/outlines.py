@@ -13,11 +13,12 @@ from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.estimate.models import read_architecture
 from prefkd.estimate.rows import full_pairs
-from prefkd.models.load import ModelConfig, TeacherConfig
+from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import Quantization
 from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
-from prefkd.training.settings import TrainingConfig
+from prefkd.training.settings import Recomputed, TrainingConfig
 
 Kind = TypeVar("Kind")
 
@@ -33,6 +34,8 @@ class Outlines:
         step_pairs: Pairs of a step; of a microbatch where nothing is trained.
         role: Name of the model that is trained, in `models`; None for recipe score.
         learner: The model that is trained.
+        quantization: The kind in which the base of that model is stored.
+        recomputed: The setting `activation_checkpointing`.
         asked: Name of the teacher, in `models`; None where there is no teacher.
         teacher: The teacher.
     """
@@ -43,6 +46,8 @@ class Outlines:
     step_pairs: int
     role: str | None
     learner: LogprobModel | None
+    quantization: Quantization
+    recomputed: Recomputed
     asked: str | None
     teacher: Teacher | None
 
@@ -83,7 +88,10 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
             read_architecture(model, key)
         raise error
     step_pairs = training.batch_size if training else pairs
-    return Outlines(models, batch, pairs, step_pairs, role, learner, asked, teacher)
+    trained = setting(config, LearnerConfig)
+    kind = trained.quantization if trained is not None else "none"
+    recomputed = training.activation_checkpointing if training is not None else "none"
+    return Outlines(models, batch, pairs, step_pairs, role, learner, kind, recomputed, asked, teacher)
 
 
 def pairs_at_once(training: TrainingConfig, data: DataConfig) -> int:

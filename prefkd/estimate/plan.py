@@ -6,23 +6,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prefkd.data.batches import AnswerBatch
+import torch
+
+from prefkd.data.batches import AnswerBatch, TokenBatch
 from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
-from prefkd.estimate.flops import forward_flops, training_flops
-from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes, sharded_bytes
+from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes
 from prefkd.estimate.models import (
     count,
     group_bytes,
-    outer_weights,
-    reading,
+    learner_bytes,
     teacher_bytes,
 )
 from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
 from prefkd.estimate.step import Step, run_step, state_bytes
+from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
 from prefkd.models.load import load_tokenizer
-from prefkd.models.quantize import stored_bytes
+from prefkd.models.logprob_model import LogprobModel
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
 SPLIT = ("weights", "gradients", "optimizer")
@@ -101,7 +102,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     tracker, learner = found.tracker, outlines.learner
     memory: dict[str, Need] = {}
     if learner is not None:
-        weights = sharded_bytes(stored_bytes(learner), ranks)
+        weights = learner_bytes(outlines.quantization, learner, ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
@@ -129,7 +130,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         step=f"{outlines.step_pairs} pairs",
         models=_counted(outlines),
         memory=memory,
-        flops=_flops(outlines, found),
+        flops=_flops(outlines, found, data.max_prompt_length),
         scores=_scores(config, outlines),
     )
 
@@ -151,7 +152,8 @@ def _counted(outlines: Outlines) -> list[Counted]:
         dtype, precision = (
             str(value).removeprefix("torch.") for value in (next(lm.parameters()).dtype, learner.precision)
         )
-        what = f"{lm.name_or_path}  {dtype}, computes in {precision}"
+        quantized = "" if outlines.quantization == "none" else f" {outlines.quantization}"
+        what = f"{lm.name_or_path}  {dtype}{quantized}, computes in {precision}"
         found.append(Counted(outlines.role, what, 0 if adapters else trained, kept))
         for adapter in adapters.values():
             found.append(Counted("adapters", f"LoRA of rank {adapter.r}  float32", trained, 0))
@@ -164,22 +166,20 @@ def _counted(outlines: Outlines) -> list[Counted]:
     return found
 
 
-def _flops(outlines: Outlines, step: Step) -> dict[str, float]:
-    """What the models were seen to read in a microbatch, for all microbatches of a step."""
+def _flops(outlines: Outlines, step: Step, prompt: int) -> dict[str, float]:
+    """What the models were seen to read in a microbatch, for all microbatches of a step.
+
+    Args:
+        prompt: Tokens of a prompt.
+    """
     microbatches = outlines.step_pairs / outlines.pairs
-    read = {
-        model: [
-            reading(model, tokens=batch.input_ids.numel(), row=batch.input_ids.shape[1], targets=len(batch.targets))
-            for batch in batches
-        ]
-        for model, batches in step.passes.items()
-    }
+    read = {model: [_pass(model, batch, prompt) for batch in batches] for model, batches in step.passes.items()}
     found = {}
     if outlines.learner is not None:
         assert outlines.role is not None
         lm = outlines.learner.lm
         trained = count(lm, trained=True) - outer_weights(lm, trained=True)
-        recomputed = lm.is_gradient_checkpointing
+        recomputed = outlines.recomputed == "full"
         each = read.pop(outlines.learner)
         found[outlines.role] = microbatches * sum(
             training_flops(one, trained=trained, recomputed=recomputed) for one in each
@@ -187,6 +187,17 @@ def _flops(outlines: Outlines, step: Step) -> dict[str, float]:
     if read:
         found["teacher"] = microbatches * sum(forward_flops(one) for each in read.values() for one in each)
     return found
+
+
+def _pass(model: LogprobModel, batch: TokenBatch, prompt: int) -> Pass:
+    """What a model does with full rows, which is known without their content."""
+    rows, length = batch.input_ids.shape
+    positions = torch.arange(length)
+    if batch.shares_prompt:  # the second answer continues from the prompt
+        answer = (length - prompt) // 2
+        positions[prompt + answer :] -= answer
+    attended = rows * int(keys_attended(model.lm, positions))
+    return reading(model.lm, tokens=rows * length, attended=attended, targets=len(batch.targets))
 
 
 def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:

@@ -51,7 +51,7 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
     batch = without_content(outlines.batch, mode)
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
     tracker = MemoryTracker(weights, shares={"gradients": 1 / ranks})
-    unpacked = max((unpacked_bytes(*base) for base in outlines.frozen), default=0)
+    unpacked = max((unpacked_bytes(base.quantization, model) for base, model in outlines.frozen), default=0)
 
     def ask(batch: Any) -> Any:
         assert teacher is not None
@@ -69,7 +69,7 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
         setattr(run, outlines.asked, ask)
     tracker.keep_gradients(learner, are_there=microbatches(outlines.step_pairs, outlines.pairs, ranks) > 1)
     try:
-        with mode, tracker:
+        with mode, tracker, tracker.holding(unpacked_bytes(outlines.quantization, learner, learns=True)):
             losses, _ = recipe.compare(config, run, batch)
             (losses * batch.counted).sum().backward()
     except PrefkdError:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
 from prefkd.evaluation.prompts import Prompt
+from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 from prefkd.training.samples import Sample, write_samples
 
@@ -20,14 +19,14 @@ class Samples:
 
     Args:
         config: The recipe's config, with `output_dir`, `training` and pairs.
-        lm: The model.
+        model: The model.
         side: How it reads.
     """
 
-    def __init__(self, config: Any, lm: PreTrainedModel, side: ModelSide, ranks: Ranks):
+    def __init__(self, config: Any, model: LogprobModel, side: ModelSide, ranks: Ranks):
         training, data = config.training, setting(config, DataConfig)
         assert data is not None, "a recipe trains on pairs"
-        self._lm, self._side, self._output_dir = lm, side, config.output_dir
+        self._model, self._side, self._output_dir = model, side, config.output_dir
         self._sampling = SamplingConfig(
             max_new_tokens=training.sample_tokens,
             max_prompt_length=data.max_prompt_length,
@@ -55,17 +54,19 @@ class Samples:
 
     def _answer(self, step: int) -> list[Sample]:
         """Answer the prompts with the weights as they are."""
-        lm, own = self._lm, self._lm.generation_config
+        lm: Any = self._model.lm
+        own = lm.generation_config
         was_training = lm.training
         lm.eval()
         try:
-            answers = {
-                prompt.key: answer
-                for batch in plan_batches(self._prompts, self._side, self._sampling)
-                for prompt, answer in zip(
-                    batch.prompts, answer_batch(lm, self._side, batch, self._sampling), strict=True
-                )
-            }
+            with self._model.whole():
+                answers = {
+                    prompt.key: answer
+                    for batch in plan_batches(self._prompts, self._side, self._sampling)
+                    for prompt, answer in zip(
+                        batch.prompts, answer_batch(lm, self._side, batch, self._sampling), strict=True
+                    )
+                }
         finally:
             lm.generation_config = own
             lm.train(was_training)

@@ -14,7 +14,7 @@ from prefkd.errors import PrefkdError
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import adapter_problems, adapters_off, load_adapter, use_adapter
-from prefkd.models.quantize import SHARDED_SIZE, quantization_problems, quantize, stored_bytes
+from prefkd.models.quantize import SHARDED_SIZE, expert_bytes, quantization_problems, quantize, stored_bytes
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks
 
@@ -153,4 +153,6 @@ def _store(config: TeacherConfig, base: LogprobModel, ranks: Ranks) -> str:
         return config.dtype
     sizes = f"{before / 2**20:,.1f} -> {stored_bytes(base) / 2**20:,.1f} MiB"
     stored = config.dtype if kind == "none" else f"{config.dtype} {kind}"
+    if kind != "none" and (experts := expert_bytes(base.lm)):
+        stored += f" but for its experts, {experts / 2**20:,.1f} MiB, which torchao leaves as they are"
     return f"{stored}, {f'split over {ranks.world_size} processes, ' if split else ''}{sizes}"

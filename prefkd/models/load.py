@@ -87,6 +87,18 @@ class ModelConfig:
 
 
 @dataclass
+class LearnerConfig(ModelConfig):
+    """A model that is trained.
+
+    Attributes:
+        quantization: The linear layers of the base that adapters are trained on, all but the output layer, are stored
+            in fewer bits: int8, or nf4 (QLoRA, arXiv 2305.14314). It goes with `lora` alone.
+    """
+
+    quantization: Literal["none", "int8", "nf4"] = "none"
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
     """A frozen model: in memory, or behind a server.
 
@@ -97,7 +109,9 @@ class TeacherConfig(ModelConfig):
         tokenizer: Folder or Hub id of the tokenizer of the server's model.
         dtype: Type of the weights in memory. (A student always keeps float32 masters.)
         quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
-            and nf4 everywhere, float8 and int4 on GPUs that can. What it costs in exactness is printed.
+            and nf4 everywhere; float8, whose products are made in float8 too, and int4 on GPUs that can. The kernel of
+            int4 is made for one token at a time: whole texts should be slower with it than with any other kind. What it
+            costs in exactness is printed, and so are the experts of a mixture, which stay as they are.
         adapter: Folder of a LoRA adapter in peft's format, trained on the model at `path`.
         placement: With several processes, `replicate` gives each of them all of the model, `shard` splits it over them,
             for which it must be exact or nf4. `auto` splits what can be split and would fill a quarter of a GPU.

@@ -116,6 +116,7 @@ class LogprobModel(nn.Module):
         self.lm = lm
         self.chunk_size = chunk_size
         self.precision = precision
+        self.autocasts = True  # until `prefkd.models.shard` has it done by FSDP, once for each weight
         self.attention: Attention = attention
         self.packs = False
         self.compiles: Compile = compile
@@ -157,8 +158,19 @@ class LogprobModel(nn.Module):
         """Make it a constant: no gradients, evaluation mode."""
         return self.requires_grad_(False).eval()
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the language model can be called on its own, to generate, though FSDP has it in parts."""
+        if isinstance(self, FSDPModule):
+            self.unshard()
+        try:
+            yield
+        finally:
+            if isinstance(self, FSDPModule):
+                self.reshard()
+
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == torch.float32:
+        if self.precision == torch.float32 or not self.autocasts:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.precision)
 

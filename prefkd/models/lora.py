@@ -69,23 +69,8 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
         PrefkdError: A name in `target_modules` is that of no linear layer, or of the output layer; or the rank is
             larger than any layer's.
     """
-    head = lm.get_output_embeddings()
-    layers: dict[str, Any] = {
-        name.rpartition(".")[2]: module for name, module in lm.named_modules() if _is_linear(module)
-    }
-    names = [name for name, module in layers.items() if module is not head]
-    for name in config.target_modules or ():
-        if name not in names:
-            where = f"no linear layer of {lm.name_or_path} is named {name}{nearest(name, names)}"
-            refusal = f"{name} is the output layer of {lm.name_or_path}, which takes no adapter; leave it out"
-            raise PrefkdError(f"lora.target_modules: {refusal if name in layers else where}")
-    targets = config.target_modules or names
-    widest = max((min(layer.weight.shape) for name, layer in layers.items() if name in targets), default=0)
-    if widest and config.rank > widest:
-        raise PrefkdError(
-            f"lora.rank: {config.rank} is more than the layers of {lm.name_or_path} have, {widest} at most; lower it, "
-            "or train all weights with lora: null"
-        )
+    if text := adapter_misfit(lm, config):
+        raise PrefkdError(f"lora.{text}")
     lm.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.manual_seed(seed)
@@ -98,6 +83,28 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
             target_modules=config.target_modules or "all-linear",
         )
         _inject(lm, adapter, "default")
+
+
+def adapter_misfit(lm: PreTrainedModel, config: LoraConfig) -> str | None:
+    """Why a model, or its outline, takes no such adapters: the key, and what to do; None if it takes them."""
+    head = lm.get_output_embeddings()
+    layers: dict[str, Any] = {
+        name.rpartition(".")[2]: module for name, module in lm.named_modules() if _is_linear(module)
+    }
+    names = [name for name, module in layers.items() if module is not head]
+    for name in config.target_modules or ():
+        if name not in names:
+            where = f"no linear layer of {lm.name_or_path} is named {name}{nearest(name, names)}"
+            refusal = f"{name} is the output layer of {lm.name_or_path}, which takes no adapter; leave it out"
+            return f"target_modules: {refusal if name in layers else where}"
+    targets = config.target_modules or names
+    widest = max((min(layer.weight.shape) for name, layer in layers.items() if name in targets), default=0)
+    if widest and config.rank > widest:
+        return (
+            f"rank: {config.rank} is more than the layers of {lm.name_or_path} have, {widest} at most; lower it, "
+            "or train all weights with lora: null"
+        )
+    return None
 
 
 def load_adapter(lm: PreTrainedModel, folder: str, *, name: str = "default") -> None:

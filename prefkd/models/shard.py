@@ -8,12 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor
 
 from prefkd.errors import PrefkdError
 from prefkd.models.load import decoder_layers
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import is_quantized
 from prefkd.ranks import Ranks
 
 
@@ -27,8 +29,10 @@ def shard(
 ) -> None:
     """Split the weights of a model over the ranks, in place; without torchrun, and for a plan, nothing happens.
 
-    Each decoder layer is a group of its own. Embeddings, final norm and head stay in the group of the root, because a
-    tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it directly).
+    Each decoder layer is a group of its own, and each projector. Embeddings, final norm and head stay in the group of
+    the root, because a tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it
+    directly). A model whose weights are wider than its precision computes with weights that are cast once, when they
+    are gathered; gradients are summed in float32, and projectors are float32 throughout.
 
     Args:
         model: Put together on `ranks.assembly_device`: the main rank has read its weights into main memory. Group by
@@ -36,7 +40,8 @@ def shard(
         over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
             travel between nodes.
         cpu_offload: The parts, their gradients and optimizer states wait in main memory.
-        prepare: Called with each decoder layer before it is split.
+        prepare: Called with each decoder layer before it is split. Weights that it quantizes in a way that cannot be
+            split, and that are constant therefore, stay whole on each rank.
 
     Raises:
         PrefkdError: Weights are to be offloaded in a process that torchrun has not started.
@@ -45,13 +50,30 @@ def shard(
         if cpu_offload and ranks.device.type != "meta":
             raise PrefkdError("cpu_offload is done by FSDP: run with --nproc-per-node, 1 for one GPU")
         return
-    mesh = _mesh(ranks.device.type, ranks.world_size, ranks.node_size if over == "node" else ranks.world_size)
+    shards = ranks.node_size if over == "node" else ranks.world_size
+    mesh = _mesh(ranks.device.type, ranks.world_size, shards)
     policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if cpu_offload else OffloadPolicy()
+    mixed = MixedPrecisionPolicy(
+        # Inputs are what the weights of the embedding are. Cast by FSDP, they could not be float32 for `check`.
+        param_dtype=model.precision,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    model.autocasts = model.precision == torch.float32
+    for projector in model.projectors.children() if model.projectors is not None else ():
+        _hand_out(projector, ranks)
+        fully_shard(projector, mesh=mesh, offload_policy=policy)
     for group in (*decoder_layers(model.lm), model):
         _hand_out(group, ranks)
         if prepare is not None and group is not model:
             prepare(group)
-        fully_shard(group, mesh=mesh, offload_policy=policy)
+        # FSDP cannot split int8, and gathers no nf4 that is in one part.
+        whole = {
+            value
+            for value in group.parameters()
+            if is_quantized(value) and not (isinstance(value, NF4Tensor) and shards > 1)
+        }
+        fully_shard(group, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
 
 
 @cache
@@ -70,7 +92,7 @@ def _hand_out(group: nn.Module, ranks: Ranks) -> None:
         (module, name, value)
         for module in group.modules()
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if not isinstance(value, DTensor)
+        if not isinstance(value, DTensor) and not is_quantized(value)
     ]
     # Some architectures keep a few weights in another type than that of the model.
     dtypes = ranks.gather([value.dtype for _, _, value in places])[0]

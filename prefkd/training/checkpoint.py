@@ -67,8 +67,8 @@ FREE = (
     *("training.microbatch_tokens", "training.attention", "training.compile"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
-    *("training.async_checkpoints", "training.export", "training.export_every", "training.sample_answers"),
-    *("training.sample_tokens", "teacher.placement", "teacher.cpu_offload"),
+    *("training.async_checkpoints", "training.export", "training.export_every", "training.profile"),
+    *("training.sample_answers", "training.sample_tokens", "teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -133,7 +133,9 @@ class Checkpoints:
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
-        self._background = ranks.in_background() if config.training.async_checkpoints else None
+        beside = config.training.async_checkpoints
+        beside = ranks.device.type == "cuda" if beside == "auto" else beside
+        self._background = ranks.in_background() if beside else None
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
         resume = config.training.resume

@@ -21,6 +21,26 @@ from prefkd.ranks import Ranks
 from prefkd.training.settings import Export, TrainingConfig
 
 
+def save_trained(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    start: ModelConfig,
+    training: TrainingConfig,
+    ranks: Ranks,
+) -> None:
+    """Save what has learned, with its tokenizer: the adapter if there is one in the model, else all of the model.
+
+    Args:
+        start: The checkpoint that training began with.
+    """
+    if getattr(lm, "peft_config", None):
+        save_adapter(lm, tokenizer, folder, start=start, ranks=ranks)
+    else:
+        save_pretrained(lm, tokenizer, folder, start=start, training=training, ranks=ranks)
+
+
 def save_pretrained(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

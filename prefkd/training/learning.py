@@ -12,11 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from prefkd.config import component_problems, import_dotpath
+from prefkd.config.fields import name_of, setting
 from prefkd.errors import PrefkdError, Problem, first_line
+from prefkd.models.lora import LoraConfig
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import resume_problems
 from prefkd.training.display import Display
+from prefkd.training.learner import learner_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule
+from prefkd.training.projectors import ProjectorConfig
 
 TRIED_STEPS = 1000
 
@@ -28,6 +32,8 @@ def training_problems(config: Any) -> Iterator[Problem | str]:
         config: A recipe's config with `output_dir`, `training`, `optimizer`, `lr_schedule` and `metric_logger`.
     """
     yield from resume_problems(config)
+    yield from learner_problems(config)
+    yield from _rounding_problems(config)
     yield from _learning_problems(config)
     logger = config.metric_logger
     if (
@@ -39,6 +45,21 @@ def training_problems(config: Any) -> Iterator[Problem | str]:
         yield f"metric_logger: {name} has no log_dict; name a logger of torchtune.training.metric_logging"
 
 
+def _rounding_problems(config: Any) -> Iterator[str]:
+    """Why weights in bfloat16 would not learn."""
+    if config.training.weights == "float32":
+        return
+    key = f"{name_of(config, config.training)}.weights"
+    if setting(config, LoraConfig) is not None:
+        yield f"{key}: adapters are float32, and small; leave it out"
+    elif not config.optimizer.get("bf16_stochastic_round"):
+        name = config.optimizer["_component_"]
+        yield (
+            f"{key}: bfloat16 loses what steps of {name} teach, which rounds to the nearest; use "
+            "optimizer=torchao.optim.AdamW8bit optimizer.bf16_stochastic_round=true, or float32"
+        )
+
+
 def _learning_problems(config: Any) -> Iterator[str]:
     """Why an optimizer and its schedule would not train, found by some steps on a weight of their own."""
     if any(component_problems(config.optimizer, ("params",))):
@@ -47,9 +68,11 @@ def _learning_problems(config: Any) -> Iterator[str]:
     if isinstance(lr, (int, float)) and not 0 < lr < math.inf:
         yield f"optimizer.lr: {lr} would stop all learning or spoil the weights; use a positive number, 1e-6 say"
         return
+    # Adapters are matrices alone; models and projectors have vectors too, which not every optimizer takes.
+    only_matrices = setting(config, LoraConfig) is not None and setting(config, ProjectorConfig) is None
     weight = nn.Parameter(torch.ones(2, 2))
     try:
-        optimizer = build_optimizer(config.optimizer, [weight])
+        optimizer = build_optimizer(config.optimizer, [weight] if only_matrices else [weight, nn.Parameter(weight[0])])
     except PrefkdError as error:
         yield f"optimizer: {error}"
         return

@@ -91,8 +91,9 @@ def save_projectors(model: LogprobModel, folder: Path, *, ranks: Ranks) -> dict[
 
 
 def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[str, Any]]:
-    """The parameters for an optimizer: those of the model, and the projectors with their own learning rate."""
-    groups: list[dict[str, Any]] = [{"params": list(model.lm.parameters())}]
+    """The parameters for an optimizer: what learns of the model, and the projectors with their own learning rate."""
+    learns = [parameter for parameter in model.lm.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": learns}]
     if model.projectors is not None:
         groups.append({"params": list(model.projectors.parameters()), "lr": config.lr})
     return groups

@@ -20,7 +20,7 @@ from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError
 from prefkd.files import sha256
 from prefkd.hub import hub_token
-from prefkd.models.load import ModelConfig, TeacherConfig
+from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
 from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
@@ -84,12 +84,13 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
         pipeline_tag="text-generation",
         tags=["prefkd", recipe],
     )
+    stored = base.quantization if isinstance(base, LearnerConfig) else "none"
     data = config.data
     held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
     held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
     pairs = ", ".join(public_name(part.source, read_folder=True) for part in data.parts)
     made_from = {
-        "Start": f"`{name}`",
+        "Start": f"`{name}`" + (f", in {stored} while adapters learned" if stored != "none" else ""),
         **_teacher(config),
         "Pairs": f"`{pairs}`" + (", chosen and rejected swapped" if data.reverse else ""),
         "Held-out pairs": f"`{held_out}`",

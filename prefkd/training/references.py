@@ -25,7 +25,7 @@ from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_sh
 from prefkd.data.steps import Microbatch, pair_lengths
 from prefkd.files import fingerprint, whole
 from prefkd.models.contrast import weights_fingerprint
-from prefkd.models.load import ModelConfig
+from prefkd.models.load import LearnerConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.training.run import TrainingRun, ahead
 from prefkd.training.settings import TrainingConfig
@@ -38,7 +38,7 @@ PAIRS_PER_SHARD = 256
 
 @torch.no_grad()
 def add_own_start(
-    run: TrainingRun, model: LogprobModel, config: ModelConfig, collate: Collate, training: TrainingConfig
+    run: TrainingRun, model: LogprobModel, config: LearnerConfig, collate: Collate, training: TrainingConfig
 ) -> None:
     """Add the log-prob of each parent under a model as it is now, where a teacher's scores would stand.
 
@@ -61,6 +61,7 @@ def add_own_start(
     parts: Fingerprint = pairs_fingerprint({name: split.content() for name, split in splits.items()}) | {
         "model": ranks.gather(weights_fingerprint(config) if ranks.is_main else None)[0],
         "dtype": str(next(model.lm.parameters()).dtype),
+        "quantization": config.quantization,
         "precision": training.precision,
         # These decide about the last digits only; with them in it, a run gives the same numbers whatever ran before.
         "microbatch_size": run.portions.size,

@@ -23,6 +23,7 @@ LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy")
 # Of the GPUs that flash attention runs on.
 LEAST_CAPABILITY = (8, 0)
 
+Recomputed = Literal["none", "selective", "full", "auto"]
 Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
 
 
@@ -38,7 +39,10 @@ class TrainingConfig:
         microbatch_tokens: Instead, tokens of one forward pass at most: as many pairs as the student reads in so many
             tokens, padding apart. So short pairs are many to a pass, and no pass needs more memory than another.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
-        precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
+        precision: Type in which the student computes.
+        weights: Type of the weights that learn. Those in float32 are cast to `precision` for each layer. Steps are far
+            smaller than a unit of bfloat16, so that bfloat16 takes an optimizer that rounds stochastically:
+            `torchao.optim.AdamW8bit` and its like with `bf16_stochastic_round: true`. It halves weights and gradients.
         export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
             number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
@@ -48,7 +52,10 @@ class TrainingConfig:
             to work on the first pair, else mask. The teacher's too.
         compile: Whether torch compiles each layer, for all lengths at one time: `true`, `false`, or `auto`, on a GPU
             where that proves to work on the first pair. The teacher's too.
-        activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        activation_checkpointing: Activations that the backward pass computes again instead of keeping them: `none`;
+            `selective`, all but those of products and attention, which costs little time; `full`, all of each layer,
+            which costs a forward pass. `auto` is none on a CPU, and on a GPU the first of the three whose plan
+            (`prefkd plan`) fits.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
             node, so that each node has all of it and only gradients travel between nodes.
@@ -65,7 +72,9 @@ class TrainingConfig:
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
-        async_checkpoints: Copy what a checkpoint holds, and write it during the next steps.
+        async_checkpoints: Whether a checkpoint is copied to main memory first, and written during the next steps:
+            `true`, `false`, or `auto`, on a GPU.
+        profile: Write a trace of steps 3 to 5 into the folder `profile` of the run, for https://ui.perfetto.dev.
         resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and else begins;
             `none` always begins; the path of a checkpoint resumes from that one.
         seed: Seed of shuffling and of every random choice.
@@ -79,10 +88,11 @@ class TrainingConfig:
     microbatch_tokens: int | None = None
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: Literal["float32", "bfloat16"] = "float32"
     export: Export = "auto"
     attention: Attention = "auto"
     compile: bool | Literal["auto"] = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recomputed = "auto"
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
     cpu_offload: bool = False
@@ -94,7 +104,8 @@ class TrainingConfig:
     sample_tokens: int = 64
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
-    async_checkpoints: bool = False
+    async_checkpoints: bool | Literal["auto"] = "auto"
+    profile: bool = False
     resume: str = "auto"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -120,6 +131,8 @@ class TrainingConfig:
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
+        if self.weights == "bfloat16" and self.precision != "bfloat16":
+            yield f"weights: bfloat16 goes with precision: bfloat16, and it is {self.precision}; change one of the two"
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
         yield from kernel_problems(self, self.precision)

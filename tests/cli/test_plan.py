@@ -10,6 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkd import catalog
 from prefkd.cli.main import main
+from prefkd.config import read_yaml
+from prefkd.errors import PrefkdError
+from prefkd.estimate.memory import GIB, USABLE, Card
+from tests.recipes import single_model
 from tests.tiny import make_model
 
 SETTINGS = """
@@ -74,15 +78,19 @@ def test_config_json_is_enough(plan, world, recipe, capsys):
 
 
 def test_what_changes_memory(plan):
-    whole = plan("sft")
-    split = plan("sft", "--nproc-per-node", "2")
+    whole = plan("sft", "training.activation_checkpointing=none")
+    split = plan("sft", "--nproc-per-node", "2", "training.activation_checkpointing=none")
     for kind in ("weights", "optimizer", "gradients"):
         assert split["memory"][kind]["most"] == pytest.approx(whole["memory"][kind]["most"] / 2, rel=0.2)
     assert "gathered weights" in split["memory"]
     assert plan("sft", "optimizer=torch.optim.SGD")["memory"].get("optimizer") is None
-    recomputed = plan("sft", "training.activation_checkpointing=true")
+    recomputed = plan("sft", "training.activation_checkpointing=full")
     assert recomputed["memory"]["activations"]["most"] < 0.7 * whole["memory"]["activations"]["most"]
     assert recomputed["flops"]["model"] > whole["flops"]["model"]
+    selective = plan("sft", "training.activation_checkpointing=selective")
+    kept = [numbers["memory"]["activations"]["most"] for numbers in (whole, selective, recomputed)]
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == 3
+    assert selective["flops"] == whole["flops"]
     adapters = plan("sft", "lora.rank=2")
     assert {model["name"] for model in adapters["models"]} == {"model", "adapters"}
     assert adapters["memory"]["optimizer"]["most"] < 0.5 * whole["memory"]["optimizer"]["most"]
@@ -106,16 +114,46 @@ def test_activations_are_those_of_the_run_itself(plan, tmp_path):
         ids = torch.zeros(2, 64, dtype=torch.long)
         hidden = lm.base_model(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
     assert hidden.requires_grad
-    planned = plan("sft", f"model.path={tmp_path}/larger")["memory"]["activations"]["most"]
+    planned = plan("sft", f"model.path={tmp_path}/larger", "training.activation_checkpointing=none")["memory"][
+        "activations"
+    ]["most"]
     assert planned == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.15)
 
 
 def test_it_warns_and_says_what_to_change(plan, capsys):
-    numbers = plan("tis_dpo_distill", "--gpu", "0.0005")
+    numbers = plan("tis_dpo_distill", "--gpu", "0.0005", "training.activation_checkpointing=none")
     printed = capsys.readouterr().out
     assert numbers["fits"] is False and "warning: does not fit" in printed
-    for change in ("teacher.quantization=int8", "activation_checkpointing=true", "microbatch_size=1"):
+    for change in ("teacher.quantization=int8", "activation_checkpointing=full", "microbatch_size=1"):
         assert change in printed
+
+
+def test_auto_keeps_what_there_is_room_for(plan):
+    """By the plan's own numbers: on a card that has just so much room."""
+    kinds = ("none", "selective", "full")
+    peaks = {kind: plan("sft", f"training.activation_checkpointing={kind}")["peak"] for kind in kinds}
+    for kind in kinds:
+        gib = peaks[kind] * 1.001 / USABLE / GIB
+        assert plan("sft", "--gpu", str(gib))["peak"] == peaks[kind]
+    assert plan("sft", "--gpu", "0.00001")["peak"] == plan("sft")["peak"] == peaks["full"]
+
+
+def test_a_run_on_a_gpu_is_settled_by_its_plan(tmp_path, monkeypatch):
+    world = single_model.make_world(tmp_path)
+    monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("a small one", 1e-6))
+    single_model.run("sft", world, tmp_path / "out", "training.max_steps=1")
+    assert read_yaml(tmp_path / "out" / "config.yaml")["training"]["activation_checkpointing"] == "full"
+
+
+def test_a_run_that_cannot_be_planned_begins_all_the_same(tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise PrefkdError("no state can be counted")
+
+    world = single_model.make_world(tmp_path)
+    monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("one", 24))
+    monkeypatch.setattr("prefkd.estimate.settle.make_plan", fail)
+    single_model.run("sft", world, tmp_path / "out", "training.max_steps=1")
+    assert "activation_checkpointing: full, since there is no plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -140,7 +178,9 @@ def test_a_copied_recipe_with_fields_of_other_names(plan, world, tmp_path, capsy
     for old, new in {"student": "pupil", "teacher": "coach"}.items():
         source = re.sub(rf"(?<!\.)\b(config|self|run|models)\.{old}\b", rf"\1.{new}", source)
         source = re.sub(rf"^    {old}: ", f"    {new}: ", source, flags=re.MULTILINE)
-    source = source.replace("student=student,", "pupil=student,").replace("teacher=Teacher(", "coach=Teacher(")
+    source = source.replace("student=load_learner(", "pupil=load_learner(").replace(
+        "teacher=Teacher(", "coach=Teacher("
+    )
     (tmp_path / "mine.py").write_text(source, encoding="utf-8")
     config, out = tmp_path / "mine.yaml", tmp_path / "mine.json"
     models = TWO.replace("student:", "pupil:").replace("teacher:", "coach:")

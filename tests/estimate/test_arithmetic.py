@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.config import build
 from prefkd.errors import PrefkdError
-from prefkd.estimate.flops import forward_flops, layer_flops, training_flops
-from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card
-from prefkd.estimate.models import group_bytes, reading, teacher_bytes
+from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card, unpacking_bytes
+from prefkd.estimate.models import group_bytes, teacher_bytes
 from prefkd.estimate.step import state_bytes
+from prefkd.estimate.tracking import MemoryTracker
+from prefkd.models.flops import forward_flops, keys_attended, layer_flops, reading, training_flops
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.quantize import quantize, stored_bytes, tensor_bytes
+from prefkd.models.quantize import is_quantized, quantize, stored_bytes, tensor_bytes
 from tests.tiny import make_model
 
 
@@ -27,7 +28,7 @@ def outline(config: TeacherConfig) -> LogprobModel:
 def test_six_operations_for_each_weight_and_token(tmp_path):
     make_model(tmp_path / "model", "llama", "byte_level")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    read = reading(LogprobModel(lm), tokens=2 * 40, row=40, targets=0)
+    read = reading(lm, tokens=2 * 40, attended=2 * 2 * 40 * 40, targets=0)  # without a mask all is computed
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         hidden = lm.base_model(torch.zeros(2, 40, dtype=torch.long)).last_hidden_state
         forward = counted.get_total_flops()
@@ -39,6 +40,16 @@ def test_six_operations_for_each_weight_and_token(tmp_path):
     assert training_flops(read, trained=read.weights, recomputed=True) == 4 * forward_flops(read)
     assert training_flops(read, trained=0, recomputed=False) == training - layer_flops(read)
     assert forward_flops(replace(read, targets=5)) == forward_flops(read) + 2 * 5 * read.head
+
+
+def test_keys_are_counted_as_a_mask_lets_them_through(tmp_path):
+    """Two layers, one of which sees a window of three."""
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 3}
+    make_model(tmp_path / "model", "gemma3_text", "byte_level", **kinds)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    causal = torch.ones(5, 5).tril()
+    expected = causal.sum() + (causal - causal.tril(-3)).sum()
+    assert keys_attended(lm, torch.arange(5)) == expected
 
 
 def test_a_teacher_is_split_as_its_placement_says(tmp_path):
@@ -138,3 +149,27 @@ def test_the_state_of_eight_and_four_bits_is_small_but_for_small_tensors():
 def test_an_optimizer_that_cannot_be_counted_is_named():
     with pytest.raises(PrefkdError, match=r"torch.optim.Muon refuses its arguments"):
         state_bytes({"_component_": "torch.optim.Muon"}, [torch.nn.Parameter(torch.empty(8, device="meta"))], 1)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_there_is_of_an_unpacked_weight_is_what_torch_makes(kind, dtype):
+    layer = torch.nn.Sequential(torch.nn.Linear(1024, 2048, bias=False, dtype=dtype)).requires_grad_(False)
+    quantize(layer, kind, under_adapters=True)
+    states = torch.randn(1, 1024, dtype=dtype, requires_grad=True)
+    trackers = [MemoryTracker(_parts(layer[0].weight)) for _ in range(2)]
+    with trackers[0]:
+        output = layer(states)
+    with trackers[1]:
+        output.sum().backward()
+    peaks = [tracker.total for tracker in trackers]
+    weights, size = layer[0].weight.numel(), dtype.itemsize
+    assert unpacking_bytes(weights, kind, size, learns=False) == pytest.approx(peaks[0], rel=0.02)
+    assert unpacking_bytes(weights, kind, size, learns=True) == pytest.approx(max(peaks), rel=0.02)
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if not is_quantized(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]

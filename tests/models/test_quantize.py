@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torchao.quantization import PerRow
 from transformers import AutoModelForCausalLM
 
 from prefkd.errors import PrefkdError
 from prefkd.models.load import TeacherConfig
-from prefkd.models.quantize import in_float32, quantization_problems, quantize, stored_bytes
+from prefkd.models.quantize import in_float32, quantization_problems, quantize, stored_bytes, unpacked
 from tests.recipes import two_models
 from tests.recipes.single_model import run as run_single
 from tests.tiny import make_model
@@ -60,6 +62,7 @@ def test_no_kind_of_torchao_changes_the_process(monkeypatch):
     for kind in ("int8", "float8", "int4"):
         quantize(torch.nn.Sequential(torch.nn.Linear(256, 256)), kind)
     assert [config.set_inductor_config for config in asked] == [False] * 3
+    assert isinstance(asked[1].granularity[0], PerRow)  # scaled_mm over rows, for inputs and weights
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -138,3 +141,38 @@ def test_a_shape_that_does_not_fit(tmp_path):
     lm = AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(PrefkdError, match=r"cannot be quantised as nf4: model.layers.0.self_attn.q_proj"):
         quantize(lm, "nf4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(48, 64), (128, 40), (96, 512)])
+def test_nf4_is_unpacked_to_the_last_bit_as_torchao_does(shape, dtype):
+    layer = torch.nn.Sequential(torch.nn.Linear(*shape[::-1], dtype=dtype)).requires_grad_(False)
+    quantize(layer, "nf4")
+    weight = layer[0].weight
+    assert torch.equal(unpacked(weight), weight.get_original_weight())
+    states = torch.randn(3, 5, shape[1], dtype=dtype)
+    assert torch.equal(layer(states), F.linear(states, weight.get_original_weight()) + layer[0].bias)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_gradients_go_through_a_quantized_layer_and_nothing_is_kept_for_them(kind):
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 128)).requires_grad_(False)
+    quantize(layer, kind, under_adapters=True)
+    states, kept = torch.randn(3, 64, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = layer(states)
+    assert not kept
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    torch.testing.assert_close(states.grad, gradient @ unpacked(layer[0].weight))
+
+
+def test_experts_stay_exact_and_are_counted(tmp_path, capsys):
+    """torchao knows linear layers alone, and the experts of a mixture are one tensor of three dimensions."""
+    world = two_models.make_world(tmp_path)
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    make_model(world / "teacher", "mixtral", "byte_level", **sizes)
+    two_models.score(world, world / "out", "teacher.quantization=int8")
+    printed = " ".join(capsys.readouterr().out.split())
+    experts = 2 * 4 * 3 * 32 * 48 * 4 / 2**20  # layers, experts, matrices, float32
+    assert f"but for its experts, {experts:,.1f} MiB, which torchao leaves as they are" in printed

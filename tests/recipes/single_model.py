@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
-from tests.tiny import make_model, write_pairs
+from tests.tiny import SPEEDS, make_model, write_pairs
 
 
 def make_world(folder: Path) -> Path:
@@ -53,7 +53,7 @@ def saved_weights(out: Path) -> dict[str, torch.Tensor]:
 def assert_same_run(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]], tolerance: float) -> None:
     for left, right in zip(one[1], other[1], strict=True):
         assert left.keys() == right.keys()
-        for name in left.keys() - {"tokens_per_second"}:
+        for name in left.keys() - SPEEDS:
             assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), name
     left, right = saved_weights(one[0]), saved_weights(other[0])
     assert left.keys() == right.keys()

@@ -52,7 +52,7 @@ def test_loss_and_gradient_are_those_of_the_paper(world, tmp_path):
 @pytest.mark.parametrize(
     "override",
     ["training.microbatch_size=1", "student.share_prompt=false", "teacher.share_prompt=false",
-     "training.activation_checkpointing=true"],
+     "training.activation_checkpointing=full"],
 )  # fmt: skip
 def test_how_a_batch_is_computed_changes_nothing(world, plain, tmp_path, override):
     out = tmp_path / "out"

@@ -94,7 +94,7 @@ def test_every_term_is_logged(plain):
 @pytest.mark.parametrize(
     "override",
     ["training.microbatch_size=1", "training.microbatch_size=3", "student.share_prompt=false", "training.chunk_size=3",
-     "teacher.share_prompt=false", "training.activation_checkpointing=true"],
+     "teacher.share_prompt=false", "training.activation_checkpointing=full"],
 )  # fmt: skip
 def test_how_a_batch_is_computed_changes_nothing(world, everything, plain, tmp_path, override):
     out = tmp_path / "out"

@@ -17,7 +17,7 @@ from tests.faults.random_kills import compare
 from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.single_model import run
-from tests.tiny import make_model
+from tests.tiny import SPEEDS, make_model
 
 # Dropout draws from the random state, momentum and the schedule are states of their own.
 SETTINGS = (
@@ -34,7 +34,7 @@ def killer(step: int, name: str) -> str:
 
 
 def without_speed(metrics: list[dict]) -> list[dict]:
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in metrics]
+    return [{name: value for name, value in line.items() if name not in SPEEDS} for line in metrics]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

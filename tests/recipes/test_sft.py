@@ -73,7 +73,7 @@ def test_the_loss_is_that_of_transformers(world, tmp_path, answer):
 @pytest.mark.parametrize(
     "override",
     ["training.microbatch_size=1", "training.microbatch_size=3", "training.chunk_size=1",
-     "training.activation_checkpointing=true"],
+     "training.activation_checkpointing=full"],
 )  # fmt: skip
 def test_how_a_batch_is_computed_changes_nothing(world, plain, lora, tmp_path, override):
     full, adapter = tmp_path / "full", tmp_path / "adapter"

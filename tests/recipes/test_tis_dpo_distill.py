@@ -57,7 +57,7 @@ def test_the_written_config_runs_again(plain, tmp_path):
 @pytest.mark.parametrize(
     "override",
     ["training.microbatch_size=1", "training.microbatch_size=3", "student.share_prompt=false", "training.chunk_size=1",
-     "teacher.share_prompt=false", "training.activation_checkpointing=true", "data.workers=2"],
+     "teacher.share_prompt=false", "training.activation_checkpointing=full", "data.workers=2"],
 )  # fmt: skip
 def test_how_a_batch_is_computed_changes_nothing(world, plain, tmp_path, override):
     out = tmp_path / "out"

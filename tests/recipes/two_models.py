@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from prefkd.cli.main import main
-from tests.tiny import make_model, write_pairs
+from tests.tiny import SPEEDS, make_model, write_pairs
 
 
 def make_world(folder: Path) -> Path:
@@ -70,7 +70,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_metrics(one: list[dict], other: list[dict], tolerance: float) -> None:
     for left, right in zip(one, other, strict=True):
-        for name in left.keys() - {"tokens_per_second"}:
+        for name in left.keys() - SPEEDS:
             assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), (
                 name,
                 left[name],

@@ -1,0 +1,352 @@
+"""What one GPU does with prefkd, in at most eight minutes: `bash benchmarks/gpu/run.sh`, or `python benchmarks/gpu`.
+
+Every part stands in a try of its own, is left out when time is short, and its numbers are in results.json at once. With
+`--smoke` the same code runs on tiny models on a CPU. Weights are random: losses mean nothing here, times and memory do.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import tyro  # noqa: E402
+import world  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from prefkd import catalog  # noqa: E402
+from prefkd.config import load_config  # noqa: E402
+from prefkd.method.logprobs import linear_token_logprobs  # noqa: E402
+from prefkd.models.load import TeacherConfig  # noqa: E402
+from prefkd.models.quantize import quantization_problems  # noqa: E402
+
+GIB = 2**30
+PAIR = "mistral_7b_to_qwen2.5_1.5b"
+CARD = 24  # GiB of the small card that is played
+
+
+@dataclass
+class Arguments:
+    """What to measure."""
+
+    only: str = ""
+    """Names of parts with commas between them; all if not given."""
+    minutes: float = 7.8
+    """Time after which no further part begins; none begins that would take longer."""
+    out: Path = HERE / "out"
+    """Folder of results.json and log.txt."""
+    smoke: bool = False
+    """Tiny models on a CPU, to find mistakes before a GPU is there."""
+
+
+class Done(Exception):
+    """The training is over; nothing is saved."""
+
+
+@dataclass
+class Bench:
+    """A measurement.
+
+    Attributes:
+        work: Folder of models, pairs and runs.
+        results: Numbers by part.
+    """
+
+    arguments: Arguments
+    work: Path
+    device: torch.device
+    began: float = field(default_factory=time.perf_counter)
+    results: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def smoke(self) -> bool:
+        return self.arguments.smoke
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text."""
+        return 64 if self.smoke else 1024
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.arguments.minutes * 60 - (time.perf_counter() - self.began)
+
+    def part(self, name: str, action: Callable[[], Any], *, needs: float) -> None:
+        """Run a part that may fail; leave it out where fewer than `needs` seconds are left."""
+        only = self.arguments.only
+        if only and name not in only.split(",") and name not in ("environment", "models"):
+            return
+        began = time.perf_counter()
+        try:
+            if self.left < needs and not self.smoke:
+                raise TimeoutError(f"left out: {self.left:.0f} s are left, and it needs {needs:.0f}")
+            self.results[name] = action()
+            print(f"{name}: {json.dumps(self.results[name], default=str)}", flush=True)
+        except Exception as error:
+            self.errors[name] = f"{type(error).__name__}: {str(error)[:500]}"
+            print(f"{name} failed: {self.errors[name]}", flush=True)
+            with (self.arguments.out / "log.txt").open("a") as log:
+                traceback.print_exc(file=log)
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+        clean()
+        found = {"results": self.results, "errors": self.errors, "seconds": self.seconds}
+        (self.arguments.out / "results.json").write_text(json.dumps(found, indent=1, default=str))
+
+    def timed(self, action: Callable[[], Any], repeats: int = 5) -> float:
+        """Median seconds, after two calls that do not count."""
+        found = []
+        for number in range(2 + repeats if not self.smoke else 2):
+            synchronize()
+            began = time.perf_counter()
+            action()
+            synchronize()
+            found.append(time.perf_counter() - began)
+            if number == 1:
+                found = found[1:] if self.smoke else []
+        return statistics.median(found)
+
+    def train(self, recipe: str, config: str, *overrides: str) -> dict[str, Any]:
+        """Some steps of a recipe with a shipped config: its own metrics, without the first two steps."""
+        module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
+        out = Path(tempfile.mkdtemp(dir=self.work / "runs")) / "out"
+        settings = [
+            *(f"output_dir={out}", f"training.max_steps={3 if self.smoke else 8}", "training.evaluate_every=1000"),
+            *("training.checkpoint_every=null", f"training.device={self.device.type}"),
+            *("training.batch_size=8", *self.data("full", self.length)),
+        ]
+        found = load_config(module.Config, catalog.find_run(recipe, config)[1], [*settings, *overrides])
+        own_train = module.train
+
+        def train(*arguments: Any) -> None:
+            own_train(*arguments)
+            raise Done
+
+        module.train = train
+        with self.quiet(), contextlib.suppress(Done):
+            module.main(found)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+        names = ("processed_tokens_per_second", "mfu", "peak_memory_gib")
+        measured = {name: statistics.median(line[name] for line in lines[2:]) for name in names if name in lines[0]}
+        return measured | {"first_step_tokens_per_second": lines[0]["processed_tokens_per_second"]}
+
+    def whole(self, recipe: str, out: Path, *overrides: str, length: int) -> None:
+        """A whole run of a recipe, on texts cut to so many tokens."""
+        module = catalog.load_recipe(catalog.find_recipe(recipe))
+        settings = [f"output_dir={out}", *self.data("full", length), *overrides]
+        with self.quiet():
+            module.main(load_config(module.Config, catalog.find_run(recipe, PAIR)[1], settings))
+
+    def data(self, name: str, length: int) -> tuple[str, ...]:
+        """Pairs of random words, cut to so many tokens."""
+        return (
+            *(f"data.source={self.work}/{name}.jsonl", "data.subset=null", "data.split=train", "data.workers=1"),
+            *("data.held_out_split=null", "data.held_out_fraction=0.02", "data.on_bad_row=skip"),
+            *(f"data.max_length={length}", f"data.max_prompt_length={length // 2}"),
+        )
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Inside, what is printed goes to log.txt."""
+        with (self.arguments.out / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+            yield
+
+
+def clean() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def environment(bench: Bench) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "card": platform.machine(),
+    }
+    if bench.device.type == "cuda":
+        found |= {"card": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        found["gib"] = torch.cuda.get_device_properties(0).total_memory / GIB
+        found["float32_products"] = torch.get_float32_matmul_precision()
+    return found
+
+
+def ceilings(bench: Bench) -> dict[str, float]:
+    """The most that the card does: products in bfloat16, and bytes copied."""
+    size = 64 if bench.smoke else 8192
+    one = torch.randn(size, size, device=bench.device, dtype=torch.bfloat16)
+    seconds = bench.timed(lambda: one @ one)
+    copied = torch.empty(size * size * 8, device=bench.device, dtype=torch.bfloat16)
+    other = torch.empty_like(copied)
+    copying = bench.timed(lambda: other.copy_(copied))
+    return {"tflops": 2 * size**3 / seconds / 1e12, "copy_gb_per_second": 2 * copied.nbytes / copying / 1e9}
+
+
+def attention(bench: Bench) -> dict[str, float]:
+    """Milliseconds forward and backward: causal, under a mask, and under a mask of a new shape each time."""
+    heads, length = (2, 32) if bench.smoke else (12, 1536)
+
+    def run(length: int, *, masked: bool) -> None:
+        shape = (4, heads, length, 64)
+        q, k, v = (torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        mask = torch.ones(length, length, dtype=torch.bool, device=bench.device).tril() if masked else None
+        F.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked).sum().backward()
+
+    lengths = iter(range(length, length - 64, -1))
+    return {
+        "causal": bench.timed(lambda: run(length, masked=False)) * 1e3,
+        "mask": bench.timed(lambda: run(length, masked=True)) * 1e3,
+        "mask_of_new_shapes": bench.timed(lambda: run(next(lengths), masked=True)) * 1e3,
+    }
+
+
+def head(bench: Bench) -> dict[str, float]:
+    """Milliseconds of log-probs of 4,096 targets in a vocabulary of 151,936, forward and backward, by chunk size."""
+    targets, vocabulary, width = (16, 512, 64) if bench.smoke else (4096, 151936, 1536)
+    hidden = torch.randn(targets, width, device=bench.device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device=bench.device, dtype=torch.bfloat16).mul_(0.02).requires_grad_()
+    ids = torch.randint(vocabulary, (targets,), device=bench.device)
+
+    def run(chunk: int) -> None:
+        linear_token_logprobs(hidden, weight, ids, chunk_size=chunk).sum().backward()
+
+    return {f"chunk_size={chunk}": bench.timed(lambda chunk=chunk: run(chunk)) * 1e3 for chunk in (512, 2048)}
+
+
+def models(bench: Bench) -> dict[str, float]:
+    """Random models at full size, and tiny ones for comparing devices."""
+    began = time.perf_counter()
+    sizes = {"student": world.QWEN_1_5B, "teacher": world.MISTRAL_7B}
+    for seed, (name, full) in enumerate(sizes.items(), start=1):
+        tiny = full | world.TINY
+        world.make_model(bench.work / f"tiny_{name}", tiny, device=torch.device("cpu"), seed=seed)
+        world.make_model(bench.work / name, tiny if bench.smoke else full, device=bench.device, seed=seed)
+    size = (200, 400) if bench.smoke else (6000, 8000)
+    world.write_pairs(bench.work / "full.jsonl", 60 if bench.smoke else 400, characters=size)
+    world.write_pairs(bench.work / "few.jsonl", 30 if bench.smoke else 66, characters=size, seed=1)
+    (bench.work / "runs").mkdir()
+    return {"seconds": time.perf_counter() - began}
+
+
+def agreement(bench: Bench) -> dict[str, float]:
+    """The largest difference between losses on a CPU and here, of a few steps in float32; the goal is 1e-4."""
+    found = {}
+    for recipe in ("tis_dpo_distill",) if bench.smoke else ("dpo_distill", "tis_dpo_distill", "dskd_distill"):
+        losses = []
+        for device in ("cpu", bench.device.type):
+            out = Path(tempfile.mkdtemp(dir=bench.work / "runs")) / "out"
+            settings = [
+                "training.max_steps=3",
+                "training.batch_size=4",
+                "optimizer.lr=1e-4",
+                f"training.device={device}",
+            ]
+            settings += ["training.precision=float32", "teacher.dtype=float32", "lr_schedule.num_warmup_steps=0"]
+            bench.whole(recipe, out, *pair(bench, "tiny_"), *settings, length=64)
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            losses.append([line["loss"] for line in lines if "loss" in line])
+        found[recipe] = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    return found
+
+
+def pair(bench: Bench, prefix: str = "") -> tuple[str, str]:
+    return f"student.path={bench.work}/{prefix}student", f"teacher.path={bench.work}/{prefix}teacher"
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Student alone, all weights: recipe dpo, by what backward computes again."""
+    whole = [f"model.path={bench.work}/student", "lora=null"]
+    kinds = ("none",) if bench.smoke else ("none", "selective", "full")
+    found = {}
+    for kind in kinds:
+        if bench.left > 40 or bench.smoke:
+            found[kind] = bench.train("dpo", f"{PAIR}/dpo", *whole, f"training.activation_checkpointing={kind}")
+            clean()
+    return found
+
+
+def teachers(bench: Bench) -> dict[str, Any]:
+    """A live teacher beside the student, by how its weights are stored."""
+    found = {}
+    for kind in ("nf4",) if bench.smoke else ("none", "float8", "int8", "nf4", "int4"):
+        config = TeacherConfig("owner/name", quantization=kind)
+        problem = next(quantization_problems(kind, config.torch_dtype, bench.device.type), None)
+        if problem is not None:
+            found[kind] = problem.text
+        elif bench.left > 60 or bench.smoke:
+            settings = [*pair(bench), f"teacher.quantization={kind}"]
+            found[kind] = bench.train("tis_dpo_distill", f"{PAIR}/tis_dpo_distill", *settings)
+            clean()
+    return found
+
+
+def small_card(bench: Bench) -> dict[str, Any]:
+    """The configs for one card of 24 GB, with no more memory than such a card has."""
+    if bench.device.type == "cuda":
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(CARD * GIB / whole, 1.0))
+    try:
+        name = f"{PAIR}_24gb"
+        found = {"live": bench.train("tis_dpo_distill", f"{name}/tis_dpo_distill", *pair(bench))}
+        clean()
+        if bench.left > 40 or bench.smoke:
+            few, scores = bench.data("few", bench.length), bench.work / "scored"  # read as they were scored
+            began = time.perf_counter()
+            bench.whole("score", scores, *pair(bench), *few, length=bench.length)
+            found["score"] = {"seconds": time.perf_counter() - began}
+            clean()
+            settings = [pair(bench)[0], f"teacher.scores={scores}/scores", *few]
+            found["scores"] = bench.train("tis_dpo_distill", f"{name}/tis_dpo_distill_scores", *settings)
+        return found
+    finally:
+        if bench.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments.out = arguments.out.absolute()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "log.txt").write_text("")
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.smoke else "cpu")
+    # Models of 18 GB lie in main memory where there is room.
+    memory = Path("/dev/shm")
+    roomy = device.type == "cuda" and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 24 * GIB
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as work:
+        bench = Bench(arguments, Path(work), device)
+        bench.results["arguments"] = asdict(arguments)
+        bench.part("environment", lambda: environment(bench), needs=0)
+        bench.part("ceilings", lambda: ceilings(bench), needs=10)
+        bench.part("attention", lambda: attention(bench), needs=20)
+        bench.part("head", lambda: head(bench), needs=20)
+        bench.part("models", lambda: models(bench), needs=60)
+        bench.part("agreement", lambda: agreement(bench), needs=60)
+        bench.part("training", lambda: training(bench), needs=60)
+        bench.part("small_card", lambda: small_card(bench), needs=90)
+        bench.part("teachers", lambda: teachers(bench), needs=90)
+        print(f"{len(bench.errors)} parts failed or were left out; results in {arguments.out}/results.json")
+
+
+if __name__ == "__main__":
+    main()

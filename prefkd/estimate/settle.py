@@ -1,0 +1,48 @@
+"""What a config leaves to the memory of the GPU: settled by plans, the fastest choice that fits."""
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Literal
+
+from prefkd.config.fields import name_of, setting
+from prefkd.errors import PrefkdError
+from prefkd.estimate.memory import Card
+from prefkd.estimate.plan import Plan, make_plan
+from prefkd.training.settings import TrainingConfig
+
+# The fastest first.
+KINDS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
+
+
+def settle(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None) -> tuple[Any, Plan]:
+    """A config without `activation_checkpointing: auto`, and its plan.
+
+    Args:
+        name: The recipe's name.
+        ranks: Processes.
+        card: The GPU of each. The choice that needs least memory is taken where it is not known, or nothing fits.
+    """
+    training = setting(config, TrainingConfig)
+    if training is None or training.activation_checkpointing != "auto":
+        return config, make_plan(recipe, name, config, ranks, card)
+    for kind in KINDS if card is not None else KINDS[-1:]:
+        config = _with(config, kind)
+        plan = make_plan(recipe, name, config, ranks, card)
+        if card is not None and card.fits(plan.peak):
+            break
+    return config, plan
+
+
+def settle_for_run(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card) -> Any:
+    """The config of a run that begins on a card. Where no plan can be made, activations are recomputed in full."""
+    try:
+        return settle(recipe, name, config, ranks, card)[0]
+    except PrefkdError as error:
+        print(f"activation_checkpointing: full, since there is no plan to settle it by: {error}", file=sys.stderr)
+        return _with(config, KINDS[-1])
+
+
+def _with(config: Any, kind: Literal["none", "selective", "full"]) -> Any:
+    training: Any = setting(config, TrainingConfig)
+    return replace(config, **{name_of(config, training): replace(training, activation_checkpointing=kind)})
