@@ -49,7 +49,7 @@ class TokenBatch(Movable):
         parents: (N,) index into the A*P parents: the parent token that the target belongs to. Where one model reads
             alone, each target is its own.
         lengths: A numbers of targets, those of each answer, in whose order the targets stand.
-        packing: The same without padding.
+        packing: Where the tokens lie in one row without padding.
         largest_target: The largest of `targets`, known without asking the device.
     """
 

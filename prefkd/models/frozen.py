@@ -73,7 +73,7 @@ def load_frozen(
 
     Args:
         probe: A pair of the teacher's tokens, on which each model is checked.
-        reading: What `LogprobModel` is told of each of them: `chunk_size`, `attention`, `compile`.
+        reading: Settings of `LogprobModel` for each model: `chunk_size`, `attention`, `compile`.
 
     Raises:
         PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.

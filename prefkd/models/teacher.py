@@ -204,7 +204,7 @@ class Teacher:
 
         Args:
             probe: A pair of its tokens, on which each model is checked.
-            reading: What `LogprobModel` is told of each of them.
+            reading: Settings of `LogprobModel` for each model.
 
         Raises:
             PrefkdError: See `load_frozen`.

@@ -40,8 +40,8 @@ def varlen_obstacle(lm: PreTrainedModel, precision: torch.dtype, device: torch.d
     """Why a model cannot do without a mask, in a few words; None if it can.
 
     Args:
-        precision: What its layers compute in.
-        device: Where.
+        precision: Type in which the layers compute.
+        device: Device on which they do.
     """
     text: Any = lm.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -80,7 +80,7 @@ def varlen_attention(
 
     Args:
         sliding_window: Positions that a token sees, itself among them; None is all before it.
-        packing: What each token sees. Without it, `attention_mask` says so, as for sdpa.
+        packing: The keys of each token. Without it, `attention_mask` says so, as for sdpa.
 
     Raises:
         ValueError: The model's attention has something that the kernel does not know.
