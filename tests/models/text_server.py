@@ -100,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
         match act:
             case "slow":
                 time.sleep(1.0)
+            case "busy":
+                time.sleep(0.1)
             case "limit":
                 return self.reply(429, '{"error": {"message": "slow down"}}', {"retry-after": "0.05"})
             case "503":
