@@ -27,7 +27,7 @@ from tests.test_house import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = ("tis_dpo_distill", "dskd_distill", "dpo", "sft", "dpo_distill", "score", "sample", "rank", "evaluate")
+RECIPES = ("tis_dpo_distill", "dskd_distill", "dpo", "sft", "dpo_distill", "score", "evaluate", "sample", "rank")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
