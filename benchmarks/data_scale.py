@@ -76,7 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     models = ["--student", arguments.student, "--teacher", arguments.teacher]
     if arguments.step:
-        run_step(*arguments.step, arguments.student, arguments.teacher)
+        step, file = arguments.step
+        run_step(step, file, arguments.student, arguments.teacher)
         return
     print("| pairs | step | seconds | pairs/s | peak MiB |\n|---|---|---|---|---|")
     for count in arguments.pairs:

@@ -15,7 +15,8 @@ def main(student: str, teacher: str, text: str) -> None:
         AutoTokenizer.from_pretrained(path)(text, add_special_tokens=False, return_offsets_mapping=True)
         for path in (student, teacher)
     ]
-    parents = find_parents(*(side["offset_mapping"] for side in sides), len(text), text)
+    own, other = (side["offset_mapping"] for side in sides)
+    parents = find_parents(own, other, len(text), text)
     for name, side in zip(("student", "teacher"), sides, strict=True):
         print(f"{name:8}", "|".join(text[start:end] for start, end in side["offset_mapping"]))
     print(f"{'parents':8}", "|".join(text[start:end] for start, end in parents[:, :2]))

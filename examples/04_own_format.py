@@ -32,5 +32,6 @@ def read_row(row: dict[str, Any], least: int = 1) -> Iterator[Pair]:
 
 if __name__ == "__main__":
     reader = {"_component_": "__main__.read_row"}
-    for pair in load_pairs(DataConfig(sys.argv[1], reader=reader, held_out_fraction=0.0)).train:
+    pairs = load_pairs(DataConfig(sys.argv[1], reader=reader, held_out_fraction=0.0)).train
+    for pair in map(dict, pairs):
         print(f"{pair['weight']:.2f}  {pair['prompt'][-1]['content']}: {pair['chosen']} > {pair['rejected']}")

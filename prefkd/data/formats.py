@@ -41,7 +41,7 @@ class Pair(NamedTuple):
         prompt: A conversation that ends with a message of the user or of a tool.
         chosen, rejected: The better and the worse answer: text, or a message that calls tools.
         tools: The tools that can be called, JSON schemas, or None.
-        worth: What the pair is worth.
+        worth: Its weight, margin and gap.
     """
 
     prompt: list[Message]
@@ -168,7 +168,8 @@ def read_conversational(row: Mapping[str, Any]) -> Pair:
     # A prompt may leave out the system message, or earlier turns, that the conversations have.
     if prompt and history and history[-len(prompt) :] != prompt:
         raise DataError("fields 'chosen' and 'rejected' begin with another conversation than field 'prompt'")
-    return Pair(history or prompt, *answers)
+    chosen, rejected = answers
+    return Pair(history or prompt, chosen, rejected)
 
 
 def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
@@ -177,7 +178,8 @@ def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
     history, *answers = _conversations(row)
     if history and prompt.strip() not in (turn["content"].strip() for turn in history if turn["role"] == "user"):
         raise DataError("fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'")
-    return Pair(history or [_user(prompt)], *answers)
+    chosen, rejected = answers
+    return Pair(history or [_user(prompt)], chosen, rejected)
 
 
 def read_sharegpt(row: Mapping[str, Any]) -> Pair:

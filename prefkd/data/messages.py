@@ -182,7 +182,7 @@ def pack_calls(prompt: list[Message], answers: Mapping[str, Answer], tools: list
     extra = {
         "tools": tools,
         "prompt": {i: rest for i, turn in enumerate(prompt) if (rest := _beyond_text(turn))},
-        "answers": {name: answer["tool_calls"] for name, answer in answers.items() if not isinstance(answer, str)},
+        "answers": {name: answer.get("tool_calls") for name, answer in answers.items() if not isinstance(answer, str)},
     }
     return json.dumps(extra, ensure_ascii=False) if any(extra.values()) else None
 

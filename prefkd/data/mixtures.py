@@ -44,7 +44,7 @@ def held_out_rows(keys: np.ndarray, order: np.ndarray, fraction: float) -> np.nd
     Args:
         keys: (n,) the key of each row.
         order: (n,) where a row stands in the order of groups; the first row of a group decides.
-        fraction: Of the rows.
+        fraction: Share of the rows.
     """
     _, first, group, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     groups = np.argsort(order[first], kind="stable")[:-1]

@@ -1,6 +1,6 @@
 """Settings of the data: which rows are read and how, how sources are mixed, what is left out, and the lengths."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,7 @@ class MixedRows(Rows):
     """One source of a mixture.
 
     Attributes:
-        name: What metrics call it; the name of the file, folder or data set if not given.
+        name: Name in metrics; the name of the file, folder or data set if not given.
         weight: Its share of an epoch, in proportion to those of the other sources. The epoch is the longest that
             repeats no pair, so that a source with more pairs than its share gives a random part of them.
         limit: At most so many pairs, chosen at random.
@@ -137,10 +137,10 @@ class DataConfig(Rows):
             together, so that no prompt is both trained on and evaluated on.
         limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
         weight: The column with the weight of a pair in the loss; a mean over the pairs of a step is weighted by it.
-        margin_scale: What margins are multiplied by, the alpha of arXiv 2402.10571.
+        margin_scale: Factor of margins, the alpha of arXiv 2402.10571.
         filters: Pairs that are left out.
-        duplicates: What becomes of training pairs whose prompt occurred before, apart from capitals and blanks.
-        leakage: What becomes of training pairs whose prompt is held out as well.
+        duplicates: Whether to keep or drop training pairs whose prompt occurred before, apart from capitals and blanks.
+        leakage: Whether to keep or drop training pairs whose prompt is held out as well.
         reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
         on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
         seed: Seed of the held-out part, of the limits and of the mixture.
@@ -242,5 +242,5 @@ class DataConfig(Rows):
             yield f"sources[{labels.index(twice)}].name: {twice} is the name of two sources; give one of them another"
 
 
-def _values(section: Any) -> Mapping[str, Any]:
+def _values(section: Any) -> dict[str, Any]:
     return {one.name: getattr(section, one.name) for one in fields(section)}

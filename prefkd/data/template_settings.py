@@ -19,7 +19,7 @@ class TemplateSettings:
     Attributes:
         kind: `chat` = the tokenizer's chat template, `plain` = role headings, `auto` = chat where there is one.
         path: A file with a chat template, in place of the tokenizer's own. A trained model is saved with it.
-        arguments: What the template is given, `{enable_thinking: false}` say.
+        arguments: Arguments of the template, `{enable_thinking: false}` say.
         thoughts: `keep` = a thought before an answer, <think> ... </think> or `reasoning_content`, is a part of the
             answer on both sides; `drop` = it is left out on both sides.
     """

@@ -176,7 +176,7 @@ class ModelSide:
         template: `chat` is the tokenizer's own chat template, `plain` writes role headings; `auto` takes the chat
             template if there is one. Or the keys of `prefkd.data.template_settings.TemplateSettings`. A template from
             elsewhere, or one with arguments, takes the place of the tokenizer's own.
-        name: What messages call the model.
+        name: Name of the model in messages.
         embeddings: How many tokens the model has an embedding for; None where it reads nothing.
         positions: How many positions a row may have; None where nothing bounds them.
 

@@ -45,7 +45,7 @@ def read_worth(row: Mapping[str, Any], *, weight: str | None, margin: str | None
     Args:
         row: The row, with `gap` if its layout has one.
         weight, margin: Columns, or differences of two.
-        scale: What the margin is multiplied by.
+        scale: Factor of the margin.
 
     Raises:
         DataError: A column is missing, holds no finite number, or a weight is below 0.

@@ -202,7 +202,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    hub = config.hub if config.tokenizer_path == config.path else {"trust_remote_code": config.trust_remote_code}
+    hub: Any = config.hub if config.tokenizer_path == config.path else {"trust_remote_code": config.trust_remote_code}
     return read_tokenizer(config.tokenizer_path, **hub)
 
 
