@@ -17,7 +17,7 @@ RUNS = {
     "dpo unshared": ("model.share_prompt=false", "loss.beta=0.3"),
     "dpo centred": ("lora={rank: 4}", "centre=true"),
     "dpo_distill": ("teacher.share_prompt=false",),
-    "tis_dpo_distill": ("training.activation_checkpointing=true",),
+    "tis_dpo_distill": ("training.activation_checkpointing=full",),
     "dskd_distill": (),
 }
 

@@ -78,7 +78,7 @@ RUNS = {
 def test_a_microbatch_waits_for_nothing(worlds, tmp_path, waits, name):
     recipe = name.split()[0]
     helper, world = (two_models, "two") if recipe.endswith("distill") else (single_model, "one")
-    steps = ("training.max_steps=2", "training.microbatch_size=2", "training.activation_checkpointing=true")
+    steps = ("training.max_steps=2", "training.microbatch_size=2", "training.activation_checkpointing=full")
     helper.run(recipe, worlds[world], tmp_path / "out", *steps, *RUNS[name])
     assert not waits.found
 
