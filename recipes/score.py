@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -130,10 +130,12 @@ def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
     readers = (config.teacher, *config.contrast.models.values())
-    bounds: dict[str, Any] = {"embeddings": fewest_embeddings(readers), "positions": fewest_positions(readers)}
+    embeddings, positions = fewest_embeddings(readers), fewest_positions(readers)
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, **bounds),
+        "teacher": ModelSide(
+            load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings, positions=positions
+        ),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)
