@@ -1,8 +1,8 @@
 """Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
-(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
-(cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
+(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once (align_distil, dckd, adpa,
+tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
 distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
 `prefkd.training.terms` explains them, and how to write one.
 
@@ -30,11 +30,13 @@ from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
+from prefkd.models.contrast import ContrastConfig, require_one_tokenizer
 from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
+from prefkd.training.asks import asks_of, asks_problems
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
@@ -49,7 +51,7 @@ from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import Signals
-from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
+from prefkd.weighting import WeightConfig, parent_weights, weight_metrics
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Config:
             the whole step has of its unit: pairs, target tokens or parents.
         reference: The model whose log-probs the preference terms compare the student with: the teacher, or the
             student's frozen start.
+        contrast: pi+ and pi- of the terms that distil what teachers prefer (align_distil, dckd, adpa, tvkd).
     """
 
     output_dir: Path
@@ -78,6 +81,7 @@ class Config:
     )
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     projectors: ProjectorConfig = field(default_factory=ProjectorConfig)
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -97,22 +101,13 @@ class Config:
         yield from training_problems(self)
         yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
-        yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
-        if "weights" in objective.needs:
-            yield from contrast_problems(self.weights, self.teacher.scores)
+        yield from asks_problems(self, objective.needs)
         if self.projectors.warmup_steps and "projectors" not in objective.needs:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 
     def asks(self) -> Asks:
         """What the objective asks of the teacher."""
-        needs = Objective([component for component in self.objective if is_sound(component)]).needs
-        return Asks(
-            reference="reference" in needs and self.reference == "teacher",
-            instructions=self.weights.prompts if "weights" in needs else None,
-            logprobs="teacher_logprobs" in needs,
-            states="teacher_states" in needs,
-            own_start="reference" in needs and self.reference == "student",
-        )
+        return asks_of(self, Objective([component for component in self.objective if is_sound(component)]).needs)
 
 
 @dataclass
@@ -135,6 +130,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
     side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
+    require_one_tokenizer(teacher.side, teacher.asks.pair)
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
     return share_out(pairs, side, config.training)
@@ -211,10 +207,8 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             policy=policy,
             parent_mask=batch.parent_mask,
             student=states,
-            reference=scores.reference if scores else None,
             weights=weights,
-            teacher_logprobs=heard.logprobs,
-            teacher=heard.states,
+            **heard.signals,
             projectors=run.student.projectors,
             vocabularies=run.vocabularies,
             only_projectors=warms_up,

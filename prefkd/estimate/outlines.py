@@ -51,10 +51,8 @@ class Outlines:
         """The models that are only read, each base once, with its config."""
         if self.teacher is None or not self.teacher.models:
             return []
-        configs = (self.teacher.config, *self.teacher.asked.pair.values())
-        bases = {
-            id(model.base): (config, model.base) for config, model in zip(configs, self.teacher.models, strict=True)
-        }
+        models = zip(self.teacher.configs, self.teacher.models, strict=True)
+        bases = {id(model.base): (config, model.base) for config, model in models}
         return [*bases.values()]
 
 

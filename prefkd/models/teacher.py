@@ -4,7 +4,7 @@ A recipe says what it asks. Whether a model or a folder of scores answers is dec
 asks how the teacher was stored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,8 @@ class Asks:
         pair: Two models, `positive` and `negative`, that are pi+ and pi-.
         logprobs: Log-probs of the answers, for their own sake.
         states: Hidden states at the targets.
+        contrast_logprobs: Whether log-probs of pi+ and pi- are asked, for weights.
+        contrast_states: The names `positive` and `negative` of those of pi+ and pi- whose states are asked too.
         own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
             that scores have.
     """
@@ -68,16 +70,29 @@ class Asks:
     pair: Mapping[str, TeacherConfig] = field(default_factory=dict)
     logprobs: bool = False
     states: bool = False
+    contrast_logprobs: bool = True
+    contrast_states: tuple[str, ...] = ()
     own_start: bool = False
 
     def beyond_scores(self) -> "Asks":
         """What scores do not answer."""
-        return Asks(logprobs=self.logprobs and self.own_start, states=self.states)
+        return Asks(
+            pair=self.pair if self.contrast_states else {},
+            logprobs=self.logprobs and self.own_start,
+            states=self.states,
+            contrast_logprobs=False,
+            contrast_states=self.contrast_states,
+        )
 
     @property
     def any(self) -> bool:
         """Whether anything is asked."""
-        return self.reference or self.has_contrast or self.logprobs or self.states
+        return self.of_teacher or bool(self.pair)
+
+    @property
+    def of_teacher(self) -> bool:
+        """Whether anything is asked of the teacher itself."""
+        return self.reference or self.instructions is not None or self.logprobs or self.states
 
     @property
     def has_contrast(self) -> bool:
@@ -89,10 +104,10 @@ class Asks:
         if config.scores is None:
             return
         asked = self.beyond_scores()
-        if config.path is None and asked.any:
+        if config.path is None and asked.of_teacher:
             what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
-        elif config.path is not None and not asked.any:
+        elif config.path is not None and not asked.of_teacher:
             yield "path: stands beside scores, but nothing is asked of a model; remove it (~teacher.path)"
 
 
@@ -103,12 +118,19 @@ class TeacherOutput:
     Attributes:
         scores: The log-probs that the student is compared with, and those under pi+ and pi-.
         logprobs: (2, B, P) its own log-prob of each parent.
-        states: Its states at its targets.
+        states: The states at their targets of the teacher, `own`, and of pi+ and pi-, `positive` and `negative`.
     """
 
     scores: ParentScores | None
     logprobs: Tensor | None
-    states: TokenStates | None
+    states: Mapping[str, TokenStates]
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """The same by the names that the terms of an objective have for it."""
+        reference = self.scores.reference if self.scores else None
+        states = {"teacher" if name == "own" else name: states for name, states in self.states.items()}
+        return {"reference": reference, "teacher_logprobs": self.logprobs, **states}
 
     @property
     def reference(self) -> Tensor:
@@ -121,12 +143,16 @@ class TeacherOutput:
 class _Reader:
     """A model, and which of the token sequences of a batch it reads."""
 
-    model: Callable[[TokenBatch], Tensor]
+    model: FrozenModel
     view: Literal["teacher", "positive", "negative"]
+
+    def tokens(self, batch: PairBatch) -> TokenBatch:
+        """What it reads of a batch."""
+        return getattr(batch, self.view)
 
     def __call__(self, batch: PairBatch) -> Tensor:
         """log-prob of each parent, (2, B, P)."""
-        tokens: TokenBatch = getattr(batch, self.view)
+        tokens = self.tokens(batch)
         return batch.parent_sums(self.model(tokens), tokens)
 
 
@@ -140,6 +166,7 @@ class Teacher:
     Attributes:
         asked: What is asked of a model in memory; the rest comes with the batches.
         models: Those in memory: the teacher, then pi+ and pi- where they are models of their own.
+        configs: Those of these models.
         description: What it is, in a line for the terminal.
     """
 
@@ -149,9 +176,12 @@ class Teacher:
         self._folder = config.scores if isinstance(config, TeacherSource) else None
         self.asked = asks if self._folder is None else asks.beyond_scores()
         self.models: list[FrozenModel] = []
+        own = [config] if self.asked.of_teacher else []
+        self.configs: list[TeacherConfig] = [*own, *self.asked.pair.values()]
         source = "nothing is asked of it" if self._folder is None else f"scores in {self._folder}"
         self.description = f"{source}, no model in memory"
         self._readers: dict[str, _Reader] = {}
+        self._stated: dict[str, _Reader] = {}
         self._kept: KeptLogprobs | None = None
 
     @property
@@ -205,18 +235,21 @@ class Teacher:
         self._kept = KeptLogprobs(ranks)
         if not self.asked.any:
             return
-        configs = [self.config, *self.asked.pair.values()]
-        self.models = load_frozen(configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
-        own, *pair = self.models
-        if self.asked.reference or self.asked.logprobs:
-            self._readers["own"] = _Reader(own, "teacher")
+        self.models = load_frozen(self.configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        names = ["own"] * self.asked.of_teacher + [*self.asked.pair]
+        readers = {name: _Reader(model, "teacher") for name, model in zip(names, self.models, strict=True)}
         if self.asked.instructions is not None:
-            self._readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
-        self._readers |= {name: _Reader(model, "teacher") for name, model in zip(self.asked.pair, pair, strict=True)}
+            own = self.models[0]
+            readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
+        asked_for = {"own"} if self.asked.reference or self.asked.logprobs else set()
+        asked_for |= set(INSTRUCTIONS) if self.asked.has_contrast and self.asked.contrast_logprobs else set()
+        self._readers = {name: reader for name, reader in readers.items() if name in asked_for}
+        stated = ("own",) * self.asked.states + self.asked.contrast_states
+        self._stated = {name: reader for name, reader in readers.items() if name in stated}
         bases = {id(model.base): model.base for model in self.models}
         size = " + ".join(parameter_count(base) for base in bases.values())
         stored = f"; log-probs from {self._folder}" if self._folder is not None else ""
-        self.description = f"{self.config.path}  {size} parameters, {own.storage}{stored}"
+        self.description = f"{self.configs[0].path}  {size} parameters, {self.models[0].storage}{stored}"
 
     def __call__(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch. Log-probs of a pair that was read before are not read again."""
@@ -247,15 +280,15 @@ class Teacher:
         states = self._states(batch)
         logprobs = {
             # The states that are asked for too make a second reading of the same tokens needless.
-            name: batch.parent_sums(states.logprobs(), batch.teacher) if states and name == "own" else reader(batch)
+            name: batch.parent_sums(states[name].logprobs(), reader.tokens(batch)) if name in states else reader(batch)
             for name, reader in self._readers.items()
         }
         return self._output(batch, logprobs, states), logprobs
 
-    def _states(self, batch: PairBatch) -> TokenStates | None:
-        return self.models[0].states(batch.teacher) if self.asked.states else None
+    def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
+        return {name: reader.model.states(reader.tokens(batch)) for name, reader in self._stated.items()}
 
-    def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: TokenStates | None) -> TeacherOutput:
+    def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: dict[str, TokenStates]) -> TeacherOutput:
         """Put together what its models say and what came with the batch."""
         found = {name: logprobs[name] for name in INSTRUCTIONS if name in logprobs}
         if self.asked.reference:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.signals import Losses, Need, Signals, Unit
+from prefkd.training.signals import Answers, Losses, Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
-TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Literal["chosen", "rejected", "both"]}
+TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Answers}
 ANSWERS = {"chosen": (0,), "rejected": (1,), "both": (0, 1)}
 
 
@@ -165,6 +165,8 @@ def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None)
         weights=-parents if "weights" in needs else None,
         teacher_logprobs=parents if "teacher_logprobs" in needs else None,
         teacher=states(sizes[1]) if "teacher_states" in needs else None,
+        positive=states(sizes[1]) if "positive_states" in needs else None,
+        negative=states(sizes[1]) if "negative_states" in needs else None,
         projectors=DualSpaceProjectors(1, 1) if "projectors" in needs else None,
         vocabularies=vocabularies,
     )
@@ -182,7 +184,7 @@ def _term(component: Component, name: str) -> Term:
         name=name,
         function=bind(own),
         weight=component.get("weight", 1.0),
-        sides=ANSWERS[component.get("answers", "chosen")],
+        sides=ANSWERS[component.get("answers", getattr(function, "answers", "chosen"))],
         needs=cast(Any, getattr(function, "needs", frozenset())),
         unit=cast(Any, getattr(function, "unit", "pair")),
     )

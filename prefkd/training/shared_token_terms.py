@@ -1,11 +1,11 @@
 """Terms that compare next-token distributions across tokenizers, where a parent is one token on each side.
 
-There both models predict what follows the same text. A term is a sum over such places, divided by all target tokens of
+There both models predict what follows the same text; models of one vocabulary do so at every target. A term is a sum over such places, divided by all target tokens of
 the student, so that its size shows how many there are. Logged are `one_token_parents`, their share of all parents, and
 `student_shared_mass` and `teacher_shared_mass`, the mean probability of shared tokens at these places.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from prefkd.method import shared_tokens as across
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training.chunks import in_chunks
-from prefkd.training.signals import Losses, Signals, term
+from prefkd.training.signals import Losses, Signals, Unit, term
 
 SURE = 0.6  # weight in a map from which h_kl takes two tokens for the same
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def shared_tokens(
     signals: Signals,
     form: Literal["lumped", "renormalised"] = "lumped",
@@ -35,7 +35,7 @@ def shared_tokens(
         divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
         temperature: Of both sides.
     """
-    shared = _shared(signals)
+    shared = shared_of(signals)
     compare = {"lumped": across.lumped_divergence, "renormalised": across.renormalised_divergence}[form]
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def shared_tokens(
     return _at_one_token_parents(signals, loss, shared)
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_weight: float | None = None) -> Losses:
     """GOLD of TRL: shared tokens by a generalised Jensen-Shannon divergence, all others by sorted probabilities.
 
@@ -55,7 +55,7 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
         shared_weight: Of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
-    shared, tokens = _shared(signals), _tokens(signals)
+    shared, tokens = shared_of(signals), _tokens(signals)
     weight = len(shared.teacher) / tokens[1] if shared_weight is None else shared_weight
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
@@ -68,7 +68,7 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
     return _at_one_token_parents(signals, loss, shared)
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def x_token(
     signals: Signals,
     form: Literal["p_kl", "h_kl"] = "p_kl",
@@ -91,7 +91,7 @@ def x_token(
     assert signals.vocabularies is not None
     tokens = _tokens(signals)
     token_map = signals.vocabularies.token_map.within(*tokens)
-    shared = _shared(signals)
+    shared = shared_of(signals)
     if form == "h_kl":
         shared = across.common_pairs(token_map, SURE).to(shared.student.device)
 
@@ -116,39 +116,70 @@ def _at_one_token_parents(
     signals: Signals, compare: Callable[[Tensor, Tensor], Tensor], shared: across.SharedTokens
 ) -> Losses:
     """The sum of ``compare(student's logits, teacher's logits)``, (n,) of (n, V) each, over parents of one token."""
+    values, logged = at_shared_places(signals, compare, shared, signals.teacher)
+    return signals.pair_sums(values), logged
 
-    def sums(student: TokenStates, teacher: TokenStates) -> Tensor:
-        logits, teacher_logits = student.logits(), teacher.logits().detach()
+
+def at_shared_places(
+    signals: Signals, compare: Callable[..., Tensor], shared: across.SharedTokens, *models: TokenStates | None
+) -> tuple[list[Tensor], Mapping[str, tuple[Tensor, Unit]]]:
+    """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
+
+    Two vocabularies are compared where a parent is one token on each side, one vocabulary at every target.
+
+    Args:
+        compare: From logits of the student and of each model, (n, V) each, to (n,).
+        shared: The shared tokens, for what is logged.
+        models: The models.
+
+    Returns:
+        Its sum over each of `Signals.student_answers`, and what is logged.
+    """
+
+    def sums(*states: TokenStates) -> Tensor:
+        logits, *others = states[0].logits(), *(side.logits().detach() for side in states[1:])
         masses = [
             across.shared_mass(values.detach(), ids).sum()
-            for values, ids in ((logits, shared.student), (teacher_logits, shared.teacher))
+            for values, ids in ((logits, shared.student), (others[0], shared.teacher))
         ]
-        return torch.stack([compare(logits, teacher_logits).sum(), *masses])
+        return torch.stack([compare(logits, *others).sum(), *masses])
 
-    values, places = [], []
-    for student, teacher in signals.answers():
-        own, other = across.one_token_parents(student.parents, teacher.parents)
-        values.append(in_chunks(sums, student.at(own), teacher.at(other)))
-        places.append(len(own))
-    losses, *masses = (signals.pair_sums(list(column)) for column in torch.stack(values).unbind(1))
-    found = signals.pair_sums([losses.new_tensor(float(count)) for count in places])
-    return losses, {
-        "one_token_parents": (found, "parent"),
-        "student_shared_mass": ((masses[0] / found.clamp_min(1)).detach(), "pair"),
-        "teacher_shared_mass": ((masses[1] / found.clamp_min(1)).detach(), "pair"),
+    found, places = [], []
+    for student, *others in signals.answers_of(*models):
+        if _has_one_tokenization(signals, student, others[0]):
+            places.append(len(student.targets))
+            found.append(in_chunks(sums, student, *others))
+        else:
+            own, other = across.one_token_parents(student.parents, others[0].parents)
+            places.append(len(own))
+            found.append(in_chunks(sums, student.at(own), *(states.at(other) for states in others)))
+    losses, *masses = torch.stack(found).unbind(1)
+    count = signals.pair_sums([losses.new_tensor(float(number)) for number in places])
+    shares = [(signals.pair_sums(list(mass)) / count.clamp_min(1)).detach() for mass in masses]
+    return list(losses), {
+        "one_token_parents": (count, "parent"),
+        "student_shared_mass": (shares[0], "pair"),
+        "teacher_shared_mass": (shares[1], "pair"),
     }
+
+
+def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenStates) -> bool:
+    assert signals.vocabularies is not None
+    return signals.vocabularies.are_one and torch.equal(student.targets, other.targets)
 
 
 def _tokens(signals: Signals) -> tuple[int, int]:
     """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
-    assert signals.vocabularies is not None and signals.teacher is not None
+    other = signals.teacher or signals.positive
+    assert signals.vocabularies is not None and other is not None
     texts = signals.vocabularies.student, signals.vocabularies.teacher
-    heads = signals.student.head, signals.teacher.head
+    heads = signals.student.head, other.head
     student, teacher = (min(len(own), len(head)) for own, head in zip(texts, heads, strict=True))
     return student, teacher
 
 
-def _shared(signals: Signals) -> across.SharedTokens:
+def shared_of(signals: Signals) -> across.SharedTokens:
+    """The shared tokens that both heads have a row for, where the student is."""
     assert signals.vocabularies is not None
     return signals.vocabularies.shared.within(*_tokens(signals)).to(signals.student.hidden.device)
 

@@ -1,7 +1,7 @@
 """What the terms of an objective are computed from, and how a term says which of it it needs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -12,14 +12,22 @@ from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models.logprob_model import TokenStates
 
 Unit = Literal["pair", "token", "parent"]
+Answers = Literal["chosen", "rejected", "both"]
 Need = Literal[
-    "reference", "weights", "teacher_logprobs", "teacher_states", "projectors", "vocabularies", "one_vocabulary"
+    "reference",
+    "weights",
+    "teacher_logprobs",
+    "teacher_states",
+    "positive_states",
+    "negative_states",
+    "projectors",
+    "vocabularies",
+    "one_vocabulary",
 ]
 # What has to be there for something else to be.
 IMPLIED: dict[Need, tuple[Need, ...]] = {
     "weights": ("reference",),
     "projectors": ("teacher_states",),
-    "vocabularies": ("teacher_states",),
     "one_vocabulary": ("teacher_states",),
 }
 # What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
@@ -43,6 +51,7 @@ class Signals:
         weights: (2, B, P) importance weights.
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
+        positive, negative: The states of pi+ and pi- at the teacher's targets, in the same order of answers.
         projectors: Those between the hidden states of both models.
         vocabularies: The tokens of both models.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
@@ -56,6 +65,8 @@ class Signals:
     weights: Tensor | None = None
     teacher_logprobs: Tensor | None = None
     teacher: TokenStates | None = None
+    positive: TokenStates | None = None
+    negative: TokenStates | None = None
     projectors: DualSpaceProjectors | None = None
     vocabularies: Vocabularies | None = None
     sides: tuple[int, ...] = (0,)
@@ -67,8 +78,20 @@ class Signals:
 
     def answers(self) -> list[tuple[TokenStates, TokenStates]]:
         """What student and teacher say of each of these."""
-        assert self.teacher is not None, "a term that reads the teacher's states says so"
-        return list(zip(self.student_answers(), self._asked_about(self.teacher.answers()), strict=True))
+        return [(student, teacher) for student, teacher in self.answers_of(self.teacher)]
+
+    def answers_of(self, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
+        """What the student and then other models say of each of these."""
+        return list(zip(self.student_answers(), *(self.of_model(model) for model in models), strict=True))
+
+    def of_model(self, model: TokenStates | None) -> list[TokenStates]:
+        """What a model says of each of these."""
+        assert model is not None, "a term that reads the states of a model says so"
+        return self._asked_about(model.answers())
+
+    def of_sides(self, *sides: int) -> "Signals":
+        """The same for a part of a term that is about some answers: 0 for the chosen, 1 for the rejected ones."""
+        return replace(self, sides=sides)
 
     def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
         """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
@@ -83,7 +106,9 @@ class Signals:
         return [answer for side in self.sides for answer in answers[side * pairs : (side + 1) * pairs]]
 
 
-def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Function], Function]:
+def term(
+    *, needs: Collection[Need] = (), unit: Unit = "pair", answers: Answers = "chosen"
+) -> Callable[[Function], Function]:
     """Mark a function as a term of an objective.
 
     Args:
@@ -91,10 +116,12 @@ def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Func
             must have the same tokens.
         unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
             parents of the whole step.
+        answers: Those that it is about where a config does not say, if it is counted in tokens or parents.
     """
 
     def mark(function: Function) -> Function:
         function.needs, function.unit = with_implied(needs), unit  # pyright: ignore[reportFunctionMemberAccess]
+        function.answers = answers  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
     return mark

@@ -35,6 +35,13 @@ from prefkd.method import baselines, divergences, preference
 from prefkd.method.dual_space import DualSpaceSide, DualSpaceTerms, dual_space_loss, same_vocabulary_loss
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.preference_terms import adpa as adpa
+from prefkd.training.preference_terms import align_distil as align_distil
+from prefkd.training.preference_terms import dckd as dckd
+from prefkd.training.preference_terms import distillm2 as distillm2
+from prefkd.training.preference_terms import pad as pad
+from prefkd.training.preference_terms import rewarded
+from prefkd.training.preference_terms import tvkd as tvkd
 from prefkd.training.shared_token_terms import gold as gold
 from prefkd.training.shared_token_terms import shared_tokens as shared_tokens
 from prefkd.training.shared_token_terms import x_token as x_token
@@ -46,7 +53,7 @@ def dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Lo
     """DPO on whole answers (arXiv 2305.18290); with label smoothing conservative DPO."""
     assert signals.reference is not None
     inputs = *signals.policy.sum(-1), *signals.reference.sum(-1)
-    return _rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
+    return rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
 
 
 @term(needs=["reference"])
@@ -55,7 +62,7 @@ def ipo(signals: Signals, beta: float = 0.1) -> Losses:
     assert signals.reference is not None
     parents = signals.parent_mask.sum(-1)
     inputs = *signals.policy.sum(-1) / parents, *signals.reference.sum(-1) / parents
-    return _rewarded(*preference.ipo_loss(*inputs, beta=beta))
+    return rewarded(*preference.ipo_loss(*inputs, beta=beta))
 
 
 @term(needs=["weights"])
@@ -63,7 +70,7 @@ def tis_dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -
     """Importance-weighted DPO on parents (CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350)."""
     assert signals.reference is not None and signals.weights is not None
     margins = preference.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
-    return _rewarded(*preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
+    return rewarded(*preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
 
 
 @term(unit="token")
@@ -168,7 +175,7 @@ def uld(signals: Signals) -> Losses:
     return signals.pair_sums([in_chunks(loss, *answer) for answer in signals.answers()])
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelt most alike.
 
@@ -213,18 +220,6 @@ def alm(signals: Signals, temperature: float = 100.0) -> Losses:
         for answer in zip(*answers, strict=True)
     ]
     return signals.pair_sums(values)
-
-
-def _rewarded(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Losses:
-    """The losses of a preference term, and what is logged about them."""
-    margin = chosen_rewards - rejected_rewards
-    return losses, {
-        "margin": margin,
-        "accuracy": (margin > 0).float(),
-        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
-        "chosen_reward": chosen_rewards,
-        "rejected_reward": rejected_rewards,
-    }
 
 
 def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:

@@ -1,0 +1,193 @@
+"""Terms that distil what teachers prefer (`prefkd.method.preference_distillation`).
+
+pi+ and pi- are what the section `contrast` of the config says: the teacher under two instructions, or two models of the
+teacher's family, of which one learned the preferences by DPO and the other is its reference, or learned the opposite.
+
+Distributions are compared as by term `shared_tokens`: over the tokens that both vocabularies have and one bucket for
+all others, where a parent is one token on each side; models of one vocabulary are compared over all tokens at every
+target. The same is logged.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prefkd.method import preference_distillation
+from prefkd.method.divergences import divergence
+from prefkd.method.preference_distillation import AlignForm
+from prefkd.method.shared_tokens import lumped_logprobs
+from prefkd.models.logprob_model import TokenStates
+from prefkd.training.shared_token_terms import at_shared_places, shared_of
+from prefkd.training.signals import Losses, Signals, term
+
+
+@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token")
+def align_distil(
+    signals: Signals,
+    beta: float = 0.1,
+    strength: float = 10.0,
+    temperature: float = 1.0,
+    form: AlignForm = "adaptive",
+) -> Losses:
+    """AlignDistil (arXiv 2503.02832): the student follows pi+, moved further away from pi- where the two differ.
+
+    Args:
+        beta: Of the DPO that made pi+.
+        strength: How far beyond pi+ the target goes.
+        temperature: Of the target.
+        form: `adaptive` is the method, the others are its ablations.
+    """
+    shared = shared_of(signals)
+
+    def loss(student: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        how: Any = {"beta": beta, "strength": strength, "form": form}
+        target, factor = preference_distillation.align_distil_target(positive, negative, **how)
+        p, q = lumped_logprobs((student, shared.student), (_cooled(target, temperature), shared.teacher))
+        return factor * divergence("reverse_kl", p, q)
+
+    values, logged = at_shared_places(signals, loss, shared, signals.positive, signals.negative)
+    return signals.pair_sums(values), logged
+
+
+@term(needs=["vocabularies", "positive_states"], unit="token", answers="both")
+def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
+    """DCKD (arXiv 2502.17927): the forward KL from pi+, on both answers; a cross-entropy goes beside.
+
+    Args:
+        temperature: Of both sides.
+    """
+    shared = shared_of(signals)
+
+    def loss(student: Tensor, positive: Tensor) -> Tensor:
+        sides = (student, shared.student), (positive, shared.teacher)
+        return divergence("forward_kl", *lumped_logprobs(*sides, temperature=temperature))
+
+    values, logged = at_shared_places(signals, loss, shared, signals.positive)
+    return signals.pair_sums(values), logged
+
+
+@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token", answers="rejected")
+def adpa(signals: Signals) -> Losses:
+    """ADPA (arXiv 2502.17927): the student's next token should be one that pi+ likes better than its reference pi-.
+
+    It is meant for answers that the student wrote, which stand in the data as the rejected ones. Nothing but the
+    cross-entropy beside keeps the student near to a model.
+    """
+    shared = shared_of(signals)
+
+    def loss(student: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        sides = (student, shared.student), (positive, shared.teacher), (negative, shared.teacher)
+        return preference_distillation.advantage_loss(*lumped_logprobs(*sides))
+
+    values, logged = at_shared_places(signals, loss, shared, signals.positive, signals.negative)
+    return signals.pair_sums(values), logged
+
+
+@term(needs=["reference", "positive_states"])
+def tvkd(
+    signals: Signals, beta: float = 0.1, gamma: float = 0.7, temperature: float = 2.0, scale: float = 1.0
+) -> Losses:
+    """TVKD (arXiv 2509.16965): DPO whose margin is what pi+ thinks of the states that the answers pass through.
+
+    A sum over the teacher's tokens would favour answers that its tokenizer splits finely, so that it is multiplied by
+    parents per token.
+
+    Args:
+        beta: Of DPO.
+        gamma: Discount; 1 is DPO.
+        temperature: Of the values; with 1 they are all 0.
+        scale: Of the values.
+    """
+    assert signals.reference is not None and signals.positive is not None
+    each = [_value(states, temperature, scale) for states in signals.positive.answers()]
+    parents = signals.parent_mask.sum(-1)
+    tokens = parents.new_tensor(signals.positive.lengths).view_as(parents)
+    values = torch.stack(each).view_as(parents) * parents / tokens
+    found = preference_distillation.tvkd_loss(
+        *signals.policy.sum(-1),
+        *signals.reference.sum(-1),
+        chosen_value=values[0],
+        rejected_value=values[1],
+        beta=beta,
+        gamma=gamma,
+    )
+    losses, logged = rewarded(*found)
+    return losses, {**logged, "chosen_value": values[0], "rejected_value": values[1]}
+
+
+@term(needs=["teacher_logprobs"])
+def pad(signals: Signals, beta: float = 10.0, form: Literal["published", "js", "ranking"] = "published") -> Losses:
+    """PAD (arXiv 2502.14272): how much the student prefers one answer to the other follows how much the teacher does.
+
+    Both by the mean log-prob of a parent, so that tokenizers can be compared.
+
+    Args:
+        beta: Of the means.
+        form: Distance of the two distributions over rankings, see `pad_loss`.
+    """
+    assert signals.teacher_logprobs is not None
+    parents = signals.parent_mask.sum(-1)
+    student, teacher = (beta * values.sum(-1) / parents for values in (signals.policy, signals.teacher_logprobs))
+    losses = preference_distillation.pad_loss(student.T, teacher.T, form=form)
+    agree = (student[0] > student[1]) == (teacher[0] > teacher[1])
+    return losses, {"ranking_agreement": agree.float()}
+
+
+@term(needs=["vocabularies", "teacher_states"])
+def distillm2(signals: Signals, skew: float = 0.1, balance: float = 1.0) -> Losses:
+    """DistiLLM-2 (arXiv 2503.07067): a skewed forward KL on the chosen answer, a skewed reverse KL on the rejected one.
+
+    It is meant for chosen answers that the teacher wrote, and rejected ones that the student wrote.
+
+    Args:
+        skew: Share of a distribution in its own reference.
+        balance: Weight of the reverse KL; the forward KL has 2 - balance.
+    """
+    shared, sides = shared_of(signals), []
+    both = preference_distillation.skewed_forward_kl, preference_distillation.skewed_reverse_kl
+    logged: Mapping[str, Any] = {}
+    for side, kl in enumerate(both):
+
+        def loss(student: Tensor, teacher: Tensor, kl: Any = kl) -> Tensor:
+            return kl(*lumped_logprobs((student, shared.student), (teacher, shared.teacher)), skew)
+
+        answers = signals.of_sides(side)
+        values, found = at_shared_places(answers, loss, shared, signals.teacher)
+        targets = [len(states.targets) for states in answers.student_answers()]
+        sides.append(answers.pair_sums(values) / values[0].new_tensor(targets))
+        logged = logged or found  # of the chosen answers
+    losses = preference_distillation.distillm2_loss(*sides, balance=balance)
+    return losses, {**logged, "forward_kl": sides[0].detach(), "reverse_kl": sides[1].detach()}
+
+
+def rewarded(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses of a preference term, and what is logged about them."""
+    margin = chosen_rewards - rejected_rewards
+    return losses, {
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
+        "chosen_reward": chosen_rewards,
+        "rejected_reward": rejected_rewards,
+    }
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, but must be above 0")
+    return logits / temperature
+
+
+@torch.no_grad()
+def _value(states: TokenStates, temperature: float, scale: float) -> Tensor:
+    """What the states of an answer are worth that come after its targets but the last, together."""
+    count = len(states.targets)
+    total = states.hidden.new_zeros((), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
+    for start in range(1, count, states.chunk_size):
+        logprobs = states.part(start, start + states.chunk_size).logits().log_softmax(-1)
+        total += preference_distillation.state_values(logprobs, temperature=temperature, scale=scale).sum()
+    if count == 1:  # the settings are checked all the same
+        preference_distillation.state_values(total[None], temperature=temperature)
+    return total
