@@ -2,9 +2,9 @@
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
 (dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once (align_distil, dckd, adpa,
-tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
-distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
-`prefkd.training.terms` explains them, and how to write one.
+tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is parent-token
+importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328). Of the teacher
+only what the terms need is computed. `prefkd.training.terms` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 

@@ -1,8 +1,9 @@
 """Terms that compare next-token distributions across tokenizers, where a parent is one token on each side.
 
-There both models predict what follows the same text; models of one vocabulary do so at every target. A term is a sum over such places, divided by all target tokens of
-the student, so that its size shows how many there are. Logged are `one_token_parents`, their share of all parents, and
-`student_shared_mass` and `teacher_shared_mass`, the mean probability of shared tokens at these places.
+There both models predict what follows the same text; models of one vocabulary do so at every target. A term is a sum
+over such places, divided by all target tokens of the student, so that its size shows how many there are. Logged are
+`one_token_parents`, their share of all parents, and `student_shared_mass` and `teacher_shared_mass`, the mean
+probability of shared tokens at these places.
 """
 
 from collections.abc import Callable, Mapping

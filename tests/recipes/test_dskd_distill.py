@@ -47,6 +47,7 @@ def everything(world) -> str:
         "uld", "min_ed", "alm answers: both, temperature: 10.0",
         "dual_space divergence: reverse_kl, answers: rejected",
         "shared_tokens", "gold answers: both, beta: 0.3", "x_token temperature: 2.0", "x_token form: h_kl",
+        "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2",
     )  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def test_every_term_is_logged(plain):
     assert [line["step"] for line in metrics] == [0, 1, 2, 3]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     names = {"dpo", "ipo", "tis_dpo", "cross_entropy", "dual_space", "uld", "min_ed", "alm", "dual_space 2",
-             "shared_tokens", "gold", "x_token", "x_token 2"}  # fmt: skip
+             "shared_tokens", "gold", "x_token", "x_token 2",
+             "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2"}  # fmt: skip
     parts = {
         "t2s_ce",
         "t2s_kd",
