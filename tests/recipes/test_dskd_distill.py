@@ -35,7 +35,9 @@ def split(term: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    make_model(folder / "positive", "llama", "byte_level", seed=5)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +251,38 @@ def test_scores_beside_a_live_teacher(world, tmp_path, monkeypatch):
     run(world, tmp_path / "sft", objective("cross_entropy"), "training.max_steps=1")
 
 
+def test_pi_plus_and_pi_minus_are_models_of_their_own(world, tmp_path, monkeypatch):
+    """By the numbers of these models alone: the teacher itself is neither loaded nor asked."""
+    loaded = []
+    load = frozen_module.load_causal_lm
+    monkeypatch.setattr(
+        frozen_module,
+        "load_causal_lm",
+        lambda config, **how: loaded.append(Path(config.path).name) or load(config, **how),
+    )
+    models = tuple(text.replace("{world}", str(world)) for text in (*MODELS, "contrast.negative.dtype=float32"))
+    settings = (*models, "contrast.positive.dtype=float32", "training.max_steps=1", AT_ONCE)
+    metrics = run(world, tmp_path / "out", objective("align_distil", "dckd"), *settings)
+    assert loaded == ["positive", "teacher"]
+    alone = run(world, tmp_path / "alone", objective("dckd"), *settings)
+    assert loaded[2:] == ["positive"]  # what pi- says is not asked
+    assert alone[0]["held_out/dckd"] == pytest.approx(metrics[0]["held_out/dckd"], rel=1e-6)
+    teacher = run(world, tmp_path / "teacher", objective("shared_tokens answers: both"), "training.max_steps=1",
+                  f"teacher.path={world}/positive", AT_ONCE)  # fmt: skip
+    assert alone[0]["held_out/dckd"] == pytest.approx(teacher[0]["held_out/shared_tokens"], rel=1e-6)
+
+
+def test_a_contrast_of_another_tokenizer_is_refused(world, tmp_path, capsys):
+    models = (
+        "contrast.kind=models",
+        f"contrast.positive.path={world}/student",
+        f"contrast.negative.path={world}/teacher",
+    )
+    run(world, tmp_path / "out", objective("adpa"), *models, code=2)
+    (line,) = errors(capsys)
+    assert line.startswith("contrast.positive: ") and line.endswith("name a model of the teacher's family")
+
+
 def test_students_own_start_as_reference(world, tmp_path):
     metrics = run(
         world, tmp_path / "out", objective("dpo", "alm weight: 0.0"), "reference=student", "training.max_steps=1"
@@ -288,6 +322,7 @@ def errors(capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
+MODELS = ("contrast.kind=models", "contrast.positive.path={world}/positive", "contrast.negative.path={world}/teacher")
 DUAL = "prefkd.training.terms.dual_space"
 MISTAKES = {
     ("objective=[]",): "objective: no term has a weight above 0, so that nothing would be learned; give one",
@@ -332,6 +367,21 @@ MISTAKES = {
     "use scores (whichever contrast was scored) or uniform",
     (objective("dpo"), "projectors.warmup_steps=3"): "projectors.warmup_steps: no term of the objective has "
     "projectors; add dual_space, or use 0",
+    (objective("adpa"), "contrast.kind=none"): "contrast.kind: none, but the objective asks for pi+ and pi-; use "
+    "prompts or models",
+    (objective("dckd"), "~teacher.path", "teacher.scores={scores}"): "contrast.kind: prompts needs a teacher in memory "
+    "to be pi+, not scores; use models, or remove scores",
+    (objective("dpo"), *MODELS): "contrast: no term of the objective compares with pi+ or pi-; add align_distil, or "
+    "remove it",
+    (objective("tis_dpo", "tvkd"), *MODELS): "weights.contrast: prompt_pair stands beside contrast.kind: models; use "
+    "scores or uniform",
+    (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
+    "not those of weights; give both the same",
+    (objective("align_distil beta: 0.0"),): "objective[0]: beta is 0.0, but must be above 0, below which a loss "
+    "teaches the opposite",
+    (objective("distillm2 skew: 1.0"),): "objective[0]: skew is 1.0, but must lie between 0 and 1",
+    (objective("pad form: jsd"),): "objective[0].form: 'jsd' is not one of published, js, ranking, which "
+    "prefkd.training.terms.pad asks for",
     ("projectors.lr=0.0",): "projectors.lr: 0.0 would stop the projectors from learning; use a positive number, 1e-3 "
     "say",
     ("projectors.path=no.file",): "projectors.path: no.file does not exist; name the projectors.safetensors of an "
@@ -346,8 +396,11 @@ def scores(world, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("overrides", MISTAKES, ids=lambda overrides: overrides[0].replace(f"{TERM}.", ""))
 def test_mistakes_are_one_line(world, scores, tmp_path, capsys, overrides):
-    run(world, tmp_path / "out", *(text.replace("{scores}", str(scores)) for text in overrides), code=2)
-    assert errors(capsys) == [MISTAKES[overrides]]
+    expected, places = MISTAKES[overrides], {"{scores}": scores, "{world}": world}
+    for name, place in places.items():
+        overrides = tuple(text.replace(name, str(place)) for text in overrides)
+    run(world, tmp_path / "out", *overrides, code=2)
+    assert errors(capsys) == [expected]
     assert not (tmp_path / "out").exists()
 
 
