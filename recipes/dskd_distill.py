@@ -1,10 +1,10 @@
 """Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
-(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once (align_distil, dckd, adpa,
-tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is parent-token
-importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328). Of the teacher
-only what the terms need is computed. `prefkd.training.terms` explains them, and how to write one.
+(dual_space, dual_space_v2, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once
+(align_distil, dckd, adpa, tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is
+parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328). Of
+the teacher only what the terms need is computed. `prefkd.training.terms` explains them, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
@@ -45,12 +45,18 @@ from prefkd.training.learning import learning_rates, require_learning, training_
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
 from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
+from prefkd.training.projectors import (
+    ProjectorConfig,
+    make_exact_projectors,
+    make_projectors,
+    parameter_groups,
+    save_projectors,
+)
 from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
-from prefkd.training.signals import Signals
+from prefkd.training.signals import PROJECTORS, Signals
 from prefkd.weighting import WeightConfig, parent_weights, weight_metrics
 
 
@@ -102,7 +108,7 @@ class Config:
         yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
         yield from asks_problems(self, objective.needs)
-        if self.projectors.warmup_steps and "projectors" not in objective.needs:
+        if self.projectors.warmup_steps and not objective.needs & PROJECTORS:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 
     def asks(self) -> Asks:
@@ -143,8 +149,11 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     objective, projectors, sides = Objective(config.objective), None, (config.student, config.teacher)
+    vocabularies = read_vocabularies(*sides) if "vocabularies" in objective.needs else None
     if "projectors" in objective.needs:
         projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
+    elif "exact_projectors" in objective.needs and vocabularies is not None:
+        projectors = make_exact_projectors(config.projectors, lm, config.teacher, vocabularies)
     student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
@@ -152,7 +161,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         objective=objective,
-        vocabularies=read_vocabularies(*sides) if "vocabularies" in objective.needs else None,
+        vocabularies=vocabularies,
     )
 
 

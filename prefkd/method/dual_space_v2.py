@@ -62,7 +62,8 @@ def head_map(head: Tensor, other: Tensor, *, ridge: float = RIDGE) -> Tensor:
         dtype = torch.promote_types(head.dtype, torch.float32)
         head, other = head.to(dtype), other.to(dtype)
         gram = head.T @ head
-        gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=dtype, device=gram.device)
+        least = ridge * gram.diagonal().mean() + torch.finfo(dtype).tiny  # heads of nothing but zeros can be inverted
+        gram = gram + least * torch.eye(len(gram), dtype=dtype, device=gram.device)
         return torch.linalg.solve(gram, head.T @ other)
 
 

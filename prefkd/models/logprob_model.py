@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from prefkd.data.batches import Segment, TokenBatch
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
 from prefkd.models.head import head_scale_and_cap
@@ -99,7 +100,7 @@ class LogprobModel(nn.Module):
         *,
         chunk_size: int = 512,
         precision: torch.dtype = torch.float32,
-        projectors: DualSpaceProjectors | None = None,
+        projectors: DualSpaceProjectors | ExactProjectors | None = None,
     ):
         super().__init__()
         self.lm = lm

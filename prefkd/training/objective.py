@@ -14,8 +14,9 @@ from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.signals import Answers, Losses, Need, Signals, Unit
+from prefkd.training.signals import PROJECTORS, Answers, Losses, Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
 TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Answers}
@@ -92,7 +93,7 @@ class Objective:
         for term in self.terms:
             values, details = term.values(signals)
             share = step.pairs / term.count(step, term.unit)
-            if not signals.only_projectors or "projectors" in term.needs:
+            if not signals.only_projectors or term.needs & PROJECTORS:
                 losses = losses + term.weight * share * values
             metrics[term.name] = share * values.detach()
             for name, (value, unit) in details.items():
@@ -117,6 +118,9 @@ def objective_problems(
     sound = [is_sound(component) for component in components]
     if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
         yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
+    needs = Objective([component for component, fine in zip(components, sound, strict=True) if fine]).needs
+    if needs >= PROJECTORS:
+        yield "objective: dual_space and dual_space_v2 have projectors of two kinds; use one of the two"
     for index, component in enumerate(components):
         if sound[index]:
             yield from (f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies))
@@ -167,9 +171,14 @@ def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None)
         teacher=states(sizes[1]) if "teacher_states" in needs else None,
         positive=states(sizes[1]) if "positive_states" in needs else None,
         negative=states(sizes[1]) if "negative_states" in needs else None,
-        projectors=DualSpaceProjectors(1, 1) if "projectors" in needs else None,
+        projectors=_smallest_projectors(needs),
         vocabularies=vocabularies,
     )
+
+
+def _smallest_projectors(needs: frozenset[Need]) -> DualSpaceProjectors | ExactProjectors | None:
+    kinds = {"projectors": DualSpaceProjectors, "exact_projectors": ExactProjectors}
+    return next((kind(1, 1) for need, kind in kinds.items() if need in needs), None)
 
 
 def is_sound(component: Component) -> bool:

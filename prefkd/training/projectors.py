@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem
 from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.models.load import ModelConfig
+from prefkd.method.dual_space_v2 import ExactProjectors, head_map
+from prefkd.models.head import head_scale_and_cap
+from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 
@@ -24,10 +28,12 @@ from prefkd.ranks import Ranks
 class ProjectorConfig:
     """How projectors are trained; of no effect where no term of the objective has any.
 
+    Those of dual_space start at random, that of dual_space_v2 where the heads of both models agree best.
+
     Attributes:
         lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
         warmup_steps: Of all steps, the first that train the projectors alone.
-        path: The projectors.safetensors of an earlier run to start from; null = start at random.
+        path: The projectors.safetensors of an earlier run to start from.
     """
 
     lr: float = 1e-3
@@ -60,7 +66,37 @@ def make_projectors(
     return projectors.to(device)
 
 
-def load_projectors(path: Path, projectors: DualSpaceProjectors) -> None:
+def make_exact_projectors(
+    config: ProjectorConfig, student: PreTrainedModel, teacher: TeacherConfig, vocabularies: Vocabularies
+) -> ExactProjectors:
+    """The projector of dual_space_v2, on the device of the student; on the meta device without values.
+
+    Raises:
+        PrefkdError: That to start from belongs to models of other sizes, or the teacher cannot be loaded.
+    """
+    head = _head(student)
+    projectors = ExactProjectors(head.shape[1], _hidden_size(teacher))
+    if config.path is not None and head.device.type != "meta":
+        load_projectors(config.path, projectors)
+    elif head.device.type != "meta":
+        # Of the teacher nothing is kept in memory but rows of its head, since it may be split over the ranks later.
+        other = load_causal_lm(teacher, dtype=teacher.torch_dtype, device=torch.device("cpu"))
+        scales = [head_scale_and_cap(lm.config)[0] for lm in (student, other)]
+        shared = vocabularies.shared.within(len(head), len(_head(other)))
+        rows = head.detach().cpu()[shared.student], _head(other).detach()[shared.teacher]
+        own, its = (scale * values.float() for scale, values in zip(scales, rows, strict=True))
+        with torch.no_grad():
+            projectors.t2s.weight.copy_(head_map(own, its))
+    return projectors.to(head.device)
+
+
+def _head(lm: PreTrainedModel) -> Tensor:
+    weight = lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def load_projectors(path: Path, projectors: DualSpaceProjectors | ExactProjectors) -> None:
     """Read projectors from a file.
 
     Raises:

@@ -6,7 +6,7 @@ over such places, divided by all target tokens of the student, so that its size 
 probability of shared tokens at these places.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -56,7 +56,7 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
         shared_weight: Of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
-    shared, tokens = shared_of(signals), _tokens(signals)
+    shared, tokens = shared_of(signals), token_counts(signals)
     weight = len(shared.teacher) / tokens[1] if shared_weight is None else shared_weight
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
@@ -90,7 +90,7 @@ def x_token(
         largest: Most tokens of each side that h_kl sorts.
     """
     assert signals.vocabularies is not None
-    tokens = _tokens(signals)
+    tokens = token_counts(signals)
     token_map = signals.vocabularies.token_map.within(*tokens)
     shared = shared_of(signals)
     if form == "h_kl":
@@ -126,8 +126,6 @@ def at_shared_places(
 ) -> tuple[list[Tensor], Mapping[str, tuple[Tensor, Unit]]]:
     """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
 
-    Two vocabularies are compared where a parent is one token on each side, one vocabulary at every target.
-
     Args:
         compare: From logits of the student and of each model, (n, V) each, to (n,).
         shared: The shared tokens, for what is logged.
@@ -145,17 +143,9 @@ def at_shared_places(
         ]
         return torch.stack([compare(logits, *others).sum(), *masses])
 
-    found, places = [], []
-    for student, *others in signals.answers_of(*models):
-        if _has_one_tokenization(signals, student, others[0]):
-            places.append(len(student.targets))
-            found.append(in_chunks(sums, student, *others))
-        else:
-            own, other = across.one_token_parents(student.parents, others[0].parents)
-            places.append(len(own))
-            found.append(in_chunks(sums, student.at(own), *(states.at(other) for states in others)))
-    losses, *masses = torch.stack(found).unbind(1)
-    count = signals.pair_sums([losses.new_tensor(float(number)) for number in places])
+    places = shared_places(signals, *models)
+    losses, *masses = torch.stack([in_chunks(sums, *states) for states in places]).unbind(1)
+    count = place_counts(signals, places, losses)
     shares = [(signals.pair_sums(list(mass)) / count.clamp_min(1)).detach() for mass in masses]
     return list(losses), {
         "one_token_parents": (count, "parent"),
@@ -164,12 +154,35 @@ def at_shared_places(
     }
 
 
+def shared_places(signals: Signals, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
+    """Where the student and models of the teacher's vocabulary predict what follows the same text.
+
+    That is where a parent is one token on each side; with one vocabulary it is every target.
+
+    Returns:
+        The states of the student and of each model, for each of `Signals.student_answers`.
+    """
+    found = []
+    for student, *others in signals.answers_of(*models):
+        if _has_one_tokenization(signals, student, others[0]):
+            found.append((student, *others))
+        else:
+            own, other = across.one_token_parents(student.parents, others[0].parents)
+            found.append((student.at(own), *(states.at(other) for states in others)))
+    return found
+
+
+def place_counts(signals: Signals, places: Sequence[tuple[TokenStates, ...]], like: Tensor) -> Tensor:
+    """(B,) how many of `shared_places` a pair has."""
+    return signals.pair_sums([like.new_tensor(float(len(states[0].targets))) for states in places])
+
+
 def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenStates) -> bool:
     assert signals.vocabularies is not None
     return signals.vocabularies.are_one and torch.equal(student.targets, other.targets)
 
 
-def _tokens(signals: Signals) -> tuple[int, int]:
+def token_counts(signals: Signals) -> tuple[int, int]:
     """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
     other = signals.teacher or signals.positive
     assert signals.vocabularies is not None and other is not None
@@ -182,7 +195,7 @@ def _tokens(signals: Signals) -> tuple[int, int]:
 def shared_of(signals: Signals) -> across.SharedTokens:
     """The shared tokens that both heads have a row for, where the student is."""
     assert signals.vocabularies is not None
-    return signals.vocabularies.shared.within(*_tokens(signals)).to(signals.student.hidden.device)
+    return signals.vocabularies.shared.within(*token_counts(signals)).to(signals.student.hidden.device)
 
 
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.logprob_model import TokenStates
 
 Unit = Literal["pair", "token", "parent"]
@@ -21,6 +22,7 @@ Need = Literal[
     "positive_states",
     "negative_states",
     "projectors",
+    "exact_projectors",
     "vocabularies",
     "one_vocabulary",
 ]
@@ -28,8 +30,11 @@ Need = Literal[
 IMPLIED: dict[Need, tuple[Need, ...]] = {
     "weights": ("reference",),
     "projectors": ("teacher_states",),
+    "exact_projectors": ("teacher_states", "vocabularies"),
     "one_vocabulary": ("teacher_states",),
 }
+# Of which an objective has one kind, whose warm-up trains nothing else.
+PROJECTORS: frozenset[Need] = frozenset(["projectors", "exact_projectors"])
 # What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,7 +72,7 @@ class Signals:
     teacher: TokenStates | None = None
     positive: TokenStates | None = None
     negative: TokenStates | None = None
-    projectors: DualSpaceProjectors | None = None
+    projectors: DualSpaceProjectors | ExactProjectors | None = None
     vocabularies: Vocabularies | None = None
     sides: tuple[int, ...] = (0,)
     only_projectors: bool = False

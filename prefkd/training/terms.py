@@ -32,9 +32,16 @@ from torch import Tensor
 
 from prefkd.errors import PrefkdError
 from prefkd.method import baselines, divergences, preference
-from prefkd.method.dual_space import DualSpaceSide, DualSpaceTerms, dual_space_loss, same_vocabulary_loss
+from prefkd.method.dual_space import (
+    DualSpaceProjectors,
+    DualSpaceSide,
+    DualSpaceTerms,
+    dual_space_loss,
+    same_vocabulary_loss,
+)
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.dual_space_v2_term import dual_space_v2 as dual_space_v2
 from prefkd.training.preference_terms import adpa as adpa
 from prefkd.training.preference_terms import align_distil as align_distil
 from prefkd.training.preference_terms import dckd as dckd
@@ -93,7 +100,7 @@ def dual_space(
         temperature: Of both sides of both divergences.
         teacher_temperature: Of the projected teacher, on top.
     """
-    assert signals.projectors is not None
+    assert isinstance(signals.projectors, DualSpaceProjectors)
     return _dual_space(
         signals,
         [
@@ -116,7 +123,7 @@ def dual_space(
 @term(needs=["projectors", "one_vocabulary"], unit="token")
 def same_vocabulary_dual_space(signals: Signals, divergence: str = "forward_kl", temperature: float = 2.0) -> Losses:
     """DSKD (arXiv 2406.17328) for models of one vocabulary, whose positions need no attention to find each other."""
-    assert signals.projectors is not None
+    assert isinstance(signals.projectors, DualSpaceProjectors)
     return _dual_space(
         signals,
         [

@@ -227,6 +227,36 @@ def test_warming_up_leaves_the_student_alone(world, tmp_path):
     assert changed == {"query", "t2s"}
 
 
+@pytest.fixture(scope="module")
+def exact(world, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A run with the projectors of DSKD v2, which start where the heads agree."""
+    out = tmp_path_factory.mktemp("runs") / "exact"
+    return out, run(world, out, EXACT, *SLOWLY)
+
+
+EXACT = objective("dual_space_v2 answers: both", "cross_entropy")
+
+
+@pytest.mark.parametrize(
+    "override", ["training.microbatch_size=1", "training.chunk_size=3", "student.share_prompt=false"]
+)
+def test_how_a_batch_of_dual_space_v2_is_computed_changes_nothing(world, exact, tmp_path, override):
+    out = tmp_path / "out"
+    assert_same(exact, (out, run(world, out, EXACT, *SLOWLY, override)))
+
+
+def test_two_processes_of_dual_space_v2_are_one(world, exact, tmp_path):
+    out = tmp_path / "out"
+    two, _ = run_processes(lambda: run(world, out, EXACT, *SLOWLY, "training.microbatch_size=2"))
+    assert_same(exact, (out, two))
+
+
+def test_projectors_of_dual_space_v2_are_read_again(world, exact, tmp_path):
+    settings = (EXACT, f"projectors.path={exact[0] / 'projectors.safetensors'}", "training.max_steps=1", AT_ONCE)
+    again = run(world, tmp_path / "again", *settings)
+    assert again[0]["held_out/t2s_ce"] != pytest.approx(exact[1][0]["held_out/t2s_ce"], rel=1e-6)
+
+
 def test_projected_teacher_learns_to_hit_the_targets(world, tmp_path):
     settings = ("training.epochs=20", "projectors.lr=1e-2", "optimizer=torch.optim.AdamW", "optimizer.lr=1e-4")
     metrics = run(world, tmp_path / "out", objective("dual_space"), *settings, "training.evaluate_every=60")
@@ -377,6 +407,8 @@ MISTAKES = {
     "scores or uniform",
     (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
     "not those of weights; give both the same",
+    (objective("dual_space", "dual_space_v2"),): "objective: dual_space and dual_space_v2 have projectors of two "
+    "kinds; use one of the two",
     (objective("align_distil beta: 0.0"),): "objective[0]: beta is 0.0, but must be above 0, below which a loss "
     "teaches the opposite",
     (objective("distillm2 skew: 1.0"),): "objective[0]: skew is 1.0, but must lie between 0 and 1",
