@@ -27,7 +27,7 @@ sys.stderr.write(f"\\n{used.ru_maxrss / 2**20} {used.ru_utime + used.ru_stime}")
 sys.exit(code)
 """
 BASELINE = "tis_dpo_distill"
-# Name of a row -> the term, its settings, and what should fall.
+# Term -> its settings, where they are not the defaults.
 TERMS: dict[str, dict[str, Any]] = {
     "uld": {},
     "shared_tokens": {},
@@ -40,6 +40,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "pad": {},
     "distillm2": {},
     "dual_space": {},
+    "dual_space_v2": {},
 }
 
 
@@ -59,6 +60,8 @@ class Arguments:
     """Rows to compute."""
     steps: int = 30
     """Training steps of four pairs; the first ones warm up."""
+    held_out: int = 8
+    """Pairs that are held out, on which a term is measured before and after."""
     max_length: int = 128
     """Tokens of a sequence, half of them of the prompt."""
     lr: float = 2e-5
@@ -77,7 +80,7 @@ def config_of(row: str, arguments: Arguments, folder: Path) -> tuple[str, dict[s
         "teacher": {"path": str(arguments.teacher), "dtype": "float32"},
         "data": {
             "source": str(arguments.pairs),
-            "held_out_limit": 16,
+            "held_out_limit": arguments.held_out,
             "max_length": arguments.max_length,
             "max_prompt_length": arguments.max_length // 2,
         },
