@@ -36,7 +36,7 @@ from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.training.asks import asks_of, asks_problems
+from prefkd.training.asks import asks_of, asks_problems, kept_temperatures
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
@@ -105,15 +105,16 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
-        yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
-        yield from asks_problems(self, objective.needs)
+        vocabularies = partial(read_vocabularies, self.student, self.teacher)
+        yield from objective_problems(self.objective, vocabularies, kept_temperatures(self, objective))
+        yield from asks_problems(self, objective)
         if self.projectors.warmup_steps and not objective.needs & PROJECTORS:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 
     def asks(self) -> Asks:
         """What the objective asks of the teacher."""
-        return asks_of(self, Objective([component for component in self.objective if is_sound(component)]).needs)
+        return asks_of(self, Objective([component for component in self.objective if is_sound(component)]))
 
 
 @dataclass

@@ -8,15 +8,17 @@ Shape letters used here and in the recipes:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
+from prefkd.data.movable import Movable
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
@@ -31,15 +33,8 @@ class Segment(IntEnum):
     PADDING = 3
 
 
-class _Movable:
-    def to(self, device: torch.device) -> Self:
-        """The same batch with all its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, _Movable))}
-        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
-
-
 @dataclass(frozen=True)
-class TokenBatch(_Movable):
+class TokenBatch(Movable):
     """One model's view of a microbatch.
 
     Attributes:
@@ -65,7 +60,7 @@ class TokenBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class ParentScores(_Movable):
+class ParentScores(Movable):
     """What models say of the parents of a microbatch: log-probs, summed over the tokens of each parent. Constants.
 
     Attributes:
@@ -107,13 +102,14 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
-class PairBatch(_Movable):
+class PairBatch(Movable):
     """A microbatch of preference pairs, tokenised for the student and the teacher.
 
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
         scores: What the teacher said of them earlier, or None.
+        kept_teacher, kept_positive, kept_negative: What was kept of next-token distributions then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
@@ -137,6 +133,9 @@ class PairBatch(_Movable):
     rows: Sequence[int]
     rows_of_step: Sequence[int]
     step: StepCounts | None = None
+    kept_teacher: KeptRows | None = None
+    kept_positive: KeptRows | None = None
+    kept_negative: KeptRows | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
@@ -145,7 +144,7 @@ class PairBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class AnswerBatch(_Movable):
+class AnswerBatch(Movable):
     """A microbatch of single answers, one a row.
 
     Attributes:
@@ -207,6 +206,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         rows=microbatch.rows,
         rows_of_step=microbatch.step or microbatch.rows,
         step=_step_counts(aligned, microbatch),
+        **{f"kept_{name}": kept_rows(rows, name) for name in KEPT},
     )
 
 

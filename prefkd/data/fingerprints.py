@@ -16,7 +16,7 @@ from prefkd.errors import ConfigError
 from prefkd.files import fingerprint, sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
-Fingerprint = dict[str, str | int | bool | None]
+Fingerprint = dict[str, str | float | int | bool | None]
 HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content")
 
 # What the scores of a pair depend on, apart from the models.

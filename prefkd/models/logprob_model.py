@@ -66,6 +66,10 @@ class TokenStates:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
         return bounded_logits(F.linear(self.hidden, self.head), scale=self.scale, cap=self.cap)
 
+    def logits_at(self, temperature: float) -> Tensor:
+        """(N, V) for a softmax at a temperature."""
+        return self.logits()
+
     def answers(self) -> list["TokenStates"]:
         """The same, answer by answer."""
         return [

@@ -24,6 +24,7 @@ from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.top_states import TopStates
 from prefkd.ranks import Ranks
 
 
@@ -39,6 +40,14 @@ class TeacherSource(TeacherConfig):
 
     path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     scores: Path | None = None
+
+    @property
+    def tokenizer_source(self) -> ModelConfig:
+        """Where its tokenizer lies, and how it reads."""
+        if self.path is not None or self.scores is None or any(scores_problems(self.scores)):
+            return self
+        stored = open_scores(self.scores)
+        return ModelConfig(str(stored.tokenizer), stored.template if self.template == "auto" else self.template)
 
     def problems(self) -> Iterator[Problem | str]:
         if self.path is None and self.scores is None:
@@ -61,6 +70,7 @@ class Asks:
         states: Hidden states at the targets.
         contrast_logprobs: Whether log-probs of pi+ and pi- are asked, for weights.
         contrast_states: The names `positive` and `negative` of those of pi+ and pi- whose states are asked too.
+        kept: The names `own`, `positive` and `negative` of those whose distributions come from scores.
         own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
             that scores have.
     """
@@ -72,6 +82,7 @@ class Asks:
     states: bool = False
     contrast_logprobs: bool = True
     contrast_states: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     own_start: bool = False
 
     def beyond_scores(self) -> "Asks":
@@ -118,7 +129,8 @@ class TeacherOutput:
     Attributes:
         scores: The log-probs that the student is compared with, and those under pi+ and pi-.
         logprobs: (2, B, P) its own log-prob of each parent.
-        states: The states at their targets of the teacher, `own`, and of pi+ and pi-, `positive` and `negative`.
+        states: The states at their targets of the teacher, `own`, and of pi+ and pi-, `positive` and `negative`, or
+            what scores keep of their distributions.
     """
 
     scores: ParentScores | None
@@ -183,6 +195,7 @@ class Teacher:
         self._readers: dict[str, _Reader] = {}
         self._stated: dict[str, _Reader] = {}
         self._kept: KeptLogprobs | None = None
+        self._chunk_size = 0
 
     @property
     def has_scores(self) -> bool:
@@ -232,7 +245,7 @@ class Teacher:
         Raises:
             PrefkdError: See `load_frozen`.
         """
-        self._kept = KeptLogprobs(ranks)
+        self._kept, self._chunk_size = KeptLogprobs(ranks), chunk_size
         if not self.asked.any:
             return
         self.models = load_frozen(self.configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
@@ -286,7 +299,11 @@ class Teacher:
         return self._output(batch, logprobs, states), logprobs
 
     def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
-        return {name: reader.model.states(reader.tokens(batch)) for name, reader in self._stated.items()}
+        found = {name: reader.model.states(reader.tokens(batch)) for name, reader in self._stated.items()}
+        for name in self.asks.kept:
+            kept = getattr(batch, f"kept_{'teacher' if name == 'own' else name}")
+            found[name] = TopStates.of(kept, batch, self._chunk_size)
+        return found
 
     def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: dict[str, TokenStates]) -> TeacherOutput:
         """Put together what its models say and what came with the batch."""

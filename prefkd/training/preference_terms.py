@@ -19,11 +19,12 @@ from prefkd.method.divergences import divergence
 from prefkd.method.preference_distillation import AlignForm
 from prefkd.method.shared_tokens import lumped_logprobs
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.shared_token_terms import at_shared_places, shared_of
+from prefkd.models.top_states import TopStates
+from prefkd.training.shared_token_terms import at_shared_places, lumped, shared_of
 from prefkd.training.signals import Losses, Signals, term
 
 
-@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token")
+@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token", cached=True)
 def align_distil(
     signals: Signals,
     beta: float = 0.1,
@@ -41,9 +42,14 @@ def align_distil(
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def loss(student: Tensor, positive: TokenStates, negative: TokenStates) -> Tensor:
         how: Any = {"beta": beta, "strength": strength, "form": form}
-        target, factor = preference_distillation.align_distil_target(positive, negative, **how)
+        if isinstance(positive, TopStates) and isinstance(negative, TopStates):
+            p, *both = lumped(student, positive, negative, shared=shared)
+            target, factor = preference_distillation.align_distil_target(*both, **how)
+            return factor * divergence("reverse_kl", p, _cooled(target, temperature))
+        both = [model.logits().detach() for model in (positive, negative)]
+        target, factor = preference_distillation.align_distil_target(*both, **how)
         p, q = lumped_logprobs((student, shared.student), (_cooled(target, temperature), shared.teacher))
         return factor * divergence("reverse_kl", p, q)
 
@@ -51,7 +57,7 @@ def align_distil(
     return signals.pair_sums(values), logged
 
 
-@term(needs=["vocabularies", "positive_states"], unit="token", answers="both")
+@term(needs=["vocabularies", "positive_states"], unit="token", answers="both", cached=True)
 def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
     """DCKD (arXiv 2502.17927): the forward KL from pi+, on both answers; a cross-entropy goes beside.
 
@@ -60,15 +66,14 @@ def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: Tensor) -> Tensor:
-        sides = (student, shared.student), (positive, shared.teacher)
-        return divergence("forward_kl", *lumped_logprobs(*sides, temperature=temperature))
+    def loss(student: Tensor, positive: TokenStates) -> Tensor:
+        return divergence("forward_kl", *lumped(student, positive, shared=shared, temperature=temperature))
 
     values, logged = at_shared_places(signals, loss, shared, signals.positive)
     return signals.pair_sums(values), logged
 
 
-@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token", answers="rejected")
+@term(needs=["vocabularies", "positive_states", "negative_states"], unit="token", answers="rejected", cached=True)
 def adpa(signals: Signals) -> Losses:
     """ADPA (arXiv 2502.17927): the student's next token should be one that pi+ likes better than its reference pi-.
 
@@ -77,15 +82,14 @@ def adpa(signals: Signals) -> Losses:
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        sides = (student, shared.student), (positive, shared.teacher), (negative, shared.teacher)
-        return preference_distillation.advantage_loss(*lumped_logprobs(*sides))
+    def loss(student: Tensor, positive: TokenStates, negative: TokenStates) -> Tensor:
+        return preference_distillation.advantage_loss(*lumped(student, positive, negative, shared=shared))
 
     values, logged = at_shared_places(signals, loss, shared, signals.positive, signals.negative)
     return signals.pair_sums(values), logged
 
 
-@term(needs=["reference", "positive_states"])
+@term(needs=["reference", "positive_states"], cached=True)
 def tvkd(
     signals: Signals, beta: float = 0.1, gamma: float = 0.7, temperature: float = 2.0, scale: float = 1.0
 ) -> Losses:
@@ -101,10 +105,9 @@ def tvkd(
         scale: Of the values.
     """
     assert signals.reference is not None and signals.positive is not None
-    each = [_value(states, temperature, scale) for states in signals.positive.answers()]
     parents = signals.parent_mask.sum(-1)
     tokens = parents.new_tensor(signals.positive.lengths).view_as(parents)
-    values = torch.stack(each).view_as(parents) * parents / tokens
+    values = _values(signals.positive, temperature, scale).view_as(parents) * parents / tokens
     found = preference_distillation.tvkd_loss(
         *signals.policy.sum(-1),
         *signals.reference.sum(-1),
@@ -135,7 +138,7 @@ def pad(signals: Signals, beta: float = 10.0, form: Literal["published", "js", "
     return losses, {"ranking_agreement": agree.float()}
 
 
-@term(needs=["vocabularies", "teacher_states"])
+@term(needs=["vocabularies", "teacher_states"], cached=True)
 def distillm2(signals: Signals, skew: float = 0.1, balance: float = 1.0) -> Losses:
     """DistiLLM-2 (arXiv 2503.07067): a skewed forward KL on the chosen answer, a skewed reverse KL on the rejected one.
 
@@ -150,8 +153,8 @@ def distillm2(signals: Signals, skew: float = 0.1, balance: float = 1.0) -> Loss
     logged: Mapping[str, Any] = {}
     for side, kl in enumerate(both):
 
-        def loss(student: Tensor, teacher: Tensor, kl: Any = kl) -> Tensor:
-            return kl(*lumped_logprobs((student, shared.student), (teacher, shared.teacher)), skew)
+        def loss(student: Tensor, teacher: TokenStates, kl: Any = kl) -> Tensor:
+            return kl(*lumped(student, teacher, shared=shared), skew)
 
         answers = signals.of_sides(side)
         values, found = at_shared_places(answers, loss, shared, signals.teacher)
@@ -181,6 +184,18 @@ def _cooled(logits: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
+def _values(model: TokenStates, temperature: float, scale: float) -> Tensor:
+    """(A,) what the states of each answer are worth that come after its targets but the last, together."""
+    if isinstance(model, TopStates):
+        if model.values is None:
+            raise ValueError("the scores keep no values of states; score again with keep.value")
+        if temperature != model.rows.temperature:
+            known = model.rows.temperature
+            raise ValueError(f"temperature is {temperature}, but the scores have values at {known}; use that")
+        return scale * model.values
+    return torch.stack([_value(states, temperature, scale) for states in model.answers()])
+
+
 def _value(states: TokenStates, temperature: float, scale: float) -> Tensor:
     """What the states of an answer are worth that come after its targets but the last, together."""
     count = len(states.targets)

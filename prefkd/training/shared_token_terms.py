@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from prefkd.method import shared_tokens as across
+from prefkd.method.divergences import divergence as divergence_of
+from prefkd.method.top_rows import lumped_rows
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.top_states import TopStates
 from prefkd.training.chunks import in_chunks
 from prefkd.training.signals import Losses, Signals, Unit, term
 
 SURE = 0.6  # weight in a map from which h_kl takes two tokens for the same
 
 
-@term(needs=["vocabularies", "teacher_states"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
 def shared_tokens(
     signals: Signals,
     form: Literal["lumped", "renormalised"] = "lumped",
@@ -37,11 +40,17 @@ def shared_tokens(
         temperature: Of both sides.
     """
     shared = shared_of(signals)
-    compare = {"lumped": across.lumped_divergence, "renormalised": across.renormalised_divergence}[form]
+    how = {"skew": skew, "adaptive_alpha": adaptive_alpha}
 
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        how = {"temperature": temperature, "skew": skew, "adaptive_alpha": adaptive_alpha}
-        return compare(divergence, student, teacher, shared, **how)
+    def loss(student: Tensor, teacher: TokenStates) -> Tensor:
+        if form == "renormalised" and not isinstance(teacher, TopStates):
+            return across.renormalised_divergence(
+                divergence, student, teacher.logits().detach(), shared, temperature=temperature, **how
+            )
+        sides = lumped(student, teacher, shared=shared, temperature=temperature)
+        if form == "renormalised":
+            sides = [side[:, :-1] for side in sides]  # kept tokens alone
+        return divergence_of(divergence, *sides, **how)
 
     return _at_one_token_parents(signals, loss, shared)
 
@@ -61,8 +70,9 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
 
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
+    def loss(student: Tensor, teacher: TokenStates) -> Tensor:
+        sides = (student, tokens[0]), (teacher.logits().detach(), tokens[1])
+        logprobs = [_logprobs(*side, temperature) for side in sides]
         matched, rest = across.hybrid_divergence(*logprobs, shared, beta=beta)
         return weight * matched + (1 - weight) * rest
 
@@ -96,17 +106,18 @@ def x_token(
     if form == "h_kl":
         shared = across.common_pairs(token_map, SURE).to(shared.student.device)
 
-        def loss(student: Tensor, teacher: Tensor) -> Tensor:
-            logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
+        def loss(student: Tensor, teacher: TokenStates) -> Tensor:
+            sides = (student, tokens[0]), (teacher.logits().detach(), tokens[1])
+            logprobs = [_logprobs(*side, temperature) for side in sides]
             matched, rest = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
             return temperature**2 * (matched + rest)
 
     else:
         image, columns = across.image(token_map.to(shared.student.device))
 
-        def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        def loss(student: Tensor, teacher: TokenStates) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
-            log_q = _logprobs(teacher[:, image], len(image), temperature)
+            log_q = _logprobs(teacher.logits().detach()[:, image], len(image), temperature)
             projected = across.project(p, columns, len(image))
             return temperature**2 * across.projected_kl(projected, log_q, reverse=reverse)
 
@@ -114,9 +125,9 @@ def x_token(
 
 
 def _at_one_token_parents(
-    signals: Signals, compare: Callable[[Tensor, Tensor], Tensor], shared: across.SharedTokens
+    signals: Signals, compare: Callable[[Tensor, TokenStates], Tensor], shared: across.SharedTokens
 ) -> Losses:
-    """The sum of ``compare(student's logits, teacher's logits)``, (n,) of (n, V) each, over parents of one token."""
+    """The sum of ``compare(student's logits, teacher)``, (n,) of (n, V) and n states, over parents of one token."""
     values, logged = at_shared_places(signals, compare, shared, signals.teacher)
     return signals.pair_sums(values), logged
 
@@ -127,7 +138,7 @@ def at_shared_places(
     """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
 
     Args:
-        compare: From logits of the student and of each model, (n, V) each, to (n,).
+        compare: From (n, V) logits of the student and n states of each model to (n,).
         shared: The shared tokens, for what is logged.
         models: The models.
 
@@ -135,12 +146,9 @@ def at_shared_places(
         Its sum over each of `Signals.student_answers`, and what is logged.
     """
 
-    def sums(*states: TokenStates) -> Tensor:
-        logits, *others = states[0].logits(), *(side.logits().detach() for side in states[1:])
-        masses = [
-            across.shared_mass(values.detach(), ids).sum()
-            for values, ids in ((logits, shared.student), (others[0], shared.teacher))
-        ]
+    def sums(student: TokenStates, *others: TokenStates) -> Tensor:
+        logits = student.logits()
+        masses = shared_masses(logits.detach(), others[0], shared)
         return torch.stack([compare(logits, *others).sum(), *masses])
 
     places = shared_places(signals, *models)
@@ -152,6 +160,32 @@ def at_shared_places(
         "student_shared_mass": (shares[0], "pair"),
         "teacher_shared_mass": (shares[1], "pair"),
     }
+
+
+def lumped(
+    student: Tensor, *models: TokenStates, shared: across.SharedTokens, temperature: float = 1.0
+) -> Sequence[Tensor]:
+    """Log-probs of shared tokens and of all others together, of the student and of each model.
+
+    Of what scores keep it is the kept tokens that are shared.
+
+    Args:
+        student: (n, V) logits.
+        models: n states of each model.
+    """
+    if isinstance(models[0], TopStates):
+        rows = [model.rows for model in models if isinstance(model, TopStates)]
+        return lumped_rows(student, *rows, shared=shared, temperature=temperature)
+    sides = ((model.logits().detach(), shared.teacher) for model in models)
+    return across.lumped_logprobs((student, shared.student), *sides, temperature=temperature)
+
+
+def shared_masses(student: Tensor, model: TokenStates, shared: across.SharedTokens) -> list[Tensor]:
+    """The probability of shared tokens under the student, (n, V) logits, and under a model, summed over n places."""
+    if isinstance(model, TopStates):
+        return [(1 - side[:, -1].exp()).sum() for side in lumped_rows(student, model.rows, shared=shared)]
+    sides = (student, shared.student), (model.logits().detach(), shared.teacher)
+    return [across.shared_mass(logits, ids).sum() for logits, ids in sides]
 
 
 def shared_places(signals: Signals, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
@@ -178,8 +212,8 @@ def place_counts(signals: Signals, places: Sequence[tuple[TokenStates, ...]], li
 
 
 def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenStates) -> bool:
-    assert signals.vocabularies is not None
-    return signals.vocabularies.are_one and torch.equal(student.targets, other.targets)
+    one = signals.vocabularies is not None and signals.vocabularies.are_one
+    return one and torch.equal(student.targets, other.targets)
 
 
 def token_counts(signals: Signals) -> tuple[int, int]:

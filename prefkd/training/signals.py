@@ -112,7 +112,7 @@ class Signals:
 
 
 def term(
-    *, needs: Collection[Need] = (), unit: Unit = "pair", answers: Answers = "chosen"
+    *, needs: Collection[Need] = (), unit: Unit = "pair", answers: Answers = "chosen", cached: bool = False
 ) -> Callable[[Function], Function]:
     """Mark a function as a term of an objective.
 
@@ -121,11 +121,13 @@ def term(
             must have the same tokens.
         unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
             parents of the whole step.
+        cached: Whether what scores keep of distributions will do in the place of a model's states.
         answers: Those that it is about where a config does not say, if it is counted in tokens or parents.
     """
 
     def mark(function: Function) -> Function:
         function.needs, function.unit = with_implied(needs), unit  # pyright: ignore[reportFunctionMemberAccess]
+        function.cached = cached  # pyright: ignore[reportFunctionMemberAccess]
         function.answers = answers  # pyright: ignore[reportFunctionMemberAccess]
         return function
 

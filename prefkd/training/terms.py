@@ -27,6 +27,8 @@ A term of your own lies in a file of your own, mine.py say, and `_component_: mi
         return signals.pair_sums(values)
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,7 @@ from prefkd.training.preference_terms import pad as pad
 from prefkd.training.preference_terms import rewarded
 from prefkd.training.preference_terms import tvkd as tvkd
 from prefkd.training.shared_token_terms import gold as gold
+from prefkd.training.shared_token_terms import shared_places
 from prefkd.training.shared_token_terms import shared_tokens as shared_tokens
 from prefkd.training.shared_token_terms import x_token as x_token
 from prefkd.training.signals import Losses, Signals, term
@@ -171,18 +174,24 @@ def same_vocabulary(
     return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
 
 
-@term(needs=["teacher_states"], unit="token")
-def uld(signals: Signals) -> Losses:
-    """Universal logit distillation (arXiv 2402.12030): sorted probabilities of the i-th tokens of both answers."""
+@term(needs=["teacher_states"], unit="token", cached=True)
+def uld(signals: Signals, align: Literal["position", "parent"] = "position") -> Losses:
+    """Universal logit distillation (arXiv 2402.12030): how probable tokens are, whichever they are.
+
+    Args:
+        align: `position` compares the i-th tokens of both answers, as published, though they stand in other places of
+            the text; `parent` compares where a parent is one token on each side.
+    """
 
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         labels = student.targets[None], teacher.targets[None]
         return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
 
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in signals.answers()])
+    answers = signals.answers() if align == "position" else shared_places(signals, signals.teacher)
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in answers])
 
 
-@term(needs=["vocabularies", "teacher_states"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
 def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelt most alike.
 
@@ -197,7 +206,7 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         return baselines.min_ed_loss(
             student.logits()[None],
-            teacher.logits()[None],
+            teacher.logits_at(temperature)[None],
             student.targets[None],
             teacher.targets[None],
             student_input_ids=student.inputs[None],
