@@ -226,9 +226,7 @@ def save(config: Config, run: Run) -> dict[str, object]:
     files = sorted(run.folder.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
     parents = sum(sum(aligned[f"{answer}_parents"][:]) for aligned in run.aligned.values() for answer in ANSWERS)
-    targets = sum(
-        len(ids) for aligned in run.aligned.values() for name in ANSWERS for ids in aligned[f"teacher_{name}"]
-    )
+    answers = [ids for aligned in run.aligned.values() for name in ANSWERS for ids in aligned[f"teacher_{name}"][:]]
     written: dict[str, object] = {
         "scores": run.folder,
         "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent"

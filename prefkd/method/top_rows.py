@@ -137,7 +137,7 @@ def pack_ids(ids: np.ndarray, tokens: int) -> bytes:
     """
     bits = id_bits(tokens)
     each = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    return np.packbits(each.astype(np.uint8).reshape(len(ids), -1), axis=1).tobytes()
+    return np.packbits(each.astype(np.uint8).reshape(len(ids), ids.shape[1] * bits), axis=1).tobytes()
 
 
 def unpack_ids(packed: bytes, k: int, tokens: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 from prefkd.data.scores import Scores, open_scores, scores_problems
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
+from prefkd.method import preference as losses_by_name
 from prefkd.models.teacher import Asks
 from prefkd.training.objective import Objective
 from prefkd.weighting import contrast_problems
@@ -71,6 +72,13 @@ def asks_problems(config: Any, objective: Objective) -> Iterator[Problem | str]:
     weighted, contrast = config.weights.prompts if "weights" in needs else None, config.contrast
     if "weights" in needs:
         yield from contrast_problems(config.weights, config.teacher.scores)
+    for index, component in enumerate(config.objective if config.reference == "teacher" else ()):
+        loss = component.get("loss") if component.get("_component_", "").endswith(".terms.preference") else None
+        if "apart" in getattr(getattr(losses_by_name, str(loss), None), "needs", ()):
+            yield (
+                f"objective[{index}].loss: {loss} looks at each answer apart, and the teacher as reference shifts both "
+                "by tens of nats; set reference: student, or use recipe dpo_distill with centre: true"
+            )
     if not any(STATES[name] in needs for name in INSTRUCTIONS):
         if contrast.kind == "models":
             yield "contrast: no term of the objective compares with pi+ or pi-; add align_distil, or remove it"

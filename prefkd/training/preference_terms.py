@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prefkd.errors import first_line, nearest
+from prefkd.method import preference as losses_by_name
 from prefkd.method import preference_distillation
 from prefkd.method.divergences import divergence
 from prefkd.method.preference_distillation import AlignForm
@@ -22,6 +24,56 @@ from prefkd.models.logprob_model import TokenStates
 from prefkd.models.top_states import TopStates
 from prefkd.training.shared_token_terms import at_shared_places, lumped, shared_of
 from prefkd.training.signals import Losses, Signals, term
+
+
+@term(needs=["reference"])
+def preference(
+    signals: Signals, loss: str = "dpo_loss", settings: dict[str, Any] | None = None, average: bool = False
+) -> Losses:
+    """Any preference loss that compares with a reference, on whole answers.
+
+    Args:
+        loss: A name of `prefkd.method.preference`.
+        settings: Its settings, beta 0.1 where that is not given.
+        average: Compare means over parents, as ipo_loss needs it, in the place of sums.
+    """
+    assert signals.reference is not None
+    function, needs = named_loss(loss, average)
+    parents = signals.parent_mask.sum(-1)
+    policy, reference = signals.policy.sum(-1), signals.reference.sum(-1)
+    if average:
+        policy, reference = policy / parents, reference / parents
+    how = {"beta": 0.1} | (settings or {})
+    if "lengths" in needs:
+        how |= {"chosen_length": parents[0], "rejected_length": parents[1]}
+    try:
+        return rewarded(*function(*policy, *reference, **how))
+    except TypeError as error:  # a setting that it does not have
+        raise ValueError(f"{loss}: {first_line(error)}") from error
+
+
+def named_loss(name: str, average: bool) -> tuple[Any, frozenset[str]]:
+    """A preference loss that `preference` can call, and what it needs.
+
+    Raises:
+        ValueError: There is no such loss, or it needs what a term has not.
+    """
+    known = [key for key in losses_by_name.__all__ if key.endswith("_loss")]
+    function = getattr(losses_by_name, name) if name in known else None
+    needs: frozenset[str] = getattr(function, "needs", frozenset())
+    if function is None:
+        raise ValueError(f"no preference loss is called {name!r}{nearest(name, known)}")
+    if "margins" in needs:
+        raise ValueError(f"{name} compares weighted margins; use term tis_dpo")
+    if "reference" not in needs:
+        raise ValueError(f"{name} compares with no reference; use recipe dpo")
+    if needs & {"batch", "delta"}:
+        raise ValueError(f"{name} depends on all pairs of a step; use recipe dpo_distill")
+    if "means" in needs and not average:
+        raise ValueError(f"{name} compares means, with sums long answers would decide; set average: true")
+    if "lengths" in needs and average:
+        raise ValueError(f"{name} divides by the lengths itself; remove average")
+    return function, needs
 
 
 @term(needs=["vocabularies", "positive_states", "negative_states"], unit="token", cached=True)

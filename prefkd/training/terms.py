@@ -49,6 +49,7 @@ from prefkd.training.preference_terms import align_distil as align_distil
 from prefkd.training.preference_terms import dckd as dckd
 from prefkd.training.preference_terms import distillm2 as distillm2
 from prefkd.training.preference_terms import pad as pad
+from prefkd.training.preference_terms import preference as preference
 from prefkd.training.preference_terms import rewarded
 from prefkd.training.preference_terms import tvkd as tvkd
 from prefkd.training.shared_token_terms import gold as gold

@@ -49,7 +49,7 @@ def everything(world) -> str:
         "uld", "min_ed", "alm answers: both, temperature: 10.0",
         "dual_space divergence: reverse_kl, answers: rejected",
         "shared_tokens", "gold answers: both, beta: 0.3", "x_token temperature: 2.0", "x_token form: h_kl",
-        "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2",
+        "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2", "preference loss: hinge_loss", "uld align: parent",
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_every_term_is_logged(plain):
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     names = {"dpo", "ipo", "tis_dpo", "cross_entropy", "dual_space", "uld", "min_ed", "alm", "dual_space 2",
              "shared_tokens", "gold", "x_token", "x_token 2",
-             "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2"}  # fmt: skip
+             "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2", "preference", "uld 2"}  # fmt: skip
     parts = {
         "t2s_ce",
         "t2s_kd",
@@ -400,13 +400,16 @@ MISTAKES = {
     (objective("adpa"), "contrast.kind=none"): "contrast.kind: none, but the objective asks for pi+ and pi-; use "
     "prompts or models",
     (objective("dckd"), "~teacher.path", "teacher.scores={scores}"): "contrast.kind: prompts needs a teacher in memory "
-    "to be pi+, not scores; use models, or remove scores",
+    "to be pi+, of which the scores keep nothing; use models, remove scores, or score with keep.models",
     (objective("dpo"), *MODELS): "contrast: no term of the objective compares with pi+ or pi-; add align_distil, or "
     "remove it",
     (objective("tis_dpo", "tvkd"), *MODELS): "weights.contrast: prompt_pair stands beside contrast.kind: models; use "
     "scores or uniform",
     (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
     "not those of weights; give both the same",
+    (objective("preference loss: nca_loss"),): "objective[0].loss: nca_loss looks at each answer apart, and the teacher as "
+    "reference shifts both by tens of nats; set reference: student, or use recipe dpo_distill with centre: true",
+    (objective("preference loss: cpo_loss"),): "objective[0]: cpo_loss compares with no reference; use recipe dpo",
     (objective("dual_space", "dual_space_v2"),): "objective: dual_space and dual_space_v2 have projectors of two "
     "kinds; use one of the two",
     (objective("align_distil beta: 0.0"),): "objective[0]: beta is 0.0, but must be above 0, below which a loss "

@@ -8,6 +8,7 @@ import torch
 
 from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
+from prefkd.method import preference as losses
 from prefkd.method import preference_distillation as method
 from prefkd.method.divergences import divergence
 from prefkd.training import terms
@@ -100,6 +101,22 @@ def test_tvkd_shifts_the_margin_by_values_a_parent(signals):
         torch.testing.assert_close(terms.tvkd(signals, beta=0.3, **settings)[0], plain)
 
 
+def test_preference_losses_by_name(signals):
+    """On sums, on means over parents, or with the lengths that a loss divides by itself."""
+    parents = signals.parent_mask.sum(-1)
+    policy, reference = signals.policy.sum(-1), signals.reference.sum(-1)
+    hinge, _ = terms.preference(signals, loss="hinge_loss", settings={"beta": 0.4})
+    torch.testing.assert_close(hinge, losses.hinge_loss(*policy, *reference, beta=0.4)[0])
+    torch.testing.assert_close(terms.preference(signals)[0], terms.dpo(signals)[0])
+    found, _ = terms.preference(signals, loss="ipo_loss", average=True)
+    torch.testing.assert_close(found, terms.ipo(signals)[0])
+    found, logged = terms.preference(signals, loss="sigmoid_norm_loss", settings={"beta": 2.0})
+    lengths = {"chosen_length": parents[0], "rejected_length": parents[1]}
+    expected, chosen, _ = losses.sigmoid_norm_loss(*policy, *reference, beta=2.0, **lengths)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(logged["chosen_reward"], chosen)
+
+
 def test_pad_compares_means_of_parents(signals):
     losses, logged = terms.pad(signals, beta=4.0, form="js")
     parents = signals.parent_mask.sum(-1)
@@ -172,6 +189,14 @@ def test_answers_are_those_of_the_paper_unless_a_config_says_otherwise():
 @pytest.mark.parametrize(
     ("name", "settings", "text"),
     [
+        ("preference", {"loss": "hingeloss"}, "no preference loss is called 'hingeloss'; did you mean hinge_loss"),
+        ("preference", {"loss": "simpo_loss"}, "simpo_loss compares with no reference"),
+        ("preference", {"loss": "bco_loss"}, "bco_loss depends on all pairs of a step"),
+        ("preference", {"loss": "ipo_loss"}, "set average: true"),
+        ("preference", {"loss": "tis_dpo_loss"}, "use term tis_dpo"),
+        ("preference", {"loss": "sigmoid_norm_loss", "average": True}, "remove average"),
+        ("preference", {"settings": {"tau": 0.1}}, "dpo_loss: .*tau"),
+        ("preference", {"settings": {"beta": 0.0}}, "beta is 0.0"),
         ("align_distil", {"beta": 0.0}, "beta is 0.0"),
         ("align_distil", {"temperature": 0.0}, "temperature is 0.0"),
         ("dckd", {"temperature": -1.0}, "temperature is -1.0"),
