@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from prefkd.errors import PrefkdError
-from prefkd.method import baselines, divergences, preference
+from prefkd.method import baselines, divergences
+from prefkd.method import preference as preference_losses
 from prefkd.method.dual_space import (
     DualSpaceProjectors,
     DualSpaceSide,
@@ -64,7 +65,7 @@ def dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Lo
     """DPO on whole answers (arXiv 2305.18290); with label smoothing conservative DPO."""
     assert signals.reference is not None
     inputs = *signals.policy.sum(-1), *signals.reference.sum(-1)
-    return rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
+    return rewarded(*preference_losses.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing))
 
 
 @term(needs=["reference"])
@@ -73,15 +74,15 @@ def ipo(signals: Signals, beta: float = 0.1) -> Losses:
     assert signals.reference is not None
     parents = signals.parent_mask.sum(-1)
     inputs = *signals.policy.sum(-1) / parents, *signals.reference.sum(-1) / parents
-    return rewarded(*preference.ipo_loss(*inputs, beta=beta))
+    return rewarded(*preference_losses.ipo_loss(*inputs, beta=beta))
 
 
 @term(needs=["weights"])
 def tis_dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
     """Importance-weighted DPO on parents (CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350)."""
     assert signals.reference is not None and signals.weights is not None
-    margins = preference.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
-    return rewarded(*preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
+    margins = preference_losses.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
+    return rewarded(*preference_losses.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing))
 
 
 @term(unit="token")
