@@ -408,7 +408,8 @@ MISTAKES = {
     (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
     "not those of weights; give both the same",
     (objective("preference loss: nca_loss"),): "objective[0].loss: nca_loss looks at each answer apart, and the "
-    "teacher as reference shifts both by tens of nats; set reference: student, or use recipe dpo_distill with centre: true",
+    "teacher as reference shifts both by tens of nats; set reference: student, or use recipe dpo_distill with "
+    "centre: true",
     (objective("preference loss: cpo_loss"),): "objective[0]: cpo_loss compares with no reference; use recipe dpo",
     (objective("dual_space", "dual_space_v2"),): "objective: dual_space and dual_space_v2 have projectors of two "
     "kinds; use one of the two",
