@@ -20,7 +20,7 @@ from pairs_and_sides import read_pairs, run_trl
 from prefkd.cli.main import main as prefkd
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokens import tokenize_pairs
 from prefkd.models.load import ModelConfig, load_tokenizer
 
 
@@ -84,10 +84,10 @@ def as_read(arguments: Arguments, pairs: list[dict[str, str]]) -> list[dict[str,
         config = DataConfig(source=str(file), held_out_fraction=0.0, max_length=2048, max_prompt_length=1024)
         tokenizer = load_tokenizer(ModelConfig(str(arguments.model)))
         side = ModelSide(tokenizer, "plain")
-        rows: list[Any] = list(align_pairs(load_pairs(config).train, student=side, teacher=side, config=config))
+        rows: list[Any] = list(tokenize_pairs(load_pairs(config).train, side, config=config))
     texts = []
     for row in rows:
-        ids = {"prompt": row["student_prompt"]} | {name: row[f"student_{name}"] for name in ("chosen", "rejected")}
+        ids = {name: row[name] for name in ("prompt", "chosen", "rejected")}
         text = {name: str(tokenizer.decode(tokens)) for name, tokens in ids.items()}
         for name in ("chosen", "rejected"):
             if tokenizer(text["prompt"] + text[name])["input_ids"] != ids["prompt"] + ids[name]:

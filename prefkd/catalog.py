@@ -26,7 +26,7 @@ _FOR_DEVELOPERS = (
     "OptimState.* does not implement _stable_hash_for_caching",  # of torchao's optimizers
 )
 
-# A wheel holds recipes/ and configs/ inside the package; in a checkout and an editable install they lie beside it.
+# A wheel holds recipes/ and configs/ inside the package; in a checkout and an editable install they lie next to it.
 _PACKAGE = Path(__file__).resolve().parent
 _HOME = _PACKAGE if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 RECIPES, CONFIGS = _HOME / "recipes", _HOME / "configs"
@@ -269,7 +269,7 @@ def hush_libraries() -> None:
 
 
 def load_recipe(path: Path) -> ModuleType:
-    """Import a recipe file. Modules beside it and in the current folder can be imported, by it and by its config.
+    """Import a recipe file. Modules next to it and in the current folder can be imported, by it and by its config.
 
     Raises:
         PrefkdError: If it cannot be imported, or lacks `Config` or `main`.

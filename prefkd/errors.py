@@ -21,7 +21,7 @@ _REMEDIES = {
 
 
 class PrefkdError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do, in one line."""
+    """Something the user can fix. The message says what is wrong, where, and what to do, in one line."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Proposal:
 
     Attributes:
         keys: The config.
-        reasons: What was chosen -> why.
+        reasons: Choice -> reason.
     """
 
     keys: dict[str, Any]

@@ -54,7 +54,7 @@ class Ranks:
         return torch.device("cpu" if self.is_main else "meta")
 
     def in_background(self) -> Self:
-        """The same ranks with connections of their own, between main memories, for a thread beside the training."""
+        """The same ranks with connections of their own, between main memories, for a thread in the background."""
         group = dist.new_group(timeout=PATIENCE, backend="gloo") if self.world_size > 1 else None
         return replace(self, device=torch.device("cpu"), group=group)
 

@@ -125,7 +125,7 @@ def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: Pai
     """The weights of all parents of a batch, (2, B, P); 0 where there is no parent.
 
     Args:
-        scores: What the teacher says of them, None where all weights are 1.
+        scores: Log-probs of the teacher, None where all weights are 1.
     """
     weights = batch.parent_mask.float()
     if config.contrast != "uniform":

@@ -1,12 +1,12 @@
 """Teach a model preferences with DPO, against its own frozen start; with swapped pairs it becomes the negative teacher.
 
-The model learns to find the chosen answer likelier than the rejected one, measured from where it started. Two such
+The model learns to find the chosen answer more probable than the rejected one, measured from where it started. Two such
 models, one of them trained with `data.reverse=true`, tell good text from bad by their difference: that is where the
 importance weights of TIS-DPO (D) come from. DPO, arXiv 2305.18290; IPO, arXiv 2310.12036; TIS-DPO, arXiv 2410.04350.
 
     prefkd run dpo --config demo/dpo
 
-Shapes: B pairs, N target tokens. Of two answers, 0 is the chosen one, 1 the rejected.
+Shapes: B pairs, N target tokens, T of the longest answer. Of two answers, 0 is the chosen one, 1 the rejected.
 """
 
 import time
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.batches import TokenPairBatch, collate_tokens
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
@@ -93,7 +93,7 @@ class Models:
     """The model of a run, and what `compare` does with it."""
 
     model: LogprobModel
-    collate: Callable[[Dataset, Microbatch], PairBatch]
+    collate: Callable[[Dataset, Microbatch], TokenPairBatch]
     loss: PairLoss
 
 
@@ -105,10 +105,10 @@ class Run(TrainingRun, Models):
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, tokenise them, and share them out among the steps."""
     side = read_side(config.model)
-    align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
+    tokenize = partial(tokenize_pairs, side=side, config=config.data)
     with ranks.main_first():
         pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+        train_pairs, held_out_pairs = tokenize(pairs.train), tokenize(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
 
@@ -138,7 +138,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
-    collate = partial(collate_pairs, share_prompt=(config.model.share_prompt, config.model.share_prompt))
+    collate = partial(collate_tokens, share_prompt=config.model.share_prompt)
     return Models(model=model, collate=collate, loss=PairLoss(config, ranks))
 
 
@@ -150,7 +150,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     models = load_models(config, ranks)
     model = models.model
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
-    model.check(probe.student, "model")
+    model.check(probe.tokens, "model")
 
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -180,15 +180,15 @@ def setup(config: Config, ranks: Ranks) -> Run:
     return run
 
 
-def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+def compare(config: Config, run: Run, batch: TokenPairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    token_logprobs, surplus = run.model(batch.student, run.loss.read)  # (N,)
-    logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
-    tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
-    weights = long_answer_weights(batch.parent_mask, config.long_answer_weight)  # (2, B, P), all 1 unless for LD-DPO
+    token_logprobs, surplus = run.model(batch.tokens, run.loss.read)  # (N,)
+    logprobs, tokens = batch.padded(token_logprobs), batch.mask.sum(-1)  # (2, B, T), (2, B)
+    weights = long_answer_weights(batch.mask, config.long_answer_weight)  # (2, B, T), all 1 unless for LD-DPO
     policy = (weights * logprobs).sum(-1)  # (2, B) log pi(y|x)
-    reference = (weights * batch.scores.reference).sum(-1) if batch.scores else torch.zeros_like(policy)  # log ref(y|x)
+    nothing = torch.zeros_like(policy)
+    reference = nothing if batch.reference is None else (weights * batch.reference).sum(-1)  # (2, B) log ref(y|x)
     if config.average_logprobs or "token_means" in run.loss.needs:
         policy, reference = policy / tokens, reference / tokens
     losses, chosen_rewards, rejected_rewards = run.loss(

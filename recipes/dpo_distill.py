@@ -182,7 +182,10 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     if config.average_logprobs:
         parents = batch.parent_mask.sum(-1)
         policy, reference = policy / parents, reference / parents
-    losses, chosen_rewards, rejected_rewards = run.loss(policy, reference, batch, weights, surplus=surplus)
+    lengths = batch.parent_mask.sum(-1)  # (2, B)
+    losses, chosen_rewards, rejected_rewards = run.loss(
+        policy, reference, batch, weights, lengths=lengths, surplus=surplus
+    )
     if config.nll_weight:
         losses = losses - config.nll_weight * logprobs[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach()

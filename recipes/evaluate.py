@@ -5,7 +5,7 @@ the paired difference to a baseline, which tells a gain from luck long before th
 
     prefkd run evaluate --config demo/evaluate
 
-Killed, it goes on where it was when the same command is given again; what is finished is only read. A checkpoint that
+After a kill, the same command resumes where it was; what is finished is only read. A checkpoint that
 is missing or damaged does not stop the others: the table says why it failed.
 """
 
@@ -179,4 +179,4 @@ def main(config: Config) -> None:
         table = save(config, run)
     if table.failures:
         failed = ", ".join(sorted({failure.checkpoint for failure in table.failures}))
-        raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); mend them and give the same command again")
+        raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); fix them and give the same command again")

@@ -8,7 +8,7 @@ TIS-DPO, arXiv 2410.04350.
 
     prefkd run score --config demo/score
 
-Killed, it goes on where it was when the same command is given again. Of several processes each scores a part of every
+After a kill, the same command resumes where it was. Of several processes each scores a part of every
 shard.
 """
 
@@ -100,7 +100,7 @@ class Data:
         sides: How the two read.
         folder: Where the scores are.
         planned: All shards.
-        shards: Those that are not finished.
+        shards: Shards that are not finished.
         description: A line for the terminal.
     """
 

@@ -25,7 +25,7 @@ from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch, collate_answers
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, split_step
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
 from prefkd.models.logprob_model import LogprobModel
@@ -95,10 +95,10 @@ class Run(TrainingRun, Models):
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, tokenise them, and share them out among the steps."""
     side = read_side(config.model)
-    align = partial(align_pairs, student=side, teacher=side, config=config.data, description="Tokenizing")
+    tokenize = partial(tokenize_pairs, side=side, config=config.data)
     with ranks.main_first():
         pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = align(pairs.train), align(pairs.held_out)
+        train_pairs, held_out_pairs = tokenize(pairs.train), tokenize(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
     lengths, held_out_lengths = (
@@ -168,10 +168,10 @@ def setup(config: Config, ranks: Ranks) -> Run:
     return run
 
 
-def answer_lengths(config: Config, aligned: Dataset, *, with_prompt: bool = False) -> list[int]:
+def answer_lengths(config: Config, tokenized: Dataset, *, with_prompt: bool = False) -> list[int]:
     """Target tokens of the answer that each row is trained on, or all the tokens that the model reads."""
-    columns = [f"student_{config.target}"] + ["student_prompt"] * with_prompt
-    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+    columns = [config.target] + ["prompt"] * with_prompt
+    return [sum(map(len, row.values())) for row in tokenized.select_columns(columns)]  # pyright: ignore
 
 
 def compare(config: Config, run: Run, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:

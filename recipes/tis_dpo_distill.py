@@ -181,7 +181,10 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
     margins = parent_margin(policy, heard.reference, weights, batch.parent_mask)  # (2, B)
     nothing = torch.zeros_like(margins)
-    losses, chosen_rewards, rejected_rewards = run.loss(margins, nothing, batch, weights, surplus=surplus)
+    lengths = batch.parent_mask.sum(-1)  # (2, B)
+    losses, chosen_rewards, rejected_rewards = run.loss(
+        margins, nothing, batch, weights, lengths=lengths, surplus=surplus
+    )
     if config.nll_weight:
         losses = losses - config.nll_weight * policy[0].sum(-1) / tokens[0]
     chosen_logprob, rejected_logprob = policy.detach().sum(-1)

@@ -1,12 +1,15 @@
-"""Imports fall straight down: a module uses only the rooms below its own, as CONTRIBUTING lists them."""
+"""Rules of the house: imports fall straight down, and a line of a docstring can be read alone."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "prefkd"
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("recipes/*.py")])
+DANGLING = re.compile(r"\s+[a-z_*][a-z_0-9, *]*: (Of|Those|That|What|The same)\b")
 FLOORS = (
     ("method", "errors", "files", "hub"),
     ("catalog",),
@@ -53,3 +56,12 @@ def test_no_import_climbs(path: Path) -> None:
 def test_a_climbing_import_is_seen() -> None:
     rooms = list(imported_rooms("from prefkd import cli\nimport prefkd.training.run\nfrom prefkd.data.pairs import x"))
     assert rooms == ["cli", "training", "data"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_docstring_line_stands_alone(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [
+        line.strip() for line in lines if re.match(r"\s+[a-z_*][a-z_0-9, *]*: (Of|Those|That|What|The same)\b", line)
+    ]
+    assert not found, "say what it is, with a noun"

@@ -18,7 +18,7 @@ MAIN_DEMO = "demo/dskd_distill"
 IGNORED = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
     *("*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.tflite", "original/*"),
-    "consolidated*.safetensors",  # of Mistral, 14.5 GB beside the same weights in the form that transformers reads
+    "consolidated*.safetensors",  # of Mistral, 14.5 GB on top of the same weights in the form that transformers reads
 )
 
 
@@ -78,7 +78,7 @@ def _snapshot(repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revi
             repo_id, revision=commit, local_dir=folder, ignore_patterns=list(ignore_patterns), token=token
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where this one stopped") from None
+        raise KeyboardInterrupt("interrupted; the same command resumes where this one stopped") from None
     except (HFValidationError, transport_error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the Hub
             raise

@@ -47,7 +47,7 @@ def inspect(
 
     Args:
         student: Folder with a tokenizer (it needs no weights), or a Hub id.
-        teacher: The same.
+        teacher: Folder or Hub id of the teacher's tokenizer.
         data: A file, a folder, or the Hub id of a data set, as `data.source` of a config.
         html: Page to write: the numbers, and pairs with the tokens of both sides. inspect.html if not given.
         json: File for the numbers.
@@ -60,7 +60,7 @@ def inspect(
         max_prompt_length: Most tokens of a prompt whose pair is longer; if not given the half of it, or that.
         truncation: Which end of such a prompt is kept; the end if not given.
         student_template: The chat template of the tokenizer, or plain headings; chat if there is one.
-        teacher_template: The same.
+        teacher_template: Template of the teacher, likewise.
     """
     if limit < 1:
         raise PrefkdError(f"--limit {limit} leaves nothing to look at; give 1 or more")

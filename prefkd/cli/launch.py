@@ -98,7 +98,7 @@ def _hand_on(heard: list[int], number: int, _frame: object) -> None:
 
 
 def main() -> int:
-    """One process of torchrun: what a user can mend is recorded for the parent, which prints it once."""
+    """One process of torchrun: what a user can fix is recorded for the parent, which prints it once."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     recipe_path, config_path, *overrides = sys.argv[1:]

@@ -115,7 +115,7 @@ def _run(plan: Plan, contents: Contents, options: Sequence[str], lock: int | Non
     """Run a stage in a process of its own, whose memory is free afterwards; returns its seconds.
 
     Raises:
-        PrefkdError: If it fails. It has told why; this says how to go on.
+        PrefkdError: If it fails. It has told why; this says how to continue.
     """
     stage = plan.stage
     if plan.aside is not None:
@@ -126,13 +126,13 @@ def _run(plan: Plan, contents: Contents, options: Sequence[str], lock: int | Non
     began = time.monotonic()
     code = _wait([*command, *options, *stage.overrides], lock)
     if code in STOPPED:
-        raise KeyboardInterrupt(f"interrupted in stage {stage.name}; `{again}` goes on with it")
+        raise KeyboardInterrupt(f"interrupted in stage {stage.name}; `{again}` resumes it")
     if code < 0:
         cause = f"was ended by {signal.Signals(-code).name}; if memory ran out, {USE_LESS_MEMORY}; then"
     else:
-        cause = "failed for the reason above; mend it, and"
+        cause = "failed for the reason above; fix it, and"
     if code:
-        raise PrefkdError(f"stage {stage.name} {cause} `{again}` goes on with it and keeps what is finished")
+        raise PrefkdError(f"stage {stage.name} {cause} `{again}` resumes it and keeps what is finished")
     seconds = time.monotonic() - began
     record_end(stage.output_dir, fingerprint, seconds)
     return seconds

@@ -22,8 +22,8 @@ class AlignedPairs:
 
     Attributes:
         train, held_out: The two splits, with log-probs of the teacher where scores were given.
-        report: What aligning did to the pairs to train on, the rows that were left out, and the fields not read.
-        omissions: What is left out of the data, for one line of the terminal.
+        report: The alignment report of the pairs to train on, the rows that were left out, and the fields not read.
+        omissions: Everything that is left out of the data, in one line for the terminal.
     """
 
     train: Dataset

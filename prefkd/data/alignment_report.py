@@ -15,8 +15,8 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     """Count what is in an aligned data set.
 
     Args:
-        aligned: What `prefkd.data.tokenizing.align_pairs` returned.
-        pairs: What it was given.
+        aligned: Result of `prefkd.data.tokenizing.align_pairs`.
+        pairs: The pairs that were aligned.
         left_out: How many pairs it left out, by reason.
 
     Returns:

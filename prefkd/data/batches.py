@@ -40,12 +40,13 @@ class TokenBatch(Movable):
     Attributes:
         input_ids: (R, S) token ids, right-padded. With a shared prompt R = B and a row is [prompt, chosen, rejected];
             otherwise R = 2B and a row is [prompt, answer].
-        position_ids: (R, S) positions; those of the rejected answer go on from the prompt, as if it stood alone.
+        position_ids: (R, S) positions; those of the rejected answer continue from the prompt, as if it stood alone.
         segments: (R, S) a `Segment` for each position.
         shares_prompt: Whether the rows hold both answers, so that the model needs the mask of `shared_prompt_mask`.
         predictors: (N,) index into the R*S positions: the position whose hidden state predicts the target.
         targets: (N,) token ids to be predicted.
-        parents: (N,) index into the A*P parents: the parent token that the target belongs to.
+        parents: (N,) index into the A*P parents: the parent token that the target belongs to. Where one model reads
+            alone, each target is its own.
         lengths: A numbers of targets, those of each answer, in whose order the targets stand.
     """
 
@@ -74,16 +75,7 @@ class ParentScores(Movable):
 
     def columns(self, parent_mask: Tensor) -> list[dict[str, np.ndarray]]:
         """The scores of each pair without padding: `chosen_reference` and so on -> float32 (P of that answer,)."""
-        scores = {name: values.float().cpu().numpy() for name, values in vars(self).items() if values is not None}
-        exists = parent_mask.cpu().numpy()
-        return [
-            {
-                f"{answer}_{name}": values[side, pair][exists[side, pair]]
-                for side, answer in enumerate(("chosen", "rejected"))
-                for name, values in scores.items()
-            }
-            for pair in range(exists.shape[1])
-        ]
+        return score_columns({name: values for name, values in vars(self).items() if values is not None}, parent_mask)
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ class PairBatch(Movable):
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
-        scores: What the teacher said of them earlier, or None.
+        scores: Log-probs that the teacher gave them earlier, or None.
         kept_teacher, kept_positive, kept_negative: What was kept of next-token distributions then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
@@ -116,7 +108,7 @@ class PairBatch(Movable):
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
         rows: B row indices of the pairs in their data set.
-        rows_of_step: Those of all pairs of the step, on all ranks.
+        rows_of_step: Row indices of all pairs of the step, on all ranks.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -141,6 +133,44 @@ class PairBatch(Movable):
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
         sums = parent_logprobs(token_values[None], tokens.parents[None], self.parent_mask.numel())
         return sums.view(self.parent_mask.shape)
+
+    def answer_sums(self, token_values: Tensor) -> Tensor:
+        """Sum values of the student's target tokens (N,) inside each answer, -> (2, B)."""
+        return self.parent_sums(token_values, self.student).sum(-1)
+
+
+@dataclass(frozen=True)
+class TokenPairBatch(Movable):
+    """A microbatch of preference pairs, tokenised for one model. T: target tokens of the longest answer.
+
+    Attributes:
+        tokens: The pairs as the model reads them.
+        mask: (2, B, T) True for the tokens that exist; index 0 is the chosen answer, 1 the rejected one.
+        reference: (2, B, T) log-prob of each token under the model's own start, or None.
+        counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
+        names: B texts "file:row" that name the pairs in messages.
+        data: Names the data set.
+        rows: B row indices of the pairs in their data set.
+        rows_of_step: Row indices of all pairs of the step, on all ranks.
+    """
+
+    tokens: TokenBatch
+    mask: Tensor
+    reference: Tensor | None
+    counted: Tensor
+    names: list[str]
+    data: str
+    rows: Sequence[int]
+    rows_of_step: Sequence[int]
+
+    def padded(self, token_values: Tensor) -> Tensor:
+        """Values of target tokens (N,), answer by answer: (2, B, T), 0 where there is no token."""
+        values = token_values.new_zeros(self.mask.numel())
+        return values.index_add(0, self.tokens.parents, token_values).view(self.mask.shape)
+
+    def answer_sums(self, token_values: Tensor) -> Tensor:
+        """Sum values of target tokens (N,) inside each answer, -> (2, B)."""
+        return self.padded(token_values).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -176,18 +206,14 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     counts = torch.tensor([[row[f"{answer}_parents"] for row in rows] for answer in ("chosen", "rejected")])
     ends = torch.tensor([[row[f"{answer}_ends"] for row in rows] for answer in ("chosen", "rejected")])
     index = torch.arange(num_parents)
-    counted = torch.ones(len(rows))
-    counted[len(rows) - microbatch.fillers :] = 0.0
 
     def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
-        return _token_batch(rows, prompt=prompt, side=side, shares_prompt=shared, num_parents=num_parents)
+        answers = [f"{side}_{answer}" for answer in ANSWERS]
+        parents = [f"{answer}_parents" for answer in answers]
+        return _token_batch(rows, prompt, answers, parents, shares_prompt=shared, num_parents=num_parents)
 
     def scores(name: str) -> Tensor | None:
-        if f"chosen_{name}" not in rows[0]:
-            return None
-        answers = [torch.tensor(row[f"{answer}_{name}"]) for answer in ("chosen", "rejected") for row in rows]
-        padded = [torch.nn.functional.pad(values, (0, num_parents - len(values))) for values in answers]
-        return torch.stack(padded).view(2, len(rows), num_parents)
+        return _padded_scores(rows, name, num_parents) if f"chosen_{name}" in rows[0] else None
 
     reference = scores("reference")
     has_contrast = "positive_prompt" in rows[0]
@@ -200,7 +226,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
-        counted=counted,
+        counted=_counted(microbatch),
         names=[f"{row['file']}:{row['row']}" for row in rows],
         data=aligned._fingerprint,
         rows=microbatch.rows,
@@ -208,6 +234,28 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         step=_step_counts(aligned, microbatch),
         **{f"kept_{name}": kept_rows(rows, name) for name in KEPT},
     )
+
+
+def score_columns(scores: Mapping[str, Tensor], mask: Tensor) -> list[dict[str, np.ndarray]]:
+    """Scores of each pair without padding.
+
+    Args:
+        scores: NAME -> (2, B, P).
+        mask: (2, B, P) True for what exists.
+
+    Returns:
+        For each pair `chosen_NAME` and `rejected_NAME` -> float32 (P of that answer,).
+    """
+    values = {name: score.float().cpu().numpy() for name, score in scores.items()}
+    exists = mask.cpu().numpy()
+    return [
+        {
+            f"{answer}_{name}": score[side, pair][exists[side, pair]]
+            for side, answer in enumerate(ANSWERS)
+            for name, score in values.items()
+        }
+        for pair in range(exists.shape[1])
+    ]
 
 
 def count_targets(aligned: Dataset) -> Dataset:
@@ -228,33 +276,74 @@ def _step_counts(aligned: Dataset, microbatch: Microbatch) -> StepCounts | None:
     return StepCounts(len(rows), (chosen_tokens, rejected_tokens), (chosen_parents, rejected_parents))
 
 
-def collate_answers(aligned: Dataset, microbatch: Microbatch, *, answer: Literal["chosen", "rejected"]) -> AnswerBatch:
-    """One of the two answers of each row, a row each, as the student reads it; for supervised fine-tuning."""
-    rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
-    num_parents = max(row[f"{answer}_parents"] for row in rows)
-    counted = torch.ones(len(rows))
-    counted[len(rows) - microbatch.fillers :] = 0.0
+def collate_tokens(tokenized: Dataset, microbatch: Microbatch, *, share_prompt: bool) -> TokenPairBatch:
+    """Make a microbatch of rows of a tokenized data set (`prefkd.data.tokens.tokenize_pairs`).
+
+    Args:
+        tokenized: The data set, with or without a reference's log-probs (`prefkd.training.references`).
+        microbatch: Which of its rows.
+        share_prompt: Whether the model reads a pair as one row.
+    """
+    rows: list[dict[str, Any]] = [tokenized[index] for index in microbatch.rows]
+    lengths = torch.tensor([[len(row[answer]) for row in rows] for answer in ANSWERS])
+    longest = int(lengths.max())
+    return TokenPairBatch(
+        tokens=_token_batch(rows, "prompt", ANSWERS, shares_prompt=share_prompt, num_parents=longest),
+        mask=torch.arange(longest) < lengths[:, :, None],
+        reference=_padded_scores(rows, "reference", longest) if "chosen_reference" in rows[0] else None,
+        counted=_counted(microbatch),
+        names=[f"{row['file']}:{row['row']}" for row in rows],
+        data=tokenized._fingerprint,
+        rows=microbatch.rows,
+        rows_of_step=microbatch.step or microbatch.rows,
+    )
+
+
+def collate_answers(
+    tokenized: Dataset, microbatch: Microbatch, *, answer: Literal["chosen", "rejected"]
+) -> AnswerBatch:
+    """One of the two answers of each row, a row each; for supervised fine-tuning."""
+    rows: list[dict[str, Any]] = [tokenized[index] for index in microbatch.rows]
+    longest = max(len(row[answer]) for row in rows)
     return AnswerBatch(
-        tokens=_token_batch(
-            rows, prompt="student_prompt", side="student", shares_prompt=False, num_parents=num_parents, names=(answer,)
-        ),
-        counted=counted,
+        tokens=_token_batch(rows, "prompt", (answer,), shares_prompt=False, num_parents=longest),
+        counted=_counted(microbatch),
         names=[f"{row['file']}:{row['row']}" for row in rows],
     )
 
 
+def _counted(microbatch: Microbatch) -> Tensor:
+    counted = torch.ones(len(microbatch.rows))
+    counted[len(microbatch.rows) - microbatch.fillers :] = 0.0
+    return counted
+
+
+def _padded_scores(rows: Sequence[Mapping[str, Any]], name: str, length: int) -> Tensor:
+    """The columns `chosen_NAME` and `rejected_NAME`, (2, B, length)."""
+    answers = [torch.tensor(row[f"{answer}_{name}"]) for answer in ANSWERS for row in rows]
+    padded = [torch.nn.functional.pad(values, (0, length - len(values))) for values in answers]
+    return torch.stack(padded).view(2, len(rows), length)
+
+
 def _token_batch(
     rows: Sequence[Mapping[str, Any]],
-    *,
     prompt: str,
-    side: str,
+    answers: Sequence[str],
+    parents_of: Sequence[str] = (),
+    *,
     shares_prompt: bool,
     num_parents: int,
-    names: Sequence[str] = ANSWERS,
 ) -> TokenBatch:
-    answers = [(Segment[name.upper()], pair, f"{side}_{name}") for name in names for pair in range(len(rows))]
+    """The view of one model.
+
+    Args:
+        prompt: Column of the prompts.
+        answers: Columns of the chosen and the rejected answers, or one of them.
+        parents_of: Columns of their parents; without them, each token is its own.
+    """
+    columns = [(Segment[name.rpartition("_")[2].upper()], pair, name) for name in answers for pair in range(len(rows))]
     prompts = [row[prompt] for row in rows]
-    lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in answers]
+    lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in columns]
     if shares_prompt:
         half = len(rows)
         lengths = [lengths[i] + lengths[i + half] - len(prompts[i]) for i in range(half)]
@@ -269,12 +358,12 @@ def _token_batch(
         position_ids[row, first:end] = torch.arange(position, position + len(ids))
         segments[row, first:end] = segment
 
-    for answer, (segment, pair, column) in enumerate(answers):
+    for answer, (segment, pair, column) in enumerate(columns):
         response, prompt_length = rows[pair][column], len(prompts[pair])
         row = pair if shares_prompt else answer
         first = prompt_length
         if shares_prompt and segment is Segment.REJECTED:
-            first += len(rows[pair][f"{side}_chosen"])
+            first += len(rows[pair][answers[0]])
         if not (shares_prompt and segment is Segment.REJECTED):
             write(row, 0, prompts[pair], 0, Segment.PROMPT)
         write(row, first, response, prompt_length, segment)
@@ -284,7 +373,8 @@ def _token_batch(
         positions[0] = start + prompt_length - 1
         predictors.append(positions)
         targets.append(torch.tensor(response, dtype=torch.long))
-        parents.append(torch.tensor(rows[pair][f"{column}_parents"], dtype=torch.long) + answer * num_parents)
+        own = rows[pair][parents_of[answer // len(rows)]] if parents_of else range(len(response))
+        parents.append(torch.tensor(own, dtype=torch.long) + answer * num_parents)
     return TokenBatch(
         input_ids=input_ids,
         position_ids=position_ids,

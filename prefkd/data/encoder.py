@@ -33,7 +33,7 @@ class Cue(NamedTuple):
 
     Attributes:
         special: Its last special token, or nothing if that is far away.
-        text: What follows this token. Without one, the last line, since no tokenizer joins the end of a line with the
+        text: Text after this token. Without one, the last line, since no tokenizer joins the end of a line with the
             text of the next; of a long line the last characters.
     """
 

@@ -1,4 +1,4 @@
-"""What a row holds beside the fields that its format reads: metadata, more to read, or something unknown.
+"""What a row holds besides the fields that its format reads: metadata, more to read, or something unknown.
 
 Metadata is passed over. A field that a model would have to read (a system prompt, a history, tools, images) is an error
 unless its text is in the prompt already. Any other field with content is counted and reported.
@@ -38,7 +38,7 @@ METADATA = (
     *("moderation", "*_moderation", "openai_moderation", "conversation_hash", "temperature", "top_p", "seed"),
 )
 
-# What a model is given beside text.
+# What a model is given besides text.
 ATTACHMENTS = frozenset({"tools", "functions", "image", "images", "video", "videos", "audio", "audios", "pixel_values"})
 
 # Fields that hold what a model should read before it answers.

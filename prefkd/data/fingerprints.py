@@ -25,11 +25,17 @@ SCORED_COLUMNS = (
     *(f"teacher_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
     *(f"{name}_prompt" for name in INSTRUCTIONS),
 )
-# What the student's own log-probs depend on.
+# What a model's own log-probs depend on: the student's, and those of one that reads alone.
 STUDENT_COLUMNS = (
     "student_prompt",
     *(f"student_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
 )
+TOKEN_COLUMNS = ("prompt", *ANSWERS)
+
+
+def own_columns(pairs: Dataset) -> tuple[str, ...]:
+    """The columns that hold what the model that is trained reads."""
+    return TOKEN_COLUMNS if "prompt" in pairs.column_names else STUDENT_COLUMNS
 
 
 def reading_fingerprint(data: DataConfig, student: ModelSide, teacher: ModelSide) -> Fingerprint:
@@ -64,8 +70,8 @@ def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
 
 
 def row_contents(aligned: Dataset) -> list[int]:
-    """A hash of each row's scored tokens and parents, 8 bytes; of the student's where there are no others."""
-    names = [name for name in SCORED_COLUMNS if name in aligned.column_names] or [*STUDENT_COLUMNS]
+    """A hash of each row's scored tokens and parents, 8 bytes; of the trained model's where there are no others."""
+    names = [name for name in SCORED_COLUMNS if name in aligned.column_names] or [*own_columns(aligned)]
     hashes = []
     for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
         lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]

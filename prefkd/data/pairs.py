@@ -64,8 +64,8 @@ class DataConfig:
             wrote, or the id of a data set on the Hugging Face Hub.
         format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
         columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
-        pairing: Of several answers with ranks or scores, make one pair of the best and the worst, one of the best and a
-            random one, or all pairs.
+        pairing: From several answers with ranks or scores, make one pair of the best and the worst, one of the best and
+            a random one, or all pairs.
         minimum_gap: The least difference of their scores or ranks.
         subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
         split: The split of a Hub data set; of a folder, the files that are named after it (train.jsonl,
@@ -76,7 +76,7 @@ class DataConfig:
             together, so that no prompt is both trained on and evaluated on.
         limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
         reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
-        on_bad_row: What a row that cannot be used does: end everything, or be left out, counted and reported.
+        on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
         seed: Seed of the held-out part and of the limits.
         max_length: Most tokens of a prompt and one answer together, on each side.
         max_prompt_length: Most tokens of a prompt whose pair is longer than `max_length`.

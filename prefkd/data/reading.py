@@ -52,7 +52,7 @@ class FileFormats(NamedTuple):
 
     Attributes:
         usual: The most frequent one, in which errors are told; None if no row has a form.
-        text: That of all rows that hold text alone; None if there are none, or if all rows have the usual form.
+        text: Form of all rows that hold text alone; None if there are none, or if all rows have the usual form.
         each: Whether rows have forms of their own, found by the types of their fields.
     """
 

@@ -154,7 +154,7 @@ def _faults(folder: Path) -> Iterator[str]:
         return
     missing = [shard.path(folder) for shard in shards if not shard.path(folder).is_file()]
     if missing:
-        yield f"{len(missing)} of {len(shards)} shards are missing, {missing[0]} first; run score again, which goes on"
+        yield f"{len(missing)} of {len(shards)} shards are missing, {missing[0]} first; run score again, which resumes"
 
 
 def open_scores(folder: Path) -> "Scores":
@@ -173,7 +173,7 @@ class Scores:
     """The scores in a folder.
 
     Attributes:
-        fingerprint: What they depend on.
+        fingerprint: Everything that they depend on.
     """
 
     folder: Path
@@ -282,7 +282,7 @@ class Scores:
         for path in paths:
             damage = _damage(path)
             if damage is not None:
-                raise PrefkdError(f"{path} {damage}; run score again, which computes this shard anew")
+                raise PrefkdError(f"{path} {damage}; run score again, which computes this shard again")
         if not paths:
             return None
         were_disabled = are_progress_bars_disabled()

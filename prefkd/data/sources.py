@@ -15,7 +15,7 @@ from prefkd.files import sha256
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
-# What `datasets` writes beside the rows of a folder.
+# What `datasets` writes next to the rows of a folder.
 SAVED = ("state.json", "dataset_dict.json")
 NOT_DATA = (*SAVED, "dataset_info.json", "dataset_infos.json")
 ROWS_AT_A_TIME = 1000

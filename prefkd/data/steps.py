@@ -23,10 +23,12 @@ class Microbatch:
     step: Sequence[int] = ()
 
 
-def pair_lengths(aligned: Dataset) -> list[int]:
-    """Tokens of each pair in the student's and the teacher's rows together: what a microbatch is sorted by."""
-    columns = [f"{side}_{part}" for side in ("student", "teacher") for part in ("prompt", "chosen", "rejected")]
-    return [sum(map(len, row.values())) for row in aligned.select_columns(columns)]  # pyright: ignore
+def pair_lengths(pairs: Dataset) -> list[int]:
+    """Tokens of each pair in the rows of all models that read it: what a microbatch is sorted by."""
+    parts = ("prompt", "chosen", "rejected")
+    columns = [*parts, *(f"{side}_{part}" for side in ("student", "teacher") for part in parts)]
+    present = [name for name in columns if name in pairs.column_names]
+    return [sum(map(len, row.values())) for row in pairs.select_columns(present)]  # pyright: ignore
 
 
 def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -61,7 +61,7 @@ class Template(Protocol):
     """Writes a conversation down.
 
     Attributes:
-        source: What it is made of; equal for equal templates.
+        source: Its text and settings; equal for equal templates.
     """
 
     source: str
@@ -162,7 +162,7 @@ class ModelSide:
         tokenizer: The model's tokenizer, a fast one, since parents need offsets.
         template: `chat` is the tokenizer's own chat template, `plain` writes role headings; `auto` takes the chat
             template if there is one.
-        name: What messages call the model.
+        name: Name of the model in messages.
         embeddings: How many tokens the model has an embedding for; None where it reads nothing.
 
     Attributes:
@@ -287,7 +287,7 @@ class ModelSide:
 
         Args:
             texts: The responses.
-            frames: What stands around each; without them, what the template writes around most.
+            frames: Text around each; without them, the usual text of the template.
 
         Raises:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.

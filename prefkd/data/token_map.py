@@ -112,7 +112,7 @@ def cached(kind: str, made_from: tuple[Any, ...], make: Callable[[], dict[str, T
     makes them, and the others wait.
 
     Args:
-        kind: What they are.
+        kind: Kind of the array, for its file name.
         made_from: Everything that they depend on, as JSON can write it.
         make: Makes them.
     """

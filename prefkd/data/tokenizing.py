@@ -19,7 +19,7 @@ A response is aligned whole and cut afterwards: two truncated tokenizations woul
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -52,6 +52,7 @@ PAIRS_PER_WORKER = 2000
 
 # Why a pair is always left out, whatever `on_bad_row` says: nothing is wrong with the data.
 NO_PARENT = "no parent token of an answer is left after truncation"
+NOTHING_LEFT = "no token of an answer is left after truncation"
 NO_TOKEN = "a tokenizer has no token for an answer"
 SAME_TOKENS = "both answers have the same tokens after truncation"
 
@@ -87,30 +88,57 @@ def align_pairs(
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
             raise PrefkdError(f"the instruction {instruction!r} lacks {{prompt}}, the place of the user's message")
-    columns = aligned_columns(with_contrast=contrast is not None)
+    return map_pairs(
+        pairs,
+        _align_batch,
+        columns=aligned_columns(with_contrast=contrast is not None),
+        sides={"student": student, "teacher": teacher},
+        config=config,
+        arguments={"contrast": contrast},
+        made_from=("aligned", VERSION, student.fingerprint, teacher.fingerprint, contrast),
+        description=description,
+        left_out=left_out,
+    )
+
+
+def map_pairs(
+    pairs: Dataset,
+    work: Callable[..., dict[str, list]],
+    *,
+    columns: Features,
+    sides: Mapping[str, ModelSide],
+    config: DataConfig,
+    arguments: Mapping[str, Any],
+    made_from: Sequence[Any],
+    description: str,
+    left_out: Counter[str] | None,
+) -> Dataset:
+    """Let worker processes make other columns of pairs, or find them in the cache.
+
+    Args:
+        work: Called with columns of some rows, `shared_sides`, `limits` and the arguments; returns the new columns and
+            `problem`, the reason why a row cannot be used.
+        columns: The new columns.
+        sides: Who reads the pairs.
+        made_from: Everything that the columns depend on, apart from pairs and limits.
+    """
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in columns}, features=columns)
     limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
     workers = config.workers or min(available_cores(), len(pairs) // PAIRS_PER_WORKER)
     with same_environment():
         rows = pairs.map(
-            _align_batch,
+            work,
             batched=True,
             batch_size=PAIRS_PER_BATCH,
             remove_columns=pairs.column_names,
             features=Features({**columns, "problem": Value("string")}),
             num_proc=workers if workers > 1 else None,
-            fn_kwargs={
-                "shared_sides": Shared({"student": student, "teacher": teacher}),
-                "limits": limits,
-                "contrast": contrast,
-            },
-            new_fingerprint=fingerprint(
-                "aligned", VERSION, pairs._fingerprint, student.fingerprint, teacher.fingerprint, limits, contrast
-            ),
+            fn_kwargs={"shared_sides": Shared(dict(sides)), "limits": limits, **arguments},
+            new_fingerprint=fingerprint(*made_from, pairs._fingerprint, limits),
             desc=description,
         )
-    return _without_problems(rows, config, _unreadable_rows(rows, student, teacher), left_out)
+    return _without_problems(rows, config, _unreadable_rows(rows, sides), left_out)
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -152,38 +180,68 @@ def _align_batch(
     """The aligned columns of some rows, and `problem`: why a row cannot be used, or None."""
     one_thread_in_workers()
     sides = shared_sides.value
-    count = len(rows["row"])
-    aligned: list[dict[str, Any]] = [{"file": rows["file"][i], "row": rows["row"][i]} for i in range(count)]
-    written: dict[int, _WrittenPair] = {}
-    for i in range(count):
-        try:
-            written[i] = _write_pair(rows["prompt"][i], rows["chosen"][i], rows["rejected"][i], sides, contrast)
-        except DataError as error:
-            aligned[i]["problem"] = str(error)
-
-    try:
-        prompts, responses = _encode(written.values(), sides)
-    except DataError:
-        for i, pair in list(written.items()):
-            try:
-                _encode([pair], sides)
-            except DataError as error:
-                aligned[i]["problem"] = str(error)
-                del written[i]
-        prompts, responses = _encode(written.values(), sides)
-    texts = [answer for pair in written.values() for answer in pair.answers]
-    parents = find_parents_batch(responses["student"][1], responses["teacher"][1], texts)
-    for n, i in enumerate(written):
+    read = read_pairs(rows, sides, contrast)
+    (_, student), (_, teacher) = (read.responses[side] for side in SIDES)
+    texts = [answer for pair in read.written.values() for answer in pair.answers]
+    parents = find_parents_batch(student, teacher, texts)
+    for n, i in enumerate(read.written):
         both = slice(2 * n, 2 * n + 2)
-        aligned[i] |= cut_pair(
-            {name: ids[n] for name, ids in prompts.items()},
-            {side: responses[side][0][both] for side in SIDES},
+        read.rows[i] |= cut_pair(
+            {name: ids[n] for name, ids in read.prompts.items()},
+            {side: read.responses[side][0][both] for side in SIDES},
             parents[both],
             sides,
             limits,
         )
     names = [*aligned_columns(with_contrast=contrast is not None), "problem"]
-    return {name: [row.get(name) for row in aligned] for name in names}
+    return {name: [row.get(name) for row in read.rows] for name in names}
+
+
+@dataclass(frozen=True)
+class ReadPairs:
+    """Pairs as text and as tokens, before anything is cut.
+
+    Attributes:
+        rows: For each pair, where it comes from, and `problem` if it cannot be read.
+        written: The pairs that can be read, by their index in `rows`.
+        prompts: Reading -> the token ids of each prompt.
+        responses: Side -> token ids of the answers, two for each pair, and their offsets.
+    """
+
+    rows: list[dict[str, Any]]
+    written: dict[int, _WrittenPair]
+    prompts: dict[str, Any]
+    responses: dict[str, Any]
+
+
+def read_pairs(
+    rows: Mapping[str, list], sides: Mapping[str, ModelSide], contrast: tuple[str, str] | None = None
+) -> ReadPairs:
+    """Write pairs as each side has them and tokenise them.
+
+    Args:
+        rows: Columns of `prefkd.data.pairs`.
+        sides: Who reads them.
+        contrast: A positive and a negative instruction, under which the teacher reads the prompts too.
+    """
+    places = zip(rows["file"], rows["row"], strict=True)
+    found: list[dict[str, Any]] = [{"file": file, "row": row} for file, row in places]
+    written: dict[int, _WrittenPair] = {}
+    for i in range(len(found)):
+        try:
+            written[i] = _write_pair(rows["prompt"][i], rows["chosen"][i], rows["rejected"][i], sides, contrast)
+        except DataError as error:
+            found[i]["problem"] = str(error)
+    try:
+        return ReadPairs(found, written, *_encode(written.values(), sides))
+    except DataError:
+        for i, pair in list(written.items()):
+            try:
+                _encode([pair], sides)
+            except DataError as error:
+                found[i]["problem"] = str(error)
+                del written[i]
+        return ReadPairs(found, written, *_encode(written.values(), sides))
 
 
 def _write_pair(
@@ -205,7 +263,9 @@ def _encode(pairs: Collection[_WrittenPair], sides: Mapping[str, ModelSide]) -> 
     answers = [pair.answers for pair in pairs]
     readings = {name for pair in pairs for name in pair.frames}
     prompts = {
-        name: sides.get(name, sides["teacher"]).encode_prompts([pair.frames[name] for pair in pairs], answers)
+        name: sides["teacher" if name in INSTRUCTIONS else name].encode_prompts(
+            [pair.frames[name] for pair in pairs], answers
+        )
         for name in readings
     }
     responses = {
@@ -229,7 +289,7 @@ def cut_pair(
         answers: Side -> token ids of the chosen and the rejected answer, without their end.
         parents: (P, 6) of the chosen and of the rejected answer, whole.
         sides: Student and teacher.
-        limits: What they may have.
+        limits: Most tokens of a prompt and an answer.
 
     Returns:
         The columns of an aligned row, or `problem` alone.
@@ -274,11 +334,11 @@ def cut_pair(
     return row
 
 
-def _unreadable_rows(rows: Dataset, student: ModelSide, teacher: ModelSide) -> dict[int, str]:
+def _unreadable_rows(rows: Dataset, sides: Mapping[str, ModelSide]) -> dict[int, str]:
     """The rows with a token that a model has no embedding for, and what it is; not cached, since models may change."""
     found: dict[int, str] = {}
     for name in rows.column_names:
-        side = student if name.startswith("student_") else teacher
+        side = sides.get(name.partition("_")[0], [*sides.values()][-1])
         if side.embeddings is None or not pa.types.is_list(rows.data.schema.field(name).type) or "_parents" in name:
             continue
         largest = pc.max(pc.list_flatten(rows.data[name])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
@@ -294,7 +354,7 @@ def _without_problems(
     """The rows that could be aligned. The others are an error or left out, which is said and counted."""
     problems = [problem or unreadable.get(i) for i, problem in enumerate(rows["problem"][:])]
     bad = [BadRow(rows[i]["file"], rows[i]["row"], problem) for i, problem in enumerate(problems) if problem]
-    refused = [row for row in bad if row.reason not in (NO_PARENT, NO_TOKEN, SAME_TOKENS)]
+    refused = [row for row in bad if row.reason not in (NO_PARENT, NOTHING_LEFT, NO_TOKEN, SAME_TOKENS)]
     if refused and config.on_bad_row == "error":
         raise bad_rows_error(refused)
     reasons = Counter(row.reason for row in bad)

@@ -108,7 +108,7 @@ class Vocabularies:
 
     @cached_property
     def nearest(self) -> Tensor:
-        """(V_t,) the student's token that is spelt most like each of the teacher's (MinED), made once, with a bar."""
+        """(V_t,) the student's token that is spelled most like each of the teacher's (MinED), made once, with a bar."""
 
         def make() -> dict[str, Tensor]:
             bar = partial(tqdm, desc="Mapping the teacher's tokens", unit=" batches", leave=False)

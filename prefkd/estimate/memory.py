@@ -17,7 +17,7 @@ GPUS = {
     "H200": 139.8,
     "B200": 178.4,
 }
-# Of which a run can fill so much: the rest is the CUDA context, NCCL's buffers and gaps between tensors.
+# The share that a run can fill: the rest is the CUDA context, NCCL's buffers and gaps between tensors.
 USABLE = 0.92
 # Bytes on disk of a log-prob in a score cache: 4 and what Parquet adds, as recipe score measured it (17.7 for three).
 STORED_LOGPROB = 5.9
@@ -58,7 +58,7 @@ class Card:
     """A GPU.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         gib: Its memory.
     """
 

@@ -27,12 +27,12 @@ class Outlines:
     """What a recipe has in memory.
 
     Attributes:
-        models: What its `load_models` returns.
+        models: Result of its `load_models`.
         batch: Its largest microbatch.
         pairs: Pairs of this microbatch.
         step_pairs: Pairs of a step; of a microbatch where nothing is trained.
         role: Name of the model that is trained, in `models`; None for recipe score.
-        learner: That model.
+        learner: The model that is trained.
         asked: Name of the teacher, in `models`; None where there is no teacher.
         teacher: The teacher.
     """

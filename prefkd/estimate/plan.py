@@ -38,7 +38,7 @@ class Counted:
     """A model, or a part of one.
 
     Attributes:
-        name: What it is in the run.
+        name: Its role in the run.
         what: Which one it is, and in which types.
         trained, frozen: Its parameters.
     """
@@ -55,7 +55,7 @@ class Need:
 
     Attributes:
         most: The most of it at any moment.
-        at_peak: What there is of it when all kinds together are most.
+        at_peak: Bytes of this kind at the moment when all kinds together need most.
     """
 
     most: float
@@ -69,8 +69,8 @@ class Plan:
     Attributes:
         recipe: Its name.
         ranks: Processes, each with a device of its own.
-        batch: What the rank reads at one time.
-        step: What is called a step here.
+        batch: The pairs that a rank reads at one time.
+        step: The meaning of a step here.
         models: The models and what is put on them.
         memory: Kind -> bytes on a rank.
         flops: Model -> floating-point operations of a step, over all ranks.

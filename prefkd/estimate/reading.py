@@ -18,7 +18,7 @@ def read_for_plan(recipe: ModuleType, name: str, path: Path, overrides: Sequence
     """The config of a recipe, whether or not data, weights and the results of earlier stages are there.
 
     Raises:
-        ConfigError: With all that is wrong beside that.
+        ConfigError: With all that is wrong besides that.
         PrefkdError: The recipe is none that can be planned.
     """
     if not can_be_planned(recipe):

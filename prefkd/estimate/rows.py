@@ -24,10 +24,11 @@ def full_pairs(data: DataConfig, count: int) -> Dataset:
     They come with scores and with prompts under instructions; a recipe takes what it needs.
     """
     prompt, answer = data.max_prompt_length, data.max_length - data.max_prompt_length
-    row: dict[str, Any] = {"file": "a full pair", "row": 1}
+    row: dict[str, Any] = {"file": "a full pair", "row": 1, "prompt": [0] * prompt}
     for prompted in (*SIDES, *INSTRUCTIONS):
         row[f"{prompted}_prompt"] = [0] * prompt
     for name in ANSWERS:
+        row[name] = [0] * answer
         row |= {f"{side}_{name}": [0] * answer for side in SIDES}
         row |= {f"{side}_{name}_parents": [*range(answer)] for side in SIDES}  # a token each: the most there can be
         row |= {f"{name}_parents": answer, f"{name}_ends": True}

@@ -15,7 +15,7 @@ def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Co
 
     Args:
         card: The GPU that was asked about, or the smallest that has room; None if there is none.
-        advice: What to change, where it does not fit.
+        advice: Changes that would make it fit.
     """
     processes = "one process" if plan.ranks == 1 else f"{plan.ranks} processes"
     tables = {

@@ -4,7 +4,7 @@
     <folder>/rewards/<checkpoint>.jsonl     key, reward
     <folder>/judge/<checkpoint>.jsonl       key, prompt, order, reply; against the baseline
 
-What is on disk is not made again, so that answers can be scored anew without the models that gave them.
+What is on disk is not made again, so that answers can be scored again without the models that gave them.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class AnswersConfig:
     """Prompts that checkpoints answer, and who scores the answers.
 
     Attributes:
-        prompts: What is asked.
+        prompts: The prompts to answer.
         sampling: How it is answered.
         scorers: Name -> a component that is called with `answer` and `references` (`prefkd.evaluation.scorers`, or
             your own).
@@ -68,7 +68,7 @@ class AnswersTask:
 
     Args:
         name: Name of the task.
-        config: What is asked, and who scores.
+        config: Prompts, sampling and scorers.
         folder: Where answers and scores go.
         baseline: Name of the checkpoint that the others are compared with, or None.
         ranks: The processes that share the prompts.

@@ -44,7 +44,7 @@ class Checkpoint:
     """A model under the name that it has in the table.
 
     Args:
-        name: That name.
+        name: Its name.
         config: Where it is and how it reads.
         device: Where it goes once it is loaded.
     """
@@ -135,8 +135,8 @@ def in_rounds(ranks: Ranks, items: Sequence[Item], work: Callable[[Item], list[F
     """Go through items, one for each rank in a round.
 
     Args:
-        items: The same on all ranks.
-        work: What is done with one.
+        items: All items, the same on all ranks.
+        work: Called with one item.
 
     Yields:
         What the ranks of a round found, together and in order.

@@ -101,14 +101,14 @@ def answer_batch(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, confi
         max_new_tokens=config.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, **settings
     )
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        # Each batch has draws of its own, so that a run that was killed goes on with the same.
+        # Each batch has draws of its own, so that a run that was killed resumes with the same ones.
         torch.manual_seed(int(fingerprint(config.seed, batch.number), 16) % 2**63)
         generated: Any = lm.generate(input_ids=input_ids, attention_mask=mask)  # pyright: ignore
     return [_text(row, side, ends) for row in generated[:, width:].tolist()]
 
 
 def _text(ids: list[int], side: ModelSide, ends: set[int]) -> str:
-    """The answer up to its end. Without a chat template a model may go on with the user's next turn."""
+    """The answer up to its end. Without a chat template a model may continue with the user's next turn."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
     if side.stop_text:

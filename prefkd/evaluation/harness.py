@@ -2,9 +2,9 @@
 
     <folder>/<checkpoint>/      results and samples as lm-eval writes them
     <folder>/<checkpoint>.jsonl a row for each task and metric: mean, standard error, and the number of each question
-    <folder>/.<checkpoint>-*.db the answers of a run that was killed, which goes on with them
+    <folder>/.<checkpoint>-*.db the answers of a run that was killed, which resumes with them
 
-Beside the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
+Besides the groups of lm-eval, such as `leaderboard`, there is `ctpd` (lm_eval_tasks/ctpd.yaml).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class HarnessConfig:
     Attributes:
         tasks: Names of tasks or groups, `leaderboard` or `ctpd` for example, and paths of task files (.yaml).
         task_folders: Folders with task files of your own, which are known by name then.
-        backend: What runs the models: transformers, or vLLM if it is installed.
+        backend: The library that runs the models: transformers, or vLLM if it is installed.
         num_fewshot: Examples before each question; null = as the task has it.
         limit: Questions of each task, to try things out; null = all.
         batch_size: Questions that are read at the same time; null = as many as fit.

@@ -60,11 +60,11 @@ class JudgeConfig:
         model: Name of the model there.
         api_key_variable: Variable of the environment, or of a file .env in the current folder, that holds the key. The
             key itself is neither written nor printed. null = the endpoint asks for none.
-        instruction: What the judge reads; {prompt}, {answer_a} and {answer_b} are put in. It has to end its reply with
-            [[A]], [[B]] or [[tie]].
+        instruction: The text that the judge reads; {prompt}, {answer_a} and {answer_b} are put in. It has to end its
+            reply with [[A]], [[B]] or [[tie]].
         arguments: Further arguments of a request, as the endpoint takes them.
         parallel: Requests under way at the same time.
-        max_requests: Most requests of one run; the next run goes on.
+        max_requests: Most requests of one run; the next run resumes.
         timeout: Seconds after which a request is tried again.
         retries: How often one is tried again, after waiting twice as long each time or as long as the endpoint says.
     """
@@ -125,7 +125,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said of many comparisons.
+    """Verdicts of a judge on many comparisons.
 
     Attributes:
         wins: Key -> 1 for a win of the candidate, 0 for a loss, 1/2 for neither. A comparison of which a verdict is
@@ -168,7 +168,7 @@ def judge(comparisons: Sequence[Comparison], config: JudgeConfig, records: Recor
     """Ask what was not asked before, and count.
 
     Args:
-        comparisons: What is judged.
+        comparisons: The answers to judge, two at a time.
         config: By whom.
         records: Replies so far; new ones are kept at once.
 
@@ -245,11 +245,11 @@ def _request(client: Any, config: JudgeConfig, one: Comparison, swapped: bool) -
     except openai.APITimeoutError:
         raise _Unanswered(f"{where} takes longer than {config.timeout:g} s; raise judge.timeout") from None
     except openai.APIConnectionError:
-        raise _Fatal(f"{where} cannot be reached; start it, or mend judge.base_url") from None
+        raise _Fatal(f"{where} cannot be reached; start it, or correct judge.base_url") from None
     except (openai.AuthenticationError, openai.PermissionDeniedError):
         raise _Fatal(f"{where} refuses the key in {config.api_key_variable}; set another") from None
     except openai.NotFoundError:
-        raise _Fatal(f"{where} has no model {config.model}; mend judge.model or judge.base_url") from None
+        raise _Fatal(f"{where} has no model {config.model}; correct judge.model or judge.base_url") from None
     except openai.APIStatusError as error:
         raise _Unanswered(f"{where} answers with error {error.status_code}") from None
     except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError) as error:

@@ -1,4 +1,4 @@
-"""Preference accuracy: how often a model finds the better answer of a pair likelier than the worse one.
+"""Preference accuracy: how often a model finds the better answer of a pair more probable than the worse one.
 
 A row of the records of a model and a data set is
 
@@ -22,12 +22,12 @@ import torch
 from datasets import Dataset
 
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import collate_pairs
+from prefkd.data.batches import collate_tokens
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sources import open_source
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import DataError, PrefkdError, Problem, nearest
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
 from prefkd.evaluation.records import Records
@@ -128,11 +128,11 @@ def pair_key(row: Mapping[str, Any]) -> str:
 
 
 class PreferenceTask:
-    """Asks checkpoints which answer of each pair they find likelier.
+    """Asks checkpoints which answer of each pair they find more probable.
 
     Args:
         name: Name of the data.
-        pairs: What is asked.
+        pairs: The pairs that checkpoints read.
         config: How it is asked.
         folder: Where the records of each checkpoint go.
         reference: Name of the checkpoint from which rewards are measured, or None.
@@ -197,16 +197,14 @@ class PreferenceTask:
     def _read(self, checkpoint: Checkpoint, records: Records, bar: Bar) -> None:
         """Which pairs share a forward pass depends on nothing but the pairs, so that a killed run ends as any other."""
         side, share_prompt, label = checkpoint.side, checkpoint.config.share_prompt, f"{self.name}: {checkpoint.name}"
-        aligned = align_pairs(
-            self.pairs.rows, student=side, teacher=side, config=self.pairs.config, description="Tokenizing"
-        )
-        if not len(aligned):
+        tokenized = tokenize_pairs(self.pairs.rows, side, config=self.pairs.config)
+        if not len(tokenized):
             raise PrefkdError("no pair is left after truncation; raise max_length")
-        collate = partial(collate_pairs, aligned, share_prompt=(share_prompt, share_prompt))
-        lengths = pair_lengths(aligned)
-        longest_first = sorted(range(len(aligned)), key=lengths.__getitem__, reverse=True)
+        collate = partial(collate_tokens, tokenized, share_prompt=share_prompt)
+        lengths = pair_lengths(tokenized)
+        longest_first = sorted(range(len(tokenized)), key=lengths.__getitem__, reverse=True)
         planned = split_step(longest_first, self.config.microbatch_size)
-        keys = [pair_key(row) for row in aligned.select_columns(["file", "row"])]  # pyright: ignore
+        keys = [pair_key(row) for row in tokenized.select_columns(["file", "row"])]  # pyright: ignore
         left = [microbatch for microbatch in planned if any(keys[row] not in records.rows for row in microbatch.rows)]
         bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))
         if left:
@@ -214,17 +212,16 @@ class PreferenceTask:
             model = LogprobModel(
                 checkpoint.lm, chunk_size=self.config.chunk_size, precision=checkpoint.config.torch_dtype
             ).freeze()
-            probe = collate(Microbatch([0])).to(self.ranks.device).student
+            probe = collate(Microbatch([0])).to(self.ranks.device).tokens
             together(self.ranks, lambda: model.check(probe, checkpoint.description))
 
             @torch.no_grad()
             def read(microbatch: Microbatch) -> list[dict[str, Any]]:
                 batch = collate(microbatch).to(self.ranks.device)
-                token_logprobs = model(batch.student)  # (N,)
-                logprobs = batch.parent_sums(token_logprobs, batch.student).sum(-1)  # (2, B) log pi(y|x)
-                tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)
+                logprobs = batch.answer_sums(model(batch.tokens))  # (2, B) log pi(y|x)
+                tokens = batch.mask.sum(-1)  # (2, B)
                 numbers = zip(microbatch.rows, logprobs.T.tolist(), tokens.T.tolist(), strict=True)
-                return [_record(aligned[row], self.pairs.subsets, *own) for row, *own in numbers]
+                return [_record(tokenized[row], self.pairs.subsets, *own) for row, *own in numbers]
 
             for found in in_rounds(self.ranks, left, read):
                 records.add(found)
@@ -241,7 +238,7 @@ def margins(
 
     Args:
         rows: The model's rows by key.
-        reference: Those of the reference, or None. A pair that is not in both has no reward.
+        reference: Rows of the reference, or None. A pair that is not in both has no reward.
     """
     found: dict[str, dict[str, float]] = {
         "logprob_accuracy": {key: row["chosen_logprob"] - row["rejected_logprob"] for key, row in rows.items()},
@@ -271,7 +268,7 @@ def accuracies(
 def _record(
     pair: Mapping[str, Any], subsets: Mapping[str, str], logprobs: list[float], tokens: list[float]
 ) -> dict[str, Any]:
-    cut = sum(pair[f"student_{part}_cut"] for part in ("prompt", "chosen", "rejected"))
+    cut = sum(pair[f"{part}_cut"] for part in ("prompt", "chosen", "rejected"))
     key = pair_key(pair)
     if not np.isfinite(logprobs).all():
         raise PrefkdError(f"row {pair['row']} of {pair['file']}: a log-prob is not a number; use dtype: float32")

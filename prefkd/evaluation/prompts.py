@@ -52,8 +52,8 @@ class Prompt:
 
     Attributes:
         key: Its name, file:row.
-        messages: Of system, user and assistant; the last is the user's.
-        references: What an answer is compared with; may be empty.
+        messages: Messages of system, user and assistant; the last is the user's.
+        references: Texts that an answer is compared with; may be empty.
     """
 
     key: str

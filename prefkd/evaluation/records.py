@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, in files of JSON lines: a killed run goes on, a finished one is only read.
+"""Results of an evaluation so far, in files of JSON lines: a killed run resumes, a finished one is only read.
 
 <name>.jsonl            a row for each item, each with a `key`
 <name>.settings.json    what the rows depend on, and whether they are all there
@@ -19,8 +19,8 @@ class Records:
 
     Args:
         path: The file of JSON lines.
-        fingerprint: What the rows depend on. Rows that depend on something else are thrown away at the first `add`.
-            Parts that are unknown now are left out of it, and not compared.
+        fingerprint: Everything that the rows depend on. Rows that depend on something else are thrown away at the first
+            `add`. Parts that are unknown now are left out of it, and not compared.
         ranks: The main rank reads and writes; the others have the same rows in memory.
 
     Attributes:

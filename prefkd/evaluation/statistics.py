@@ -23,7 +23,7 @@ def bootstrap_means(values: np.ndarray, *, resamples: int, seed: int) -> np.ndar
     """Means of samples drawn from the items with replacement, as often as there are items.
 
     How often each value occurs in such a sample is multinomial, so that counts are drawn instead of items: the law is
-    the same, and values of which many are equal, as right and wrong are, cost next to nothing.
+    the same, and values that are mostly equal, such as right and wrong, cost next to nothing.
 
     Args:
         values: (n,) one number for each item.
@@ -70,7 +70,7 @@ def paired_difference(values: np.ndarray, baseline: np.ndarray, *, resamples: in
 
 
 def normal_interval(mean: float, standard_error: float) -> Interval:
-    """The 95 % interval of a mean of which only the standard error is known: mean ± 1.96 standard errors."""
+    """The 95 % interval of a mean whose standard error alone is known: mean ± 1.96 standard errors."""
     return Interval(mean, mean - 1.96 * standard_error, mean + 1.96 * standard_error)
 
 

@@ -21,11 +21,11 @@ class Series:
     """The numbers of one checkpoint under one metric.
 
     Attributes:
-        task: What was done, such as the name of the data.
+        task: The task, such as the name of the data.
         subset: The part of the data; empty for all of it.
-        metric: What is measured.
+        metric: Name of the metric.
         checkpoint: Who is measured.
-        values: Item (pair, prompt, question) -> number, of which the mean is reported.
+        values: Item (pair, prompt, question) -> number; the mean is reported.
         reported: Mean and standard error (None if that is not known either), where the items themselves are not known;
             `values` is then empty.
         is_percent: Whether a reader wants it in percent.
@@ -81,9 +81,9 @@ class ResultTable:
 
     Attributes:
         baseline: The checkpoint that the others are compared with, or None.
-        rows: Those of a metric stand together, the checkpoints in the order of the config.
-        failures: What could not be evaluated.
-        notes: What a reader must know of how the numbers came about.
+        rows: The rows, sorted by metric, the checkpoints in the order of the config.
+        failures: Parts that could not be evaluated.
+        notes: Remarks on how the numbers came about.
     """
 
     baseline: str | None
@@ -161,7 +161,7 @@ def make_rows(series: Sequence[Series], *, baseline: str | None, resamples: int,
     Args:
         series: In the order of the checkpoints.
         baseline: Name of the checkpoint that the others are compared with.
-        resamples, seed: Of the bootstrap.
+        resamples, seed: Settings of the bootstrap.
     """
     groups: dict[tuple[str, str, str], list[Series]] = {}
     for one in series:

@@ -10,13 +10,13 @@ from prefkd.training.display import Bar, Display
 
 
 class Attempts:
-    """Parts of an evaluation, of which one may fail without the others.
+    """Parts of an evaluation; one may fail without the others.
 
     Args:
         display: Where a failure is told at once.
 
     Attributes:
-        failures: What has failed so far.
+        failures: Failures so far.
     """
 
     def __init__(self, display: Display):

@@ -117,7 +117,7 @@ def f_divergence_loss(
 
     Args:
         divergence: `reverse_kl` is DPO. Exponents of the others are capped where their exponential would overflow.
-        alpha: Of the alpha-divergence: 1 is the reverse KL, 0 the forward KL.
+        alpha: Parameter of the alpha-divergence: 1 is the reverse KL, 0 the forward KL.
 
     Raises:
         ValueError: `divergence` is none of these.

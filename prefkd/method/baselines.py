@@ -75,7 +75,7 @@ def min_ed_loss(
         teacher_tokens: One string per id.
         teacher_to_student: (V_t,) the student's id for each of the teacher's, as `minimal_edit_vocabulary_map` finds
             them. Where several share one, the lowest of the teacher's lends it its logit.
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
 
     Returns:
         The sum over the student's targets, a scalar in float32 or wider.

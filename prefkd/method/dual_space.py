@@ -48,7 +48,7 @@ class DualSpaceSide:
     head: (V, H) weight of the output layer.
     logits: (B, S, V) where they exist anyway. Left out, they are ``hidden @ head.T``, made for targets only and in
         chunks. They cost their own memory, and their gradient is as large again.
-    scale, cap: What happens to the head's output (`bounded_logits`).
+    scale, cap: Scale and soft cap of the head's output (`bounded_logits`).
     """
 
     input_ids: Tensor
@@ -100,17 +100,17 @@ def dual_space_loss(
     where the student's own logits are made with it.
 
     Args:
-        projectors: Those of these two hidden sizes.
+        projectors: Projectors between these two hidden sizes.
         student: The student's batch.
         teacher: The teacher's batch, the same B examples.
         divergence: A name of `prefkd.method.divergences`, for t2s_kd. s2t_kd is always the forward KL.
-        temperature: Of both sides of both divergences.
-        teacher_temperature: Of the projected teacher in t2s_kd, on top.
+        temperature: Temperature of both sides of both divergences.
+        teacher_temperature: Further temperature of the projected teacher in t2s_kd.
         std_over: Where the teacher's states and embeddings take their scale from: `valid`, the targets of the batch;
             `example`, the targets of each example, so that examples do not depend on each other; `all`, every position,
             padding too, as the published code has it.
         only_projectors: t2s_ce alone, to warm the projectors up; the other terms are 0.
-        chunk_size: Targets whose logits exist at one time, in forward and in backward, which makes them anew. None is
+        chunk_size: Targets whose logits exist at one time, in forward and in backward, which recomputes them. None is
             all of them.
 
     Raises:
@@ -169,11 +169,11 @@ def same_vocabulary_loss(
     Here the student learns from the projected teacher at every target. Neither `input_ids` nor `embedding` is read.
 
     Args:
-        projectors: Those of these two hidden sizes; `query` is not used.
+        projectors: Projectors between these two hidden sizes; `query` is not used.
         student: The student's batch.
         teacher: The teacher's batch; its labels are the student's.
         divergence: A name of `prefkd.method.divergences`, for t2s_kd. s2t_kd is always the forward KL.
-        temperature: Of both sides of both divergences.
+        temperature: Temperature of both sides of both divergences.
         chunk_size: As in `dual_space_loss`.
 
     Raises:
@@ -239,7 +239,7 @@ def _student_to_teacher(
 def _sums(
     terms: Callable[..., tuple[Tensor, ...]], states: Tensor, labels: Tensor, mask: Tensor, chunk_size: int | None
 ) -> Iterator[Tensor]:
-    """Sums of `terms` over all targets, one chunk after the other; backward makes anew what a chunk needs there."""
+    """Sums of `terms` over all targets, one chunk after the other; backward recomputes what a chunk needs there."""
     targets = mask.nonzero(as_tuple=True)
     size = max(1, len(states)) if chunk_size is None else chunk_size
     chunks = zip(*(rows.split(size) for rows in (states, labels[targets], *targets)), strict=True)

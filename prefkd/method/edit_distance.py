@@ -1,4 +1,4 @@
-"""Tokens that are spelt alike: the alignment of two token lists, and a map from one vocabulary to another.
+"""Tokens that are spelled alike: the alignment of two token lists, and a map from one vocabulary to another.
 
 Both marks of a blank, ▁ (sentencepiece) and Ġ (byte-level), are left out before spellings are compared.
 """
@@ -50,7 +50,7 @@ def minimal_edit_vocabulary_map(
     *,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Tensor:
-    """The student's token that is spelt most like each token of the teacher (MinED, arXiv 2401.10491).
+    """The student's token that is spelled most like each token of the teacher (MinED, arXiv 2401.10491).
 
     A token with the same spelling, blanks in the same places, is taken at once. Otherwise the smallest edit distance
     without blanks decides, then the smallest difference in the number of blanks, then the lower id. 262,000 tokens

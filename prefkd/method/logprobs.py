@@ -78,7 +78,7 @@ def linear_token_logprobs(
     """Log-probabilities of targets straight from hidden states, without all logits at once.
 
     ``log softmax(bounded_logits(hidden[n] @ head_weight.T))[targets[n]]``. No more logits exist at one time than
-    `chunk_size` tokens have. Backward computes those anew that had to go, and none if the head is frozen. Sums run in
+    `chunk_size` tokens have. Backward recomputes the ones that had to go, and none if the head is frozen. Sums run in
     float32 or wider whatever the inputs' precision, and autocast is honoured where it makes the products faster (on
     CUDA).
 
@@ -214,7 +214,7 @@ def _head_grad(ctx: Any, grad: Tensor) -> Tensor:
 
 
 def _stripes(vocabulary: int, tokens: int, chunk_size: int, *, copied: bool) -> list[slice]:
-    """The vocabulary in stripes of which one, for all tokens, takes the room of `chunk_size` tokens' logits.
+    """The vocabulary in stripes; one of them, for all tokens, takes the room of `chunk_size` tokens' logits.
 
     Only the first may be narrower. Rows of the head that have to be copied for a product are few at a time.
     """

@@ -43,7 +43,7 @@ def long_answer_weights(mask: Tensor, alpha: float, dtype: torch.dtype = torch.f
         mask: (2, B, P) true at real parents (or tokens), which come first. Of the axis of length 2, 0 is the chosen
             answer. Policy and reference are cut at the same parent, so that both are cut at the same text.
         alpha: Weight beyond the shorter answer's length, in [0, 1]; 1 is DPO.
-        dtype: Of the weights.
+        dtype: Type of the weights.
 
     Returns:
         (2, B, P) weights; 0 where there is no parent.

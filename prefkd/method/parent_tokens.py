@@ -29,7 +29,7 @@ def find_parents(
 
     Args:
         student_offsets: Character offsets of the student's tokens, without special tokens.
-        teacher_offsets: The same of the teacher's tokens.
+        teacher_offsets: Offsets of the teacher's tokens, likewise.
         length: Characters (Python code points) in the text.
         text: The text. It decides where characters belong that no token covers: trailing blanks go to the next token
             (trimmed offsets: they were part of it), everything else to the previous one (combining marks that a
@@ -63,7 +63,7 @@ def find_parents_batch(
 
     Args:
         student_offsets: Offsets of the student's tokens, text by text.
-        teacher_offsets: The same of the teacher.
+        teacher_offsets: Offsets of the teacher's tokens, likewise.
         texts: The texts.
 
     Returns:
@@ -125,7 +125,7 @@ def _clean_cuts(line: np.ndarray, owner: np.ndarray, bounds: np.ndarray, texts: 
         line: Offsets in places of the line: start, end, start, end, ...
         owner: Which of these texts each token belongs to, ascending.
         bounds: (2 x texts + 1) first place of each text, and the end of the line.
-        texts: What stands there, or None.
+        texts: The texts, or None.
 
     Returns:
         (2, places of one side): at a clean cut the number of tokens before it, elsewhere 0. The end of a text is a cut
@@ -158,7 +158,7 @@ def _clean_cuts(line: np.ndarray, owner: np.ndarray, bounds: np.ndarray, texts: 
 
 
 def _between_common_cuts(cuts: np.ndarray) -> np.ndarray:
-    """(P, 6) parents of which only the ends are set, on the line and in its numbering of tokens."""
+    """(P, 6) parents with only their ends set, on the line and in its numbering of tokens."""
     common = np.logical_and(cuts[0], cuts[1]).nonzero()[0]
     parents = np.empty((len(common), len(COLUMNS)), dtype=np.int64)
     parents[:, 1] = common

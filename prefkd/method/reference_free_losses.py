@@ -38,7 +38,7 @@ def simpo_loss(
         losses, chosen rewards, rejected rewards, each (B,). The rewards are beta m.
 
     Raises:
-        ValueError: `beta` is not positive, `label_smoothing` is outside [0, 0.5), or it stands beside `hinge`.
+        ValueError: `beta` is not positive, `label_smoothing` is outside [0, 0.5), or it stands next to `hinge`.
     """
     require_positive(beta)
     require_smoothing(label_smoothing)
@@ -59,7 +59,7 @@ def orpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, *, weight: float =
         policy_chosen: (B,) mean log-prob m of a token of the chosen response; above -1e-6, where the odds are
             infinite, it counts as -1e-6.
         policy_rejected: (B,) the same of the rejected response.
-        weight: The lambda of the paper, beside a cross-entropy of weight 1: 0.1 there.
+        weight: The lambda of the paper, next to a cross-entropy of weight 1: 0.1 there.
 
     Returns:
         losses, chosen rewards, rejected rewards, each (B,). The rewards are m.

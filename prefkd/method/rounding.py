@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Values that are rounded at a time, so that a large table needs little memory beside its own.
+# Values that are rounded at a time, so that a large table needs little memory besides its own.
 CHUNK = 2**22
 
 

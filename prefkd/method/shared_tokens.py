@@ -72,8 +72,8 @@ def find_shared_tokens(
     """Pair the tokens with the same bytes, one to one.
 
     Args:
-        student_bytes: What each id stands for in a text; None for an id that stands for no text, as special tokens.
-        teacher_bytes: The same of the teacher.
+        student_bytes: Bytes of each id in a text; None for an id without text, such as special tokens.
+        teacher_bytes: Bytes of each id of the teacher, likewise.
         ends: The ids of the two tokens that end an answer, which are a pair too.
 
     Returns:
@@ -129,7 +129,7 @@ def lumped_divergence(
         student_logits: (..., V_s).
         teacher_logits: (..., V_t).
         shared: The shared tokens.
-        temperature: Of both sides, before tokens are put together.
+        temperature: Temperature of both sides, before tokens are put together.
 
     Returns:
         (...) in nats, float32 or wider.
@@ -203,7 +203,7 @@ def hybrid_divergence(
         student_logprobs: (..., V_s) log-probs, after a temperature if there is one.
         teacher_logprobs: (..., V_t).
         shared: The shared tokens.
-        beta: Of the generalised Jensen-Shannon divergence (`generalised_jsd`).
+        beta: Parameter of the generalised Jensen-Shannon divergence (`generalised_jsd`).
         largest: Most tokens on each side that are compared by rank; None is all. The shorter side is filled with zeros.
 
     Returns:

@@ -7,7 +7,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share, such as that of pairs in which something is so.
 
     Args:
-        share: What was found, between 0 and 1.
+        share: The measured share, between 0 and 1.
         count: Items that were looked at, 1 or more.
 
     Returns:

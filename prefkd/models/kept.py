@@ -1,4 +1,4 @@
-"""What a frozen teacher has said of a pair, in memory: a model that does not change need not read a pair twice."""
+"""Readings of a frozen teacher, kept in memory: a model that does not change need not read a pair twice."""
 
 from dataclasses import dataclass
 from typing import Any

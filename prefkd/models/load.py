@@ -54,7 +54,7 @@ class ModelConfig:
                 yield f"{self.path} holds no *.safetensors weights; convert the checkpoint or download it again"
             elif lost := _lost_files(folder):
                 more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-                yield f"{self.path} lacks {lost[0]}{more}, of which its index tells; download it again"
+                yield f"{self.path} lacks {lost[0]}{more}, which its index lists; download it again"
             else:
                 try:
                     read_side(self)
@@ -75,7 +75,7 @@ class TeacherConfig(ModelConfig):
         quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
             and nf4 everywhere, float8 and int4 on GPUs that can. What it costs in exactness is printed.
         adapter: Folder of a LoRA adapter in peft's format, trained on the model at `path`.
-        placement: Of several processes: `replicate` gives each of them all of the model, `shard` splits it over them,
+        placement: With several processes, `replicate` gives each of them all of the model, `shard` splits it over them,
             for which it must be exact or nf4. `auto` splits what can be split and would fill a quarter of a GPU.
         cpu_offload: A model that is split waits in main memory and comes to the GPU layer by layer.
     """

@@ -42,7 +42,7 @@ class TokenStates:
         head: (V, H) weight of the output layer.
         lengths: Number of targets of each answer, in whose order they stand.
         chunk_size: Target tokens whose logits may exist at one time.
-        scale, cap: What happens to the head's output (`prefkd.method.logprobs.bounded_logits`).
+        scale, cap: Scale and soft cap of the head's output (`prefkd.method.logprobs.bounded_logits`).
     """
 
     inputs: Tensor
@@ -95,7 +95,7 @@ class LogprobModel(nn.Module):
         lm: The language model.
         chunk_size: Target tokens whose logits exist at one time.
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
-        projectors: What is trained together with the model and is of use only then.
+        projectors: Projectors that are trained with the model and needed only then.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LogprobModel(nn.Module):
         """log pi(y_t | x, y_<t) of each target token, (N,) float32, or what else is read from the states.
 
         Args:
-            tokens: What the model reads.
+            tokens: The pairs as the model reads them.
             read: Called while all weights are there, those of head and embedding too. Of what it returns, FSDP2 finds
                 the tensors in tuples, lists and dictionaries.
         """

@@ -105,7 +105,7 @@ def load_adapter(lm: PreTrainedModel, folder: str, *, name: str = "default") -> 
 
     Args:
         folder: An adapter in peft's format.
-        name: What to call it, where a model gets several; without dots.
+        name: Its name, where a model gets several; without dots.
 
     Raises:
         PrefkdError: It is damaged, or made for another model.
@@ -147,7 +147,7 @@ def adapters_off(lm: PreTrainedModel) -> Iterator[None]:
 
 def _inject(lm: PreTrainedModel, adapter: PeftConfig, name: str) -> None:
     """Put an adapter without weights into a model, float32 whatever the base is."""
-    with warnings.catch_warnings(action="ignore"):  # peft wonders at a second adapter, and at GPT-2's kind of layer
+    with warnings.catch_warnings(action="ignore"):  # peft warns about a second adapter, and at GPT-2's kind of layer
         inject_adapter_in_model(adapter, lm, name)
     cast_adapter_dtype(lm, name)
 

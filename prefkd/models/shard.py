@@ -36,7 +36,7 @@ def shard(
         over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
             travel between nodes.
         cpu_offload: The parts, their gradients and optimizer states wait in main memory.
-        prepare: What is done to each decoder layer before it is split.
+        prepare: Called with each decoder layer before it is split.
 
     Raises:
         PrefkdError: Weights are to be offloaded in a process that torchrun has not started.

@@ -116,10 +116,10 @@ class Asks:
             return
         asked = self.beyond_scores()
         if config.path is None and asked.of_teacher:
-            what = "hidden states" if asked.states else "log-probs of the teacher beside the student's own start"
+            what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
         elif config.path is not None and not asked.of_teacher:
-            yield "path: stands beside scores, but nothing is asked of a model; remove it (~teacher.path)"
+            yield "path: stands next to scores, but nothing is asked of a model; remove it (~teacher.path)"
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,13 @@ class Teacher:
 
     Args:
         config: A model, or a `TeacherSource`, which may name scores.
-        asks: What the recipe asks.
+        asks: The questions of the recipe.
 
     Attributes:
-        asked: What is asked of a model in memory; the rest comes with the batches.
-        models: Those in memory: the teacher, then pi+ and pi- where they are models of their own.
-        configs: Those of these models.
-        description: What it is, in a line for the terminal.
+        asked: The questions for a model in memory; answers to the others come with the batches.
+        models: Models in memory: the teacher, then pi+ and pi- where they are models of their own.
+        configs: The configs of these models.
+        description: A line for the terminal.
     """
 
     def __init__(self, config: TeacherConfig, asks: Asks):

@@ -15,7 +15,7 @@ class Plan:
 
     Attributes:
         why: The reason, a few words.
-        aside: The name that its old folder gets, so that nothing is lost; None where there is none or where it goes on.
+        aside: The name that its old folder gets, so that nothing is lost; None where there is none or where it resumes.
         seconds: How long it took, if it is finished already.
     """
 
@@ -65,7 +65,7 @@ def make_plans(pipeline: Pipeline, contents: Contents, *, first: str | None, onl
                 continue
             goes_on = reason == "unfinished" and not _is_refused(stage)
             aside = None if goes_on else _aside(stage.output_dir)
-            plans[stage.name] = Plan(stage, True, f"{reason}, goes on" if goes_on else reason, aside)
+            plans[stage.name] = Plan(stage, True, f"{reason}, resumes" if goes_on else reason, aside)
             problems += _problems(stage, [plans[name].stage.output_dir for name in running])
     if problems:
         raise ConfigError(problems)
@@ -96,7 +96,7 @@ def _problems(stage: Stage, coming: list[Path]) -> Iterator[Problem]:
 
 
 def _is_refused(stage: Stage) -> bool:
-    """Whether the recipe does not go on in the folder that it finds."""
+    """Whether the recipe does not resume in the folder that it finds."""
     return any(map(_is_about_folder, stage.problems))
 
 

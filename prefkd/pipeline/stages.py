@@ -62,11 +62,11 @@ class Stage:
     """A stage whose recipe can be imported and whose settings have the right types.
 
     Attributes:
-        overrides: What is laid over the config, as `prefkd run` takes it.
+        overrides: Settings that are laid over the config, as `prefkd run` takes it.
         settings: The resolved config by dotted key.
-        paths: Those settings that name a file or a folder if there is one.
-        problems: What its config says against running now.
-        outputs: What the recipe says that it writes; None if it says nothing.
+        paths: Settings that name a file or a folder, if it exists.
+        problems: Reasons in its config against running now.
+        outputs: Outputs that the recipe declares; None if it declares none.
         needs: Names of the stages on whose output it works.
     """
 
@@ -200,7 +200,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
     if "output_dir" not in (part.name for part in fields(recipe.Config)):
         raise PrefkdError(f"the Config of {spec.recipe} has no output_dir, where a stage has to write; add one")
     if "output_dir" in spec.overrides:
-        raise PrefkdError("output_dir stands beside recipe and config, not in overrides; move it there")
+        raise PrefkdError("output_dir stands next to recipe and config, not in overrides; move it there")
     overrides = (f"output_dir={_written(str(spec.output_dir))}", *_settings(spec.overrides))
     config, problems = examine_config(recipe.Config, config_path, overrides)
     outputs = getattr(recipe.Config, "outputs", None)

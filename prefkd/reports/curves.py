@@ -31,7 +31,7 @@ class RunCurves:
     """What a run has logged.
 
     Attributes:
-        name: What the legend calls it.
+        name: Name in the legend.
         file: Its metrics.jsonl.
         rows: The lines, each with `step`, in the order of the steps.
         unfinished: Whether the last line was cut off, and is left out.
@@ -96,9 +96,9 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
             if number == len(lines):
                 unfinished = True
                 break
-            raise PrefkdError(f"{file}, line {number}: not JSON; mend or delete the line") from error
+            raise PrefkdError(f"{file}, line {number}: not JSON; fix or delete the line") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; mend or delete the line")
+            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; fix or delete the line")
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()
         rows.append(row)

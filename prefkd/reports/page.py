@@ -17,7 +17,7 @@ def render_page(template: str, script: str = "", **content: Any) -> str:
     Args:
         template: A file in this folder, on the layout of base.html.
         script: A file in this folder. The browser runs it and no other script, whatever the data may hold.
-        content: What the template shows.
+        content: Values that the template shows.
     """
     environment = Environment(
         loader=PackageLoader("prefkd.reports", "."),

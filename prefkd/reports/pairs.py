@@ -27,9 +27,9 @@ class ShownParent:
     """A parent on the page.
 
     Attributes:
-        text: What it says.
+        text: Its text.
         level: Its colour.
-        details: What a reader is told on pointing at it.
+        details: Text shown on pointing at it.
         is_end: Whether it is the end of the answer, mostly an EOS.
         tokens: Its tokens on each side, where the page shows them.
         spelled: Whether the tokens of one side or the other show its text; else the block has to.
@@ -50,10 +50,10 @@ class ShownAnswer:
     """An answer on the page.
 
     Attributes:
-        caption: What is said of it, in one line.
+        caption: Caption, in one line.
         parents: Its first parents.
         hidden: How many more it has.
-        cut: What truncation took away, shortened.
+        cut: Text that truncation took away, shortened.
         cut_characters: How many characters that is.
     """
 

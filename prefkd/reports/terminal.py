@@ -8,7 +8,7 @@ def table(*headings: str, wraps: bool = False) -> Table:
     """An empty table without lines.
 
     Args:
-        headings: Of its columns; without any text there is no row of headings.
+        headings: Headings of its columns; if all are empty, there is no row of headings.
         wraps: Break long cells into lines, rather than cut them.
     """
     made = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=any(headings))

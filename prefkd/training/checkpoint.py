@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training step depends on, written whole or not at all, so that a run goes on exactly.
+"""Checkpoints: all that a training step depends on, written whole or not at all, so that a run resumes exactly.
 
     <output_dir>/checkpoints/run.json         what the run was started with
     <output_dir>/checkpoints/step_00000200/   weights that learn and optimizer (torch.distributed.checkpoint, so that
@@ -70,7 +70,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if
 
 
 def resume_problems(config: Any) -> Iterator[Problem]:
-    """What stands in the way of a run in its output folder, whether it begins there or goes on.
+    """What stands in the way of a run in its output folder, whether it begins there or resumes.
 
     Args:
         config: A recipe's config with `output_dir` and `training`.
@@ -95,18 +95,18 @@ def resume_problems(config: Any) -> Iterator[Problem]:
         text = f"{folder} holds an unfinished run; set training.resume to auto, or name another folder"
         yield output_problem(folder, text)
     elif changes := _changes(begun, config):
-        remedy = "go on with those, or name another folder"
+        remedy = "resume with those, or name another folder"
         yield output_problem(folder, f"{folder} holds an unfinished run with other settings ({changes}); {remedy}")
 
 
 class Checkpoints:
-    """Writes checkpoints of a run and goes on from them. All ranks call each method together.
+    """Writes checkpoints of a run and resumes from them. All ranks call each method together.
 
     Args:
         config: The recipe's config, with `output_dir` and `training`.
         model: All that learns, sharded or not; of what does not learn nothing is stored.
-        pairs: The aligned pairs of each split; a checkpoint goes on with the same ones only.
-        remembering: What depends on earlier steps beside model, optimizer and schedule, by name: a loss with running
+        pairs: The aligned pairs of each split; a checkpoint resumes with the same ones only.
+        remembering: Objects with a state besides model, optimizer and schedule, by name: a loss with running
             means, a teacher that keeps its readings.
 
     Raises:
@@ -204,7 +204,7 @@ class Checkpoints:
         if stop:
             number = max(self._ranks.gather(self._signal))
             name = signal.Signals(number).name
-            self._display.say(f"stopped by {name} after step {step}; the same command goes on from there")
+            self._display.say(f"stopped by {name} after step {step}; the same command resumes from there")
             raise SystemExit(128 + number)
 
     def remove(self) -> None:
@@ -283,7 +283,7 @@ class Checkpoints:
                 for name, values in state["optimizer"]["state"].items()
                 if any(f"optimizer.state.{name}.{key}" in stored for key in values)
             }
-            with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
+            with warnings.catch_warnings(action="ignore"):  # torch warns about a single process
                 load(state, checkpoint_id=checkpoint, no_dist=self._ranks.world_size == 1)
             set_optimizer_state_dict(
                 self._model, self._optimizer, state["optimizer"], options=StateDictOptions(strict=False)

@@ -29,7 +29,7 @@ def finish(
         recipe: Name of the recipe.
         config: The recipe's config.
         model: The model that was trained. When this returns, its weights are those of the folder.
-        folder: What was saved: a model, or an adapter.
+        folder: The saved model or adapter.
         held_out: Held-out metrics before and after training, with the weights in memory.
         evaluate: Evaluates the model on the held-out pairs.
         files: Other files of the run, by what they are.

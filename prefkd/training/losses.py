@@ -28,7 +28,7 @@ class DynamicBeta:
     Attributes:
         sensitivity: How much beta follows; the a of the paper.
         left_out: Share of the pairs of a step that teach nothing: those far from the running mean, by lot.
-        momentum: Of the running mean and deviation.
+        momentum: Momentum of the running mean and deviation.
     """
 
     sensitivity: float = 0.6
@@ -49,9 +49,9 @@ class LossSettings:
         centre: Take out by how much a parent's log-prob is off that of the reference, a running mean over steps. So a
             loss that looks at each answer apart can have a teacher as its reference. Each step's pairs are read twice,
             as they are for `dynamic_beta`, bco_loss and the aot losses.
-        nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, beside the loss
+        nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, besides the loss
             of each pair (RPO, arXiv 2404.19733, with 1.0; ORPO and CPO want it as well).
-        long_answer_weight: What counts of an answer beyond the length of the other one (LD-DPO, arXiv 2409.06411).
+        long_answer_weight: Weight of an answer beyond the length of the other one (LD-DPO, arXiv 2409.06411).
         wpo: Weigh a pair by how much both answers are ones that the model would write itself (arXiv 2406.11827). The
             logits of all targets are made once more.
         dynamic_beta: A beta for each step (beta-DPO), null = that of the loss.
@@ -82,7 +82,7 @@ def has_reference(component: Component) -> bool:
 def loss_problems(
     config: Any, *, unit: str | None = None, teacher_is_reference: bool | None = None, weighted: bool = False
 ) -> Iterator[str]:
-    """Why a recipe cannot use a loss, or a setting beside it.
+    """Why a recipe cannot use a loss, or a setting next to it.
 
     Args:
         config: A recipe's config with `loss` and the `LossSettings`.
@@ -128,7 +128,7 @@ def _trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Itera
 
     Args:
         component: The loss, with which `component_problems` finds no fault.
-        inputs: What the recipe passes, (B,) each. Those that require a gradient are what can be learned.
+        inputs: Arguments from the recipe, (B,) each. The loss can learn through the ones that require a gradient.
     """
     name = component["_component_"]
     try:

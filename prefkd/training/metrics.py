@@ -130,7 +130,7 @@ def describe(metrics: Mapping[str, float], pairs: int | None = None) -> str:
 
 
 def cut_back(path: Path, step: int | None) -> None:
-    """Leave only the lines up to a step in a file of metrics, so that a run that goes on writes no step twice.
+    """Leave only the lines up to a step in a file of metrics, so that a resumed run writes no step twice.
 
     Args:
         path: The file, which need not exist.

@@ -46,7 +46,7 @@ class Term:
     cached: bool = False
 
     def values(self, signals: Signals) -> tuple[Tensor, dict[str, tuple[Tensor, Unit]]]:
-        """What it has for each pair, (B,), and what is logged beside, each with the unit that it is a sum over.
+        """What it has for each pair, (B,), and what is logged besides, each with the unit that it is a sum over.
 
         Raises:
             ValueError: It returns something else.
@@ -74,7 +74,7 @@ class Objective:
     """The weighted sum of terms.
 
     Args:
-        components: Those of the config.
+        components: The terms of the config.
     """
 
     def __init__(self, components: Sequence[Component]):
@@ -120,7 +120,7 @@ def objective_problems(
     """Why an objective cannot be computed, found by doing so on a pair of one token.
 
     Args:
-        components: Those of the config. One that `component_problems` finds fault with is left alone.
+        components: The terms of the config. One that `component_problems` finds fault with is left alone.
         vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
         kept: The states in whose place scores keep distributions, and the temperature at which these are known.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import bind
-from prefkd.data.batches import PairBatch
+from prefkd.data.batches import PairBatch, TokenPairBatch
 from prefkd.data.steps import split_step
 from prefkd.method.loss_settings import (
     centred,
@@ -53,7 +53,7 @@ class MeasuredStep:
         place: The index of each pair by its row.
         policy, reference: (2, n) log-probs, those of the policy centred.
         drawn: (n,) what a pair's loss is multiplied by: 0 for a pair that is left out, and 1 without `dynamic_beta`.
-        beta: That of the step, or None.
+        beta: Beta of the step, or None.
     """
 
     place: Mapping[int, int]
@@ -99,10 +99,10 @@ class PairLoss:
         self,
         policy: Tensor,
         reference: Tensor,
-        batch: PairBatch,
+        batch: PairBatch | TokenPairBatch,
         weights: Tensor,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor,
         surplus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each pair of a microbatch and the rewards of both answers, (B,) each.
@@ -110,11 +110,11 @@ class PairLoss:
         Args:
             policy: (2, B) log-prob of each answer under the policy, or its weighted margin.
             reference: (2, B) the same of the reference; 0 where the policy has the margins.
-            weights: (2, B, P) how much each parent counts in them.
-            lengths: (2, B) length of each answer in the unit that a loss divides by; its parents if absent.
-            surplus: What `read` returned beside the log-probs.
+            weights: (2, B, P) how much each parent counts in them, or each token where there are no parents.
+            lengths: (2, B) length of each answer in the unit that a loss divides by, tokens or parents.
+            surplus: Second value of `read`.
         """
-        lengths, offsets = batch.parent_mask.sum(-1) if lengths is None else lengths, weights.sum(-1)
+        offsets = weights.sum(-1)
         if self._seen is not None:
             counts = batch.counted.bool()
             rows = [row for row, counted in zip(batch.rows, counts.tolist(), strict=True) if counted]
@@ -137,7 +137,7 @@ class PairLoss:
         losses, chosen, rejected = self._losses(policy, reference, lengths, step.beta)
         return factor * losses * step.drawn.to(losses)[own], chosen, rejected
 
-    def look_ahead(self, compare: Callable[..., Any], config: Any, run: Any, batch: PairBatch) -> None:
+    def look_ahead(self, compare: Callable[..., Any], config: Any, run: Any, batch: PairBatch | TokenPairBatch) -> None:
         """Before the first microbatch of a step: measure all of its pairs, if the loss depends on more than its own.
 
         All ranks come here together. What is measured is part of the running means that the step itself uses.
@@ -163,7 +163,7 @@ class PairLoss:
         rows = sorted(pairs)  # in the same order whichever ranks have read them
         self._step = self._measure(rows, torch.stack([pairs[row] for row in rows], dim=1))
 
-    def metrics(self, batch: PairBatch) -> dict[str, Tensor]:
+    def metrics(self, batch: PairBatch | TokenPairBatch) -> dict[str, Tensor]:
         """What is logged of the running means, (B,) each."""
         values = {"kappa": self.state.kappa} if self._config.centre else {}
         if "delta" in self.needs:
@@ -241,7 +241,6 @@ class PairLoss:
         return losses.detach()[own] + total - total.detach(), chosen[own], rejected[own]
 
 
-def _own_odds(surplus: Tensor, batch: PairBatch) -> Tensor:
+def _own_odds(surplus: Tensor, batch: PairBatch | TokenPairBatch) -> Tensor:
     """WPO (arXiv 2406.11827): (B,) the product of both answers' ``exp(mean of log pi(y_t) - log sum_v pi(v)^2)``."""
-    tokens = batch.parent_sums(torch.ones_like(surplus), batch.student).sum(-1)
-    return (batch.parent_sums(surplus, batch.student).sum(-1) / tokens).sum(0).exp()
+    return (batch.answer_sums(surplus) / batch.answer_sums(torch.ones_like(surplus))).sum(0).exp()

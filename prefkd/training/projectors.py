@@ -1,4 +1,4 @@
-"""Projectors: what dual-space distillation trains beside the student, with a learning rate of its own."""
+"""Projectors: what dual-space distillation trains besides the student, with a learning rate of its own."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class ProjectorConfig:
 
     Attributes:
         lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
-        warmup_steps: Of all steps, the first that train the projectors alone.
+        warmup_steps: Number of steps at the start that train the projectors alone.
         path: The projectors.safetensors of an earlier run to start from.
     """
 

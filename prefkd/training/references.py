@@ -17,8 +17,8 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.config import HF_DATASETS_CACHE
 from filelock import FileLock
 
-from prefkd.data.batches import PairBatch, ParentScores
-from prefkd.data.fingerprints import STUDENT_COLUMNS, Fingerprint, pairs_fingerprint
+from prefkd.data.batches import PairBatch, ParentScores, TokenPairBatch, score_columns
+from prefkd.data.fingerprints import Fingerprint, own_columns, pairs_fingerprint
 from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.files import fingerprint
@@ -30,7 +30,7 @@ from prefkd.training.display import Display
 from prefkd.training.run import TrainingRun
 from prefkd.training.settings import TrainingConfig
 
-Collate = Callable[[Dataset, Microbatch], PairBatch]
+Collate = Callable[[Dataset, Microbatch], PairBatch | TokenPairBatch]
 
 COLUMNS = ("chosen_reference", "rejected_reference")
 PAIRS_PER_SHARD = 256
@@ -41,6 +41,8 @@ def add_own_start(
     run: TrainingRun, model: LogprobModel, config: ModelConfig, collate: Collate, training: TrainingConfig
 ) -> None:
     """Add the log-prob of each parent under a model as it is now, where a teacher's scores would stand.
+
+    Where the model reads alone, that is the log-prob of each token.
 
     Pairs that no step asks for are not read; their columns stay empty.
 
@@ -101,7 +103,7 @@ class _Rows:
 
     def content(self) -> Dataset:
         """What the model's log-probs of them depend on."""
-        return self.pairs.select_columns(["file", "row", *STUDENT_COLUMNS]).select(self.rows)
+        return self.pairs.select_columns(["file", "row", *own_columns(self.pairs)]).select(self.rows)
 
     def with_columns(self, read: Mapping[str, Sequence[Any]] | None) -> Dataset:
         """All pairs, these rows with what was read of them."""
@@ -133,9 +135,9 @@ def _read_shards(
             rows = [split.rows[index] for index in shard.rows]
             for microbatch in split_step(rows, size, ranks.rank, ranks.world_size):
                 batch = collate(split.pairs, microbatch).to(ranks.device)
-                scores = ParentScores(batch.parent_sums(model(batch.student), batch.student))
+                logprobs = _own_logprobs(model, batch)
                 counted = len(microbatch.rows) - microbatch.fillers
-                found |= zip(microbatch.rows[:counted], scores.columns(batch.parent_mask)[:counted], strict=True)
+                found |= zip(microbatch.rows[:counted], logprobs[:counted], strict=True)
                 done += counted * ranks.world_size
                 speed = done / (time.perf_counter() - began)
                 bar.advance(f"reading the reference, {speed:.1f} pairs/s", steps=counted * ranks.world_size)
@@ -143,3 +145,10 @@ def _read_shards(
             if ranks.is_main:
                 numbered = {index: found[row] for index, row in zip(shard.rows, rows, strict=True)}
                 write_shard(folder, shard, split.content(), numbered)
+
+
+def _own_logprobs(model: LogprobModel, batch: PairBatch | TokenPairBatch) -> list[dict[str, Any]]:
+    """The columns of `COLUMNS` for each pair of a microbatch."""
+    if isinstance(batch, TokenPairBatch):
+        return score_columns({"reference": batch.padded(model(batch.tokens))}, batch.mask)
+    return ParentScores(batch.parent_sums(model(batch.student), batch.student)).columns(batch.parent_mask)

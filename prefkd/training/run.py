@@ -28,7 +28,7 @@ class TrainingData:
         train_pairs, held_out_pairs: Tokenised pairs.
         steps: The rows of `train_pairs` that make each optimizer step.
         held_out_rows: All rows of `held_out_pairs`, the longest first.
-        report: What aligning did to the pairs, None where one model reads them.
+        report: The alignment report, None where one model reads them.
         description: Lines for the terminal.
     """
 

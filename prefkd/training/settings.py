@@ -34,16 +34,16 @@ class TrainingConfig:
             precision and float32 for others. Adapters are float32 always.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
-        shard_over: Of several processes (FSDP2): `all` splits the model over all of them, `node` over those of a node,
-            so that each node has all of it and only gradients travel between nodes.
+        shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
+            node, so that each node has all of it and only gradients travel between nodes.
         cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
-            ended goes on exactly; null = only when a signal ends it.
+            ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
-        async_checkpoints: Copy what a checkpoint holds, and write it beside the next steps.
-        resume: `auto` goes on in an output folder that holds an unfinished run with these settings, and else begins;
-            `none` always begins; the path of a checkpoint goes on from that one.
+        async_checkpoints: Copy what a checkpoint holds, and write it during the next steps.
+        resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and else begins;
+            `none` always begins; the path of a checkpoint resumes from that one.
         seed: Seed of shuffling and of every random choice.
         device: `auto` takes the GPU where there is one.
     """

@@ -37,7 +37,7 @@ def shared_tokens(
     Args:
         form: `lumped` puts all other tokens into one bucket; `renormalised` leaves them out (SimpleCTKD).
         divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
     """
     shared = shared_of(signals)
     how = {"skew": skew, "adaptive_alpha": adaptive_alpha}
@@ -60,9 +60,9 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
     """GOLD of TRL: shared tokens by a generalised Jensen-Shannon divergence, all others by sorted probabilities.
 
     Args:
-        beta: Of the divergence: 0 is the forward KL, 1 the reverse KL.
-        temperature: Of both sides.
-        shared_weight: Of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
+        beta: Kind of divergence: 0 is the forward KL, 1 the reverse KL.
+        temperature: Temperature of both sides.
+        shared_weight: Weight of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
     shared, tokens = shared_of(signals), token_counts(signals)
@@ -95,7 +95,7 @@ def x_token(
     Args:
         form: `p_kl` carries the student's distribution to the teacher's tokens by the map, and compares those that the
             map leads to; `h_kl` compares pairs that the map is sure of, and all other tokens by sorted probabilities.
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
         reverse: KL(student || teacher) in place of KL(teacher || student).
         largest: Most tokens of each side that h_kl sorts.
     """

@@ -35,7 +35,7 @@ IMPLIED: dict[Need, tuple[Need, ...]] = {
 }
 # Of which an objective has one kind, whose warm-up trains nothing else.
 PROJECTORS: frozenset[Need] = frozenset(["projectors", "exact_projectors"])
-# What a term returns: a value for each pair, (B,), and what is logged beside; a sum over another unit says which.
+# What a term returns: a value for each pair, (B,), and what is logged besides; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -43,10 +43,10 @@ class Snapshot:
     """What a checkpoint holds: all that the next step depends on.
 
     Attributes:
-        tensors: What learns, and the optimizer's state; parts of sharded ones.
-        remembered: What a loss or a teacher remembers of earlier steps, by name.
-        random_state: That of this process.
-        run: What the run was started with.
+        tensors: Trained weights and the optimizer's state; of sharded tensors, this rank's part.
+        remembered: State of losses and teachers from earlier steps, by name.
+        random_state: Random state of this process.
+        run: The settings and data that the run was started with.
     """
 
     progress: Progress
@@ -57,7 +57,7 @@ class Snapshot:
     run: dict[str, Any]
 
     def copy(self) -> "Snapshot":
-        """The same in memory of its own, so that training may go on."""
+        """The same in memory of its own, so that training may continue."""
         return replace(self, tensors=_copied(self.tensors))
 
 
@@ -65,7 +65,7 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
     """Write a checkpoint and remove old ones; all ranks call it together.
 
     Args:
-        folder: The folder of checkpoints, beside metrics.jsonl.
+        folder: The folder of checkpoints, next to metrics.jsonl.
         keep: How many of the newest are left.
 
     Raises:
@@ -81,7 +81,7 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
             unfinished.mkdir()
 
     def write_tensors() -> None:
-        with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
+        with warnings.catch_warnings(action="ignore"):  # torch warns about a single process
             writer = FileSystemWriter(unfinished, sync_files=True)
             alone = ranks.world_size == 1
             save(snapshot.tensors, storage_writer=writer, process_group=ranks.group, no_dist=alone)
@@ -118,7 +118,7 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
             shutil.rmtree(unfinished, ignore_errors=True)
         whole = sorted(folder.glob(STEPS))
         rest = f"from {whole[-1].name}" if whole else "from the start"
-        remedy = f"mend that, and the same command goes on {rest}"
+        remedy = f"fix that, and the same command resumes {rest}"
         raise PrefkdError(f"{final} cannot be written: {error}; {remedy}") from error
     if ranks.is_main:
         kept = sorted(folder.glob(STEPS))[-keep:]

@@ -11,7 +11,8 @@ A term is one function. It is called with the `Signals` of a microbatch and its 
 value for each pair, (B,): a loss, or a sum over the pair's tokens or parents. The decorator says which of these, and
 what the term needs; a teacher is loaded only if some term needs one. Dividing is not a term's business: the objective
 divides by all pairs, tokens or parents of the optimizer step, so that no way of batching changes what is learned. What
-a term returns beside, in a dictionary of (B,) values, is logged; a sum over another unit stands there as (value, unit).
+a term returns besides, in a dictionary of (B,) values, is logged; a sum over another unit stands there as (value,
+unit).
 
 A term of your own lies in a file of your own, mine.py say, and `_component_: mine.entropy` names it:
 
@@ -101,9 +102,9 @@ def dual_space(
     they share a microbatch with.
 
     Args:
-        divergence: Of the student from the projected teacher, a name of `prefkd.method.divergences`.
-        temperature: Of both sides of both divergences.
-        teacher_temperature: Of the projected teacher, on top.
+        divergence: Divergence of the student from the projected teacher, a name of `prefkd.method.divergences`.
+        temperature: Temperature of both sides of both divergences.
+        teacher_temperature: Further temperature of the projected teacher.
     """
     assert isinstance(signals.projectors, DualSpaceProjectors)
     return _dual_space(
@@ -195,12 +196,12 @@ def uld(signals: Signals, align: Literal["position", "parent"] = "position") -> 
 
 @term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
 def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
-    """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelt most alike.
+    """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelled most alike.
 
     The map of the two vocabularies is made once, which takes minutes for 262,000 tokens, and kept for later runs.
 
     Args:
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
     """
     assert signals.vocabularies is not None
     vocabularies = signals.vocabularies

@@ -36,11 +36,11 @@ def measure_written(
 ) -> Outcome:
     """Read a saved folder back into the model, evaluate it, and say if it is not as good as what was trained.
 
-    The metrics also go to the last line of metrics.jsonl beside the folder, as `written/loss` and so on. All ranks call
-    it; the main one reads.
+    The metrics also go to the last line of metrics.jsonl next to the folder, as `written/loss` and so on. All ranks
+    call it; the main one reads.
 
     Args:
-        folder: What was saved: a model, or an adapter.
+        folder: The saved model or adapter.
         before, after: Held-out metrics before and after training, with the weights in memory.
         evaluate: Evaluates the model on the held-out pairs, in `training.precision`.
         model: The model that was trained. When this returns, its weights are those of the folder.

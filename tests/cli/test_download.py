@@ -177,7 +177,7 @@ def test_interrupt(prefkd, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", interrupted)
     ended = prefkd("download", "owner/name")
-    assert (ended.code, ended.err) == (130, "error: interrupted; the same command goes on where this one stopped\n")
+    assert (ended.code, ended.err) == (130, "error: interrupted; the same command resumes where this one stopped\n")
 
 
 def test_demo_names_the_run_that_uses_it(prefkd, monkeypatch, tmp_path):

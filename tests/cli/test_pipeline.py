@@ -335,7 +335,7 @@ MISTAKES = {
         "overrides.a.b: a key has no dots here; write a: {b: ...}", old="text: right", new="a.b: 1"
     ),
     "folder in overrides": Mistake(
-        "stage right: output_dir stands beside recipe and config", old="text: right", new="output_dir: x"
+        "stage right: output_dir stands next to recipe and config", old="text: right", new="output_dir: x"
     ),
     "unknown override of a value": Mistake("values.word: unknown key; did you mean words?", "values.word=x"),
     "unknown override of a stage": Mistake("stages.lft: unknown key; did you mean left?", "stages.lft.recipe=x"),

@@ -145,7 +145,7 @@ def test_a_file_of_weights_that_is_missing(folder, capsys):
     model.save_pretrained("student", max_shard_size="20KB")
     lost, *_ = sorted(Path("student").glob("model-*.safetensors"))
     lost.unlink()
-    assert errors(capsys) == [f"student.path: student lacks {lost.name}, of which its index tells; download it again"]
+    assert errors(capsys) == [f"student.path: student lacks {lost.name}, which its index lists; download it again"]
 
 
 def test_quantisation_that_cannot_be_split(folder, capsys):

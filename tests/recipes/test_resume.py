@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, reci
     with pytest.raises(SystemExit) as end:
         start(recipe, place, tmp_path / "out", *settings, killer(3, name))
     assert end.value.code == code
-    assert f"stopped by {name} after step 3; the same command goes on from there" in capsys.readouterr().out
+    assert f"stopped by {name} after step 3; the same command resumes from there" in capsys.readouterr().out
     resumed = start(recipe, place, tmp_path / "out", *settings)
     assert "going on after step 3" in capsys.readouterr().out
     assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(world, whole, tmp_path, capsys
     run("dpo", world, tmp_path / "out", *LORA, "training.keep_checkpoints=1", code=2)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.endswith(
-        "step_00000006 cannot be written: no space left on device; mend that, and the same command goes on from "
+        "step_00000006 cannot be written: no space left on device; fix that, and the same command resumes from "
         "step_00000004"
     )
     assert names(tmp_path / "out") == ["run.json", "step_00000004"]

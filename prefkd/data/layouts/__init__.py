@@ -20,7 +20,7 @@ class Layout(NamedTuple):
 
     Attributes:
         read: The layout.
-        columns: What a row of it has.
+        columns: Columns of its rows.
     """
 
     read: Callable[[Row], Candidates]

@@ -65,7 +65,7 @@ def take(row: Row, *names: str) -> dict[str, Any]:
 
 
 def labelled(row: dict[str, Any], first: Any, second: Any, better: Literal[1, 2] | None) -> Candidates:
-    """Two answers of which one is better, or neither."""
+    """Two answers, one of which is better, or neither."""
     return Candidates(row, [(first, float(better == 1)), (second, float(better == 2))])
 
 

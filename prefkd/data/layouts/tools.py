@@ -78,7 +78,7 @@ def question(row: Row) -> Candidates:
 
 
 def answer_names(row: Row) -> Candidates:
-    """The two answers under other names, `ANSWERS`, beside an ordinary prompt: CValues-Comparison (prompt, pos_resp,
+    """The two answers under other names, `ANSWERS`, next to an ordinary prompt: CValues-Comparison (prompt, pos_resp,
     neg_resp, pos_type, neg_type), axolotl's argilla rows (prompt, chosen_response, rejected_response)."""
     prompt = row["prompt"]
     return _renamed(dict(row), [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)

@@ -95,8 +95,8 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     """Put the text back to the tokens of an aligned data set.
 
     Args:
-        pairs: What `align_pairs` was given.
-        aligned: What it returned.
+        pairs: Input of `align_pairs`.
+        aligned: Its result.
         sides: `student` and `teacher`, as it was given them.
     """
     places = {place: i for i, place in enumerate(zip(pairs["file"], pairs["row"], strict=True))}

@@ -34,7 +34,7 @@ class Inspection:
             (with scores those that were scored); formats, unread_fields, skipped_rows; verdict (grade, summary,
             advice); those of `prefkd.reports.alignment.numbers`; and with scores pairs_not_scored and weights
             (`prefkd.reports.alignment.weights.Weights.numbers`).
-        verdict: What they mean.
+        verdict: Judgement of the numbers.
         page: A page that shows them, and some pairs.
     """
 
@@ -51,8 +51,8 @@ def inspect_pairs(
     Args:
         config: Which pairs, and how much of each; the held-out ones are not looked at.
         student, teacher: The two tokenizers with their templates.
-        most: Of more pairs than that a random part is taken, which tells as much.
-        scores: What teachers said of the pairs, to show the weights that it makes; pairs without are left out.
+        most: From more pairs than this a random part is taken, which tells as much.
+        scores: Scores of teachers, to show the weights made of them; pairs without scores are left out.
 
     Raises:
         DataError: The pairs cannot be read.

@@ -25,9 +25,9 @@ class Verdict:
     """A judgement.
 
     Attributes:
-        grade: Of the alignment alone.
-        summary: What the grade says.
-        advice: What to do, or to know, most important first; it may be empty.
+        grade: Grade of the alignment alone.
+        summary: The grade in words.
+        advice: Things to do or to know, most important first; may be empty.
     """
 
     grade: Grade
@@ -40,7 +40,7 @@ def judge(numbers: Mapping[str, Any], config: DataConfig) -> Verdict:
 
     Args:
         numbers: `prefkd.reports.alignment.numbers.inspection_numbers`, and what reading counted (`PairSplits.report`).
-        config: What was inspected.
+        config: Settings of the inspected pairs.
     """
     share = numbers["share_of_text_aligned_one_to_one"]
     grade: Grade = "good" if share >= GOOD_SHARE else "fair" if share >= FAIR_SHARE else "poor"

@@ -49,7 +49,7 @@ def weight_numbers(answers: Mapping[str, WeightedAnswers], config: WeightConfig)
             method has no bounds.
         end_of_answer: For each answer how many have their EOS, and the distribution of its log-ratio.
         contrast: How well the log-ratios tell chosen from rejected: `contrast_numbers`.
-        reference_margin: What the cache says about saturation at the start: `reference_numbers`.
+        reference_margin: Saturation at the start, from the cache: `reference_numbers`.
     """
     text = {answer: side.is_text for answer, side in answers.items()}
     numbers: dict[str, Any] = {"pairs_read": len(answers["chosen"].counts)}
@@ -138,9 +138,9 @@ def contrast_numbers(answers: Mapping[str, WeightedAnswers]) -> dict[str, Any]:
         chosen_higher_by_mean: Share whose chosen answer has the higher mean log-ratio over its text.
         chosen_higher_by_sum: Share whose chosen answer has the higher log-ratio as a whole, EOS included. Both
             models of a DPO pair were trained for this.
-        standard_error: Of the first share, sqrt(p(1 - p) / n).
+        standard_error: Standard error of the first share, sqrt(p(1 - p) / n).
         mean_difference: Distribution of the chosen answer's mean minus the rejected one's.
-        verdict: What a training can expect of it, over all pairs: verdict, share, low, high and pairs of a
+        verdict: Use of the contrast for a training, over all pairs: verdict, share, low, high and pairs of a
             `ContrastVerdict`, and in words summary and advice.
     """
     compared = ~without_contrast(answers)
@@ -176,7 +176,7 @@ def reference_numbers(answers: Mapping[str, WeightedAnswers]) -> dict[str, Any]:
 
     Returns:
         weighted: Distribution over pairs of the sum of w l_ref over the chosen parents minus that over the rejected.
-        unweighted: The same with all weights 1.
+        unweighted: Statistics with all weights 1.
         share_beyond_if_student_indifferent: For some beta the share of pairs with |beta * weighted| above `SATURATION`.
     """
     chosen, rejected = (answers[answer] for answer in ANSWERS)

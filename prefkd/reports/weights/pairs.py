@@ -29,7 +29,7 @@ class ScoredPairs:
         config: How weights come from its scores.
         answers: The parents of its chosen and of its rejected answers.
         texts: Their texts, end to end.
-        readers: Of the student's and of the teacher's tokens.
+        readers: Readers of the student's and of the teacher's tokens.
     """
 
     rows: Dataset

@@ -37,7 +37,7 @@ class PieceReader:
         """The text of some pieces of answers.
 
         Args:
-            pieces: Of each, whether it begins an answer, and its token ids.
+            pieces: For each piece, whether it begins an answer, and its token ids.
         """
         decoded = self._decode([[*self._letter, *ids] for _, ids in pieces])
         # At the start of an answer there may be a blank that is not in its text.

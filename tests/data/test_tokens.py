@@ -1,0 +1,78 @@
+"""Pairs as tokens of one model: whole where they fit, cut between characters where they do not."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefkd.data.pairs import DataConfig
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import NOTHING_LEFT, SAME_TOKENS, align_pairs
+from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
+from prefkd.data.truncation import Limits
+from tests.data.test_tokenizing import HARD_TEXTS, make_pairs
+from tests.tiny import make_tokenizer
+
+ROOMY = DataConfig("pairs.jsonl", max_length=2000, max_prompt_length=1000)
+
+
+@pytest.fixture(scope="module")
+def side():
+    return ModelSide(make_tokenizer("byte_level"), name="model")
+
+
+@pytest.mark.parametrize("max_length", [2000, 40, 24])
+def test_tokens_are_those_that_a_distillation_trains_the_same_model_on(side, max_length):
+    config = DataConfig("pairs.jsonl", max_length=max_length, max_prompt_length=max_length // 2)
+    pairs = make_pairs(HARD_TEXTS.values())
+    alone = {row["row"]: row for row in tokenize_pairs(pairs, side, config=config)}
+    aligned = {row["row"]: row for row in align_pairs(pairs, side, side, config=config)}
+    assert alone.keys() == aligned.keys()
+    assert alone
+    for number, row in alone.items():
+        for part in ("prompt", "chosen", "rejected"):
+            assert row[part] == aligned[number][f"student_{part}"]
+            assert row[f"{part}_cut"] == aligned[number][f"student_{part}_cut"]
+
+
+@given(st.data())
+def test_a_cut_falls_between_characters(data):
+    widths = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=12))  # tokens of each character
+    offsets = np.array([(i, i + 1) for i, width in enumerate(widths) for _ in range(width)])
+    most = data.draw(st.integers(0, len(offsets) - 1))
+    kept = whole_characters(offsets, most)
+    boundaries = {0, *np.cumsum(widths).tolist()}
+    assert kept == max(boundary for boundary in boundaries if boundary <= most)
+
+
+def test_an_end_is_cut_first_and_what_is_left_is_counted(side):
+    answers, offsets = side.encode_responses(["a b c d", "e"])
+    prompt, ends = [1, 2, 3], len(side.end_ids)
+    room = len(answers[0])
+    row = cut_tokens(prompt, answers, offsets, side, Limits(3 + room, 3, "keep_end"))
+    assert row["chosen"] == answers[0]
+    assert row["chosen_cut"] == ends
+    assert row["rejected"] == [*answers[1], *side.end_ids]
+    assert row["rejected_cut"] == 0
+
+
+def test_pairs_of_which_nothing_can_be_preferred_are_left_out(side):
+    left_out: Counter[str] = Counter()
+    answers = [("same " * 30 + "a", "same " * 30 + "b"), ("yes", "no")]
+    config = DataConfig("pairs.jsonl", max_length=30, max_prompt_length=10)
+    assert tokenize_pairs(make_pairs(answers), side, config=config, left_out=left_out)["row"][:] == [2]
+    assert left_out == {SAME_TOKENS: 1}
+
+
+def test_an_answer_of_one_long_character_cannot_be_cut(side):
+    answers, offsets = side.encode_responses(["𝒳", "no"])
+    assert len(answers[0]) > 2, "the tokenizer has a token for it"
+    row = cut_tokens([1], answers, offsets, side, Limits(2, 1, "keep_end"))
+    assert row == {"problem": NOTHING_LEFT}
+
+
+def test_no_pairs_give_no_rows(side):
+    empty = make_pairs([("yes", "no")]).select([])
+    assert tokenize_pairs(empty, side, config=ROOMY).column_names[:3] == ["file", "row", "prompt"]
