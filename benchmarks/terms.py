@@ -2,7 +2,7 @@ r"""Every term of dskd_distill for some steps on real models: does it fall, and 
 
     python benchmarks/terms.py --student models/smollm2-135m-instruct --teacher models/gemma-3-270m --pairs pairs.jsonl
 
-Each row is a run of its own, of a term and a cross-entropy beside it, and is kept in `--output`: the same command
+Each row is a run of its own, of a term and a cross-entropy next to it, and is kept in `--output`: the same command
 computes the rows that are missing. Time and memory are shown as multiples of those of recipe tis_dpo_distill with the
 teacher in memory, whose loss is a sum over parents alone. pi+ and pi- are the teacher under two instructions.
 """

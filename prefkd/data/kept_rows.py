@@ -1,4 +1,4 @@
-"""What scores keep of next-token distributions beside log-probs of parents, as columns of a data set.
+"""What scores keep of next-token distributions besides log-probs of parents, as columns of a data set.
 
 For each of the models teacher, positive (pi+) and negative (pi-), and each target of the teacher's tokenizer, it is the
 log-probs of the k most probable tokens and of all others together. The tokens of pi- are those of pi+, so that both can

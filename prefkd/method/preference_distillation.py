@@ -106,7 +106,7 @@ def align_distil_loss(
 def advantage_loss(student_logprobs: Tensor, positive_logprobs: Tensor, negative_logprobs: Tensor) -> Tensor:
     """ADPA (arXiv 2502.17927): minus the student's mean advantage, ``- sum of p (log pi+ - log pi-)``.
 
-    Nothing keeps the student near to a model, so that a cross-entropy belongs beside.
+    Nothing keeps the student near to a model, so that a cross-entropy belongs with it.
 
     Args:
         student_logprobs: (..., V).

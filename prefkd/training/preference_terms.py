@@ -111,7 +111,7 @@ def align_distil(
 
 @term(needs=["vocabularies", "positive_states"], unit="token", answers="both", cached=True)
 def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
-    """DCKD (arXiv 2502.17927): the forward KL from pi+, on both answers; a cross-entropy goes beside.
+    """DCKD (arXiv 2502.17927): the forward KL from pi+, on both answers; a cross-entropy goes with it.
 
     Args:
         temperature: Of both sides.
@@ -130,7 +130,7 @@ def adpa(signals: Signals) -> Losses:
     """ADPA (arXiv 2502.17927): the student's next token should be one that pi+ likes better than its reference pi-.
 
     It is meant for answers that the student wrote, which stand in the data as the rejected ones. Nothing but the
-    cross-entropy beside keeps the student near to a model.
+    cross-entropy next to it keeps the student near to a model.
     """
     shared = shared_of(signals)
 
