@@ -160,10 +160,11 @@ def _counted(outlines: Outlines) -> list[Counted]:
             found.append(Counted("adapters", f"LoRA of rank {adapter.r}  float32", trained, 0))
         if learner.projectors is not None:
             found.append(Counted("projectors", "float32", count(learner.projectors), 0))
+    has_own = outlines.teacher is not None and outlines.teacher.asked.of_teacher
     for number, (base, model) in enumerate(outlines.frozen):
         quantized = "" if base.quantization == "none" else f" {base.quantization}"
         what = f"{base.path}  {base.dtype}{quantized}"
-        found.append(Counted("contrast" if number else "teacher", what, 0, count(model)))
+        found.append(Counted("contrast" if number or not has_own else "teacher", what, 0, count(model)))
     return found
 
 
