@@ -20,9 +20,10 @@ from prefkd.method import preference_distillation
 from prefkd.method.divergences import divergence
 from prefkd.method.preference_distillation import AlignForm
 from prefkd.method.shared_tokens import lumped_logprobs
+from prefkd.method.top_rows import TopRows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.top_states import TopStates
-from prefkd.training.shared_token_terms import at_shared_places, lumped, shared_of
+from prefkd.training.shared_token_terms import Distributions, at_shared_places, lumped, shared_of
 from prefkd.training.signals import Losses, Signals, term
 
 
@@ -94,14 +95,13 @@ def align_distil(
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: TokenStates, negative: TokenStates) -> Tensor:
+    def loss(student: Tensor, positive: Distributions, negative: Distributions) -> Tensor:
         how: Any = {"beta": beta, "strength": strength, "form": form}
-        if isinstance(positive, TopStates) and isinstance(negative, TopStates):
+        if isinstance(positive, TopRows) or isinstance(negative, TopRows):
             p, *both = lumped(student, positive, negative, shared=shared)
             target, factor = preference_distillation.align_distil_target(*both, **how)
             return factor * divergence("reverse_kl", p, _cooled(target, temperature))
-        both = [model.logits().detach() for model in (positive, negative)]
-        target, factor = preference_distillation.align_distil_target(*both, **how)
+        target, factor = preference_distillation.align_distil_target(positive, negative, **how)
         p, q = lumped_logprobs((student, shared.student), (_cooled(target, temperature), shared.teacher))
         return factor * divergence("reverse_kl", p, q)
 
@@ -118,7 +118,7 @@ def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: TokenStates) -> Tensor:
+    def loss(student: Tensor, positive: Distributions) -> Tensor:
         return divergence("forward_kl", *lumped(student, positive, shared=shared, temperature=temperature))
 
     values, logged = at_shared_places(signals, loss, shared, signals.positive)
@@ -134,7 +134,7 @@ def adpa(signals: Signals) -> Losses:
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: TokenStates, negative: TokenStates) -> Tensor:
+    def loss(student: Tensor, positive: Distributions, negative: Distributions) -> Tensor:
         return preference_distillation.advantage_loss(*lumped(student, positive, negative, shared=shared))
 
     values, logged = at_shared_places(signals, loss, shared, signals.positive, signals.negative)
@@ -205,7 +205,7 @@ def distillm2(signals: Signals, skew: float = 0.1, balance: float = 1.0) -> Loss
     logged: Mapping[str, Any] = {}
     for side, kl in enumerate(both):
 
-        def loss(student: Tensor, teacher: TokenStates, kl: Any = kl) -> Tensor:
+        def loss(student: Tensor, teacher: Distributions, kl: Any = kl) -> Tensor:
             return kl(*lumped(student, teacher, shared=shared), skew)
 
         answers = signals.of_sides(side)

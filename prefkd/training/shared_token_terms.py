@@ -7,19 +7,21 @@ probability of shared tokens at these places.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from prefkd.method import shared_tokens as across
 from prefkd.method.divergences import divergence as divergence_of
-from prefkd.method.top_rows import lumped_rows
+from prefkd.method.top_rows import TopRows, lumped_rows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.top_states import TopStates
 from prefkd.training.chunks import in_chunks
 from prefkd.training.signals import Losses, Signals, Unit, term
 
+# What a model says of the next token at n places: (n, V) logits, or what scores keep of them.
+Distributions = Tensor | TopRows
 SURE = 0.6  # weight in a map from which h_kl takes two tokens for the same
 
 
@@ -42,11 +44,9 @@ def shared_tokens(
     shared = shared_of(signals)
     how = {"skew": skew, "adaptive_alpha": adaptive_alpha}
 
-    def loss(student: Tensor, teacher: TokenStates) -> Tensor:
-        if form == "renormalised" and not isinstance(teacher, TopStates):
-            return across.renormalised_divergence(
-                divergence, student, teacher.logits().detach(), shared, temperature=temperature, **how
-            )
+    def loss(student: Tensor, teacher: Distributions) -> Tensor:
+        if form == "renormalised" and not isinstance(teacher, TopRows):
+            return across.renormalised_divergence(divergence, student, teacher, shared, temperature=temperature, **how)
         sides = lumped(student, teacher, shared=shared, temperature=temperature)
         if form == "renormalised":
             sides = [side[:, :-1] for side in sides]  # kept tokens alone
@@ -70,8 +70,8 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
 
-    def loss(student: Tensor, teacher: TokenStates) -> Tensor:
-        sides = (student, tokens[0]), (teacher.logits().detach(), tokens[1])
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        sides = (student, tokens[0]), (teacher, tokens[1])
         logprobs = [_logprobs(*side, temperature) for side in sides]
         matched, rest = across.hybrid_divergence(*logprobs, shared, beta=beta)
         return weight * matched + (1 - weight) * rest
@@ -106,8 +106,8 @@ def x_token(
     if form == "h_kl":
         shared = across.common_pairs(token_map, SURE).to(shared.student.device)
 
-        def loss(student: Tensor, teacher: TokenStates) -> Tensor:
-            sides = (student, tokens[0]), (teacher.logits().detach(), tokens[1])
+        def loss(student: Tensor, teacher: Tensor) -> Tensor:
+            sides = (student, tokens[0]), (teacher, tokens[1])
             logprobs = [_logprobs(*side, temperature) for side in sides]
             matched, rest = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
             return temperature**2 * (matched + rest)
@@ -115,9 +115,9 @@ def x_token(
     else:
         image, columns = across.image(token_map.to(shared.student.device))
 
-        def loss(student: Tensor, teacher: TokenStates) -> Tensor:
+        def loss(student: Tensor, teacher: Tensor) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
-            log_q = _logprobs(teacher.logits().detach()[:, image], len(image), temperature)
+            log_q = _logprobs(teacher[:, image], len(image), temperature)
             projected = across.project(p, columns, len(image))
             return temperature**2 * across.projected_kl(projected, log_q, reverse=reverse)
 
@@ -125,9 +125,9 @@ def x_token(
 
 
 def _at_one_token_parents(
-    signals: Signals, compare: Callable[[Tensor, TokenStates], Tensor], shared: across.SharedTokens
+    signals: Signals, compare: Callable[[Tensor, Any], Tensor], shared: across.SharedTokens
 ) -> Losses:
-    """The sum of ``compare(student's logits, teacher)``, (n,) of (n, V) and n states, over parents of one token."""
+    """The sum of ``compare(student's logits, teacher's)``, (n,) of (n, V) each, over parents of one token."""
     values, logged = at_shared_places(signals, compare, shared, signals.teacher)
     return signals.pair_sums(values), logged
 
@@ -138,7 +138,7 @@ def at_shared_places(
     """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
 
     Args:
-        compare: From (n, V) logits of the student and n states of each model to (n,).
+        compare: From (n, V) logits of the student and `Distributions` of each model to (n,).
         shared: The shared tokens, for what is logged.
         models: The models.
 
@@ -148,8 +148,8 @@ def at_shared_places(
 
     def sums(student: TokenStates, *others: TokenStates) -> Tensor:
         logits = student.logits()
-        masses = shared_masses(logits.detach(), others[0], shared)
-        return torch.stack([compare(logits, *others).sum(), *masses])
+        known = [side.rows if isinstance(side, TopStates) else side.logits().detach() for side in others]
+        return torch.stack([compare(logits, *known).sum(), *shared_masses(logits.detach(), known[0], shared)])
 
     places = shared_places(signals, *models)
     losses, *masses = torch.stack([in_chunks(sums, *states) for states in places]).unbind(1)
@@ -163,7 +163,7 @@ def at_shared_places(
 
 
 def lumped(
-    student: Tensor, *models: TokenStates, shared: across.SharedTokens, temperature: float = 1.0
+    student: Tensor, *models: Distributions, shared: across.SharedTokens, temperature: float = 1.0
 ) -> Sequence[Tensor]:
     """Log-probs of shared tokens and of all others together, of the student and of each model.
 
@@ -171,20 +171,20 @@ def lumped(
 
     Args:
         student: (n, V) logits.
-        models: n states of each model.
+        models: n distributions of each model, all of one kind.
     """
-    if isinstance(models[0], TopStates):
-        rows = [model.rows for model in models if isinstance(model, TopStates)]
+    rows = [model for model in models if isinstance(model, TopRows)]
+    if rows:
         return lumped_rows(student, *rows, shared=shared, temperature=temperature)
-    sides = ((model.logits().detach(), shared.teacher) for model in models)
+    sides = ((model, shared.teacher) for model in models if isinstance(model, Tensor))
     return across.lumped_logprobs((student, shared.student), *sides, temperature=temperature)
 
 
-def shared_masses(student: Tensor, model: TokenStates, shared: across.SharedTokens) -> list[Tensor]:
+def shared_masses(student: Tensor, model: Distributions, shared: across.SharedTokens) -> list[Tensor]:
     """The probability of shared tokens under the student, (n, V) logits, and under a model, summed over n places."""
-    if isinstance(model, TopStates):
-        return [(1 - side[:, -1].exp()).sum() for side in lumped_rows(student, model.rows, shared=shared)]
-    sides = (student, shared.student), (model.logits().detach(), shared.teacher)
+    if isinstance(model, TopRows):
+        return [(1 - side[:, -1].exp()).sum() for side in lumped_rows(student, model, shared=shared)]
+    sides = (student, shared.student), (model, shared.teacher)
     return [across.shared_mass(logits, ids).sum() for logits, ids in sides]
 
 
