@@ -58,6 +58,12 @@ class TopRows:
             )
         return outcomes.log_softmax(-1)  # what was rounded sums to 1 again
 
+    def with_outcomes(self, logits: Tensor) -> "TopRows":
+        """The same tokens under another distribution: (n, k + 1) logits of them and, last, of all others together."""
+        outcomes = logits.log_softmax(-1)
+        rest = outcomes[:, -1]
+        return replace(self, logprobs=outcomes[:, :-1], rest=rest, cooled_rest=rest, temperature=1.0)
+
     def logits(self, temperature: float = 1.0) -> Tensor:
         """(n, V) such that their softmax at a temperature has the kept probabilities, and all others alike.
 

@@ -19,7 +19,6 @@ from prefkd.method import preference as losses_by_name
 from prefkd.method import preference_distillation
 from prefkd.method.divergences import divergence
 from prefkd.method.preference_distillation import AlignForm
-from prefkd.method.shared_tokens import lumped_logprobs
 from prefkd.method.top_rows import TopRows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.top_states import TopStates
@@ -95,14 +94,14 @@ def align_distil(
     """
     shared = shared_of(signals)
 
-    def loss(student: Tensor, positive: Distributions, negative: Distributions) -> Tensor:
+    def loss(student: Tensor, positive: Any, negative: Any) -> Tensor:
         how: Any = {"beta": beta, "strength": strength, "form": form}
-        if isinstance(positive, TopRows) or isinstance(negative, TopRows):
-            p, *both = lumped(student, positive, negative, shared=shared)
-            target, factor = preference_distillation.align_distil_target(*both, **how)
-            return factor * divergence("reverse_kl", p, _cooled(target, temperature))
-        target, factor = preference_distillation.align_distil_target(positive, negative, **how)
-        p, q = lumped_logprobs((student, shared.student), (_cooled(target, temperature), shared.teacher))
+        if isinstance(positive, TopRows):
+            target, factor = preference_distillation.align_distil_target(positive.cooled(1), negative.cooled(1), **how)
+            p, q = lumped(student, positive.with_outcomes(_cooled(target, temperature)), shared=shared)
+        else:
+            target, factor = preference_distillation.align_distil_target(positive, negative, **how)
+            p, q = lumped(student, _cooled(target, temperature), shared=shared)
         return factor * divergence("reverse_kl", p, q)
 
     values, logged = at_shared_places(signals, loss, shared, signals.positive, signals.negative)
