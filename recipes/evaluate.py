@@ -104,16 +104,13 @@ class Run:
     attempts: Attempts
 
 
-def setup(config: Config, ranks: Ranks) -> Run:
-    """Read the data, and say what is going to happen."""
-    display = Display(ranks)
-    checkpoints = [Checkpoint(name, model, ranks.device) for name, model in config.checkpoints.items()]
+def load_data(config: Config, ranks: Ranks) -> list[Task]:
+    """Read the pairs and the prompts; the main rank first, so that the others find its work in the cache."""
     tasks: list[Task] = []
     with ranks.main_first():
         if config.preferences is not None:
             for name, data in config.preferences.data.items():
-                folder = config.output_dir / "preferences" / name
-                pairs = read_pairs(data)
+                pairs, folder = read_pairs(data), config.output_dir / "preferences" / name
                 tasks.append(
                     PreferenceTask(
                         name, pairs, config.preferences, folder=folder, reference=config.reference, ranks=ranks
@@ -124,9 +121,21 @@ def setup(config: Config, ranks: Ranks) -> Run:
             tasks.append(AnswersTask(name, task, folder=folder, baseline=config.baseline, ranks=ranks))
         if config.lm_eval is not None:
             tasks.append(HarnessTask(config.lm_eval, folder=config.output_dir / "lm_eval", ranks=ranks))
-        if ranks.is_main:
-            config.output_dir.mkdir(parents=True, exist_ok=True)
-            save_config(config, config.output_dir / "config.yaml")
+    return tasks
+
+
+def name_checkpoints(config: Config, ranks: Ranks) -> list[Checkpoint]:
+    """The checkpoints, none of them loaded: each is in memory only while it is asked."""
+    return [Checkpoint(name, model, ranks.device) for name, model in config.checkpoints.items()]
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Read the data, and say what is going to happen."""
+    display = Display(ranks)
+    tasks, checkpoints = load_data(config, ranks), name_checkpoints(config, ranks)
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
     display.table(
         "evaluate",
         {checkpoint.name: f"{checkpoint.description}  {checkpoint.config.dtype}" for checkpoint in checkpoints}

@@ -199,7 +199,7 @@ def test_a_failing_stage_ends_the_chain_and_the_same_command_goes_on(act, cause,
     assert len(failed.err.splitlines()) == 1
     assert failed.err.startswith("error: stage right ")
     assert cause in failed.err
-    assert f"`prefkd {' '.join(command)}` goes on" in failed.err
+    assert f"`prefkd {' '.join(command)}` resumes it" in failed.err
     assert not (chain / "last").exists()
 
     Path("mended").touch()
@@ -212,7 +212,7 @@ def test_what_from_took_as_it_is_stays_so_after_a_failure(chain, prefkd):
     assert prefkd("pipeline", "chain.yaml").code == 0
     command = ("pipeline", "chain.yaml", "stages.left.overrides.text=L", "stages.last.overrides.act=user")
     failed = prefkd(*command, "--from", "last")
-    assert f"`prefkd {' '.join(command)} --from last` goes on" in failed.err
+    assert f"`prefkd {' '.join(command)} --from last` resumes it" in failed.err
 
 
 def test_a_recipe_that_resumes_goes_on_in_its_folder_unless_it_is_another_run(chain, prefkd):
@@ -223,7 +223,7 @@ def test_a_recipe_that_resumes_goes_on_in_its_folder_unless_it_is_another_run(ch
     assert "the old runs/chain/left will be renamed" in another.out
 
     Path("mended").touch()
-    assert states(prefkd(*command))["left"] == "runs: unfinished, goes on"
+    assert states(prefkd(*command))["left"] == "runs: unfinished, resumes"
     assert (chain / "left/metrics.jsonl").read_text() == "{}\n{}\n"
     assert not (chain / "left.before-1").exists()
 

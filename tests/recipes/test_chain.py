@@ -91,7 +91,7 @@ def test_chain(world, capfd):
 
     assert main(["pipeline", "chain.yaml"]) == 0
     printed = capfd.readouterr().out
-    assert "runs: unfinished, goes on" in printed
+    assert "runs: unfinished, resumes" in printed
     assert "(1 of 2)" in printed  # score and tis_dpo_distill
     assert {path: path.stat().st_mtime_ns for path in scored} == scored
     assert len(list(scores.glob("train/*.parquet"))) == PAIRS // 4

@@ -223,7 +223,7 @@ def test_what_is_refused(world, stopped, tmp_path, capsys):
 
     before = (stopped / "metrics.jsonl").read_text()
     assert error(stopped, "loss.beta=0.2") == (
-        f"output_dir: {stopped} holds an unfinished run with other settings (loss.beta 0.1 -> 0.2); go on with those, "
+        f"output_dir: {stopped} holds an unfinished run with other settings (loss.beta 0.1 -> 0.2); resume with those, "
         "or name another folder"
     )
     assert error(stopped, "training.resume=none") == (
