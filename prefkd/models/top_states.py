@@ -54,8 +54,12 @@ class KeepConfig:
             "keep.tokens": tokens,
         }
 
-    def columns(self, states: Mapping[str, TokenStates], tokens: int) -> list[dict[str, Any]]:
-        """What is kept of each pair of a microbatch, from the states of the models that are named."""
+    def columns(self, states: Mapping[str, TokenStates], tokens: int | None) -> list[dict[str, Any]]:
+        """What is kept of each pair of a microbatch, from the states of the models that are named.
+
+        Args:
+            tokens: Size of the vocabulary; a head may have more rows.
+        """
         answers = {"teacher" if name == "own" else name: model.answers() for name, model in states.items()}
         count = len(next(iter(answers.values()))) // 2
         found: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -70,7 +74,7 @@ class KeepConfig:
         return found
 
     @torch.no_grad()
-    def _of_answer(self, states: TokenStates, ids: Tensor | None, tokens: int) -> tuple[TopRows, float | None]:
+    def _of_answer(self, states: TokenStates, ids: Tensor | None, tokens: int | None) -> tuple[TopRows, float | None]:
         parts, value = [], 0.0
         for start in range(0, len(states.targets), states.chunk_size):
             end = start + states.chunk_size

@@ -9,9 +9,10 @@ from prefkd.errors import Problem
 from prefkd.method import preference as losses_by_name
 from prefkd.models.teacher import Asks
 from prefkd.training.objective import Objective
+from prefkd.training.signals import Need
 from prefkd.weighting import contrast_problems
 
-STATES = {"own": "teacher_states", "positive": "positive_states", "negative": "negative_states"}
+STATES: dict[str, Need] = {"own": "teacher_states", "positive": "positive_states", "negative": "negative_states"}
 
 
 def asks_of(config: Any, objective: Objective) -> Asks:
@@ -55,7 +56,7 @@ def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
     )
 
 
-def kept_temperatures(config: Any, objective: Objective) -> dict[str, float]:
+def kept_temperatures(config: Any, objective: Objective) -> dict[Need, float]:
     """The temperature at which scores know the distributions of each of `kept_names`."""
     stored = _stored(config)
     return {STATES[name]: stored.kept_temperature for name in kept_names(config, objective)} if stored else {}

@@ -72,8 +72,8 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         sides = (student, tokens[0]), (teacher, tokens[1])
-        logprobs = [_logprobs(*side, temperature) for side in sides]
-        matched, rest = across.hybrid_divergence(*logprobs, shared, beta=beta)
+        p, q = (_logprobs(*side, temperature) for side in sides)
+        matched, rest = across.hybrid_divergence(p, q, shared, beta=beta)
         return weight * matched + (1 - weight) * rest
 
     return _at_one_token_parents(signals, loss, shared)
@@ -108,8 +108,8 @@ def x_token(
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             sides = (student, tokens[0]), (teacher, tokens[1])
-            logprobs = [_logprobs(*side, temperature) for side in sides]
-            matched, rest = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
+            p, q = (_logprobs(*side, temperature) for side in sides)
+            matched, rest = across.hybrid_divergence(p, q, shared, beta=float(reverse), largest=largest)
             return temperature**2 * (matched + rest)
 
     else:
