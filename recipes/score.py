@@ -146,7 +146,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
         parts = reading_fingerprint(config.data, **sides) | model_fingerprint("teacher", config.teacher)
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
-        parts |= config.keep.fingerprint(embeddings) if config.keep else {}
+        parts |= config.keep.fingerprint(embeddings) if config.keep else {"keep.models": None}
         if ranks.is_main:
             begin_scores(folder, parts, sides["teacher"].tokenizer)
             save_config(config, config.output_dir / "config.yaml")

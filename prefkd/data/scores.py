@@ -86,7 +86,8 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
         ConfigError: They are not; a line for each part that differs.
     """
     if (folder / FINGERPRINT).exists():
-        require_same(parts, _read_fingerprint(folder), remedy="restore it, or name another output_dir")
+        found = {"keep.models": None, **_read_fingerprint(folder)}
+        require_same(parts, found, remedy="restore it, or name another output_dir")
         return
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:

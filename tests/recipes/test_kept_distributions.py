@@ -83,6 +83,21 @@ def test_two_processes_score_and_learn_as_one(world, few, tmp_path):
     assert ids[0] == ids[1]
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "line"),
+    [
+        ((), ("keep={}",), "keep.models: is teacher here, but was None"),
+        (("keep={}",), (), "keep.models: is None here, but was teacher"),
+        (("keep={top_k: 5}",), ("keep={top_k: 6}",), "keep.top_k: is 6 here, but was 5"),
+    ],
+)
+def test_a_folder_holds_one_kind_of_scores(world, tmp_path, capsys, first, then, line):
+    score(world, tmp_path / "out", *first)
+    score(world, tmp_path / "out", *then, code=2)
+    (found,) = errors(capsys)
+    assert found.startswith(line) and found.endswith("restore it, or name another output_dir")
+
+
 def errors(capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
