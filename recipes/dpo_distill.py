@@ -28,12 +28,14 @@ from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.errors import Problem
+from prefkd.evaluation.samples import Samples
 from prefkd.method.preference import long_answer_weights
 from prefkd.models.load import ModelConfig, load_causal_lm, parameter_count, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import shard
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
+from prefkd.reports.run import write_report
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
@@ -47,6 +49,7 @@ from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.watch import Watch
 
 
 @dataclass
@@ -152,7 +155,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss, "teacher": teacher}
     checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
-    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
+    watch = Watch(config, student, ranks, display, Samples(config, student.lm, data.side, ranks))
+    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(
         "dpo_distill",
@@ -222,11 +226,11 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     progress = run.checkpoints.resume()
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     if not progress.step:
-        progress.before = progress.latest = evaluate(config, run, step=0)
-        writer.write(0, progress.before)
+        progress.before = evaluate(config, run, step=0)
+        writer.write(0, run.watch.look(0, progress, progress.before))
         run.display.say(f"before training: {describe(progress.before, len(run.held_out_rows))}")
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
-        for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
+        for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
             for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
@@ -246,20 +250,21 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
             means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
-                progress.latest = evaluate(config, run, step)
+                means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")
-                means |= progress.latest
             writer.write(step, means)
             bar.advance(brief(means))
+            run.watch.export(step, partial(save, config, run))
             run.checkpoints.save(step, progress)
+    run.watch.restore_best(progress)
     writer.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
-def save(config: Config, run: Run) -> Path:
+def save(config: Config, run: Run, folder: Path) -> Path:
     """Write the student as a Hugging Face folder, in the type of `training.export`."""
-    lm, start, folder = run.student.lm, config.student, config.output_dir / "student"
+    lm, start = run.student.lm, config.student
     save_pretrained(lm, run.side.tokenizer, folder, start=start, training=config.training, ranks=run.ranks)
     return folder
 
@@ -269,6 +274,9 @@ def main(config: Config) -> None:
     with join_ranks(config.training.device) as ranks:
         run = setup(config, ranks)
         held_out = train(config, run)
-        folder = save(config, run)
-        again = partial(evaluate, config, run, len(run.steps))
-        finish("dpo_distill", config, run, run.student, folder, held_out, again)
+        folder = save(config, run, config.output_dir / config.outputs()[0])
+        again, report = (
+            partial(evaluate, config, run, len(run.steps)),
+            partial(write_report, "dpo_distill", config, run),
+        )
+        finish("dpo_distill", config, run, run.student, folder, held_out, again, report)

@@ -32,8 +32,8 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, align_pairs
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.contrast import ContrastConfig, model_fingerprint, require_one_tokenizer
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer
+from prefkd.models.contrast import ContrastConfig, fewest_embeddings, model_fingerprint, require_one_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.models.top_states import KeepConfig
 from prefkd.ranks import Ranks, join_ranks
@@ -79,6 +79,8 @@ class Config:
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
+        if self.keep and any(model.server for model in (self.teacher, *self.contrast.models.values())):
+            yield "keep: a server gives no next-token distributions; use models in memory (path), or remove keep"
         if self.keep and "positive" in self.keep.models and self.contrast.kind == "none":
             yield "keep.models: positive is pi+ of a contrast, and contrast.kind is none; remove it, or name a contrast"
 
@@ -120,10 +122,10 @@ class Run(Data, Models):
     display: Display
 
 
-def vocabulary_size(config: Config) -> int:
-    """The tokens that the teacher, pi+ and pi- have an embedding for."""
-    size = min(map(embedding_count, (config.teacher, *config.contrast.models.values())))
-    if config.keep and config.keep.top_k > size:
+def vocabulary_size(config: Config) -> int | None:
+    """The tokens that the teacher, pi+ and pi- have an embedding for; None where that is known of none."""
+    size = fewest_embeddings((config.teacher, *config.contrast.models.values()))
+    if config.keep and size is not None and config.keep.top_k > size:
         raise PrefkdError(f"keep.top_k: {config.keep.top_k} is more than the {size} tokens of the teacher; use 64")
     return size
 
@@ -172,7 +174,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     display = Display(ranks)
     data = load_data(config, ranks)
     models = load_models(config, ranks)
-    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.path}, not needed any more"
+    left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.label}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
         models.teacher.load(probe.teacher, chunk_size=config.chunk_size, ranks=ranks)
@@ -182,7 +184,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "teacher": teacher,
             "contrast": config.contrast.kind,
-            **{name: f"{model.path}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
+            **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
             "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
             + (", the others are finished" if left < planned else ""),

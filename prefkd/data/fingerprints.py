@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,9 @@ from prefkd.files import fingerprint, sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
 Fingerprint = dict[str, str | float | int | bool | None]
-HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content")
+HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content", ".probe")
+# Mean difference in nats a token of two readings of a probe by the same model. Rounding to bfloat16 makes it 0.02.
+SAME_MODEL = 0.1
 
 # What the scores of a pair depend on, apart from the models.
 SCORED_COLUMNS = (
@@ -85,6 +87,24 @@ def row_contents(aligned: Dataset) -> list[int]:
     return hashes
 
 
+def same_part(name: str, one: object, other: object) -> bool:
+    """Whether a part of two fingerprints is the same. Probes of servers are, but for rounding."""
+    return same_probe(one, other) if name.endswith(".probe") else one == other
+
+
+def written_probe(logprobs: Sequence[float]) -> str:
+    """What a server said of a text of ours, as a fingerprint holds it: log-probs in nats."""
+    return " ".join(f"{value:.3f}" for value in logprobs)
+
+
+def same_probe(one: object, other: object) -> bool:
+    """Whether two written probes are those of the same model, but for rounding."""
+    first, second = ([float(value) for value in str(probe or "").split()] for probe in (one, other))
+    if len(first) != len(second) or not first:
+        return False
+    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first) <= SAME_MODEL
+
+
 def require_same(expected: Fingerprint, found: Fingerprint, *, remedy: str) -> None:
     """Compare what both have.
 
@@ -93,7 +113,7 @@ def require_same(expected: Fingerprint, found: Fingerprint, *, remedy: str) -> N
     """
     lines = []
     for name, value in expected.items():
-        if name not in found or found[name] == value:
+        if name not in found or same_part(name, found[name], value):
             continue
         values = f"is {value} here, but was {found[name]} when the scores were made"
         lines.append(f"{name}: {'differs from what was scored' if name.endswith(HASHED) else values}; {remedy}")

@@ -201,7 +201,7 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     logprobs = 3 if teacher.asks.has_contrast else 1
     student = next((model for _, model in model_settings(config) if model is not teacher.config), teacher.config)
     sides = (student, teacher.config)
-    if not Path(config.data.source).exists() or not all(_has_tokenizer(side.path) for side in sides):
+    if not Path(config.data.source).exists() or not all(_has_tokenizer(side.tokenizer_path) for side in sides):
         parents = 1000 * 2 * (config.data.max_length - config.data.max_prompt_length)
         kept = _kept_bytes(config, teacher.config, parents)  # at most a parent a token
         return score_cache_bytes(parents, logprobs) + kept, "1,000 pairs that fill data.max_length"
@@ -219,7 +219,7 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
 def _kept_bytes(config: Any, teacher: TeacherConfig, tokens: float) -> float:
     """What is kept of next-token distributions, if anything is; log-probs hardly compress."""
     keep = setting(config, KeepConfig)
-    return 0.0 if keep is None else tokens * kept_bytes(keep.top_k, embedding_count(teacher), keep.models)
+    return 0.0 if keep is None else tokens * kept_bytes(keep.top_k, embedding_count(teacher) or 2**17, keep.models)
 
 
 def _has_tokenizer(path: str | None) -> bool:

@@ -3,6 +3,7 @@
     <folder>/answers/<checkpoint>.jsonl     key, prompt, checkpoint, answer, settings
     <folder>/rewards/<checkpoint>.jsonl     key, reward
     <folder>/judge/<checkpoint>.jsonl       key, prompt, order, reply; against the baseline
+    <folder>/alpaca_eval/<checkpoint>.json  what that tool reads; other tools of `write_for` in the same way
 
 What is on disk is not made again, so that answers can be scored again without the models that gave them.
 """
@@ -16,8 +17,9 @@ import numpy as np
 
 from prefkd.config.components import bind, component_problems, import_dotpath
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, nearest
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
+from prefkd.evaluation.exchange import WRITERS
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, answer_batch, plan_batches
 from prefkd.evaluation.judge import Comparison, JudgeConfig, Judgement, judge
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, prompts_fingerprint, read_prompts
@@ -46,6 +48,7 @@ class AnswersConfig:
             your own).
         reward_model: A model that scores each answer; with a baseline also the win rate against it.
         judge: A model behind an endpoint that compares each answer with the baseline's.
+        write_for: Tools in whose formats the answers are written as well: alpaca_eval, arena_hard.
     """
 
     prompts: PromptsConfig
@@ -53,8 +56,12 @@ class AnswersConfig:
     scorers: dict[str, Any] = field(default_factory=dict)
     reward_model: RewardModelConfig | None = None
     judge: JudgeConfig | None = None
+    write_for: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
+        for tool in self.write_for:
+            if tool not in WRITERS:
+                yield f"write_for: there is no format {tool}{nearest(tool, WRITERS)}; use {' or '.join(WRITERS)}"
         for name, scorer in self.scorers.items():
             if not isinstance(scorer, dict):
                 yield f"scorers.{name}: {scorer!r} is not a component, a section with _component_: dotted.path"
@@ -88,6 +95,9 @@ class AnswersTask:
         self.answers: dict[str, dict[str, str]] = {}
         self._scores: list[Series] = []
         self._notes: list[str] = []
+        unnamed = next((prompt.key for prompt in self.prompts if prompt.uid is None), None)
+        if "arena_hard" in config.write_for and unnamed is not None:
+            raise PrefkdError(f"answers.{name}.write_for: {unnamed} has no uid, by which Arena-Hard finds its question")
         bare = next((prompt.key for prompt in self.prompts if not prompt.references), None)
         for scorer, component in config.scorers.items():
             if bare is not None and import_dotpath(component["_component_"]) in COMPARING:
@@ -107,7 +117,10 @@ class AnswersTask:
         self.answers[checkpoint.name] = {prompt.key: records.rows[prompt.key]["answer"] for prompt in self.prompts}
 
     def score(self, attempts: Attempts) -> None:
-        """Score all answers."""
+        """Score all answers, and write them for the tools that are named."""
+        for tool in self.config.write_for:
+            for checkpoint, answers in self.answers.items():
+                WRITERS[tool](self.folder / tool, checkpoint, self.prompts, answers)
         self._score_by_functions(attempts)
         if self.config.reward_model is not None:
             self._score_by_reward_model(self.config.reward_model, attempts)
@@ -130,7 +143,7 @@ class AnswersTask:
             together(self.ranks, checkpoint.load)
 
         def answer(batch: PromptBatch) -> list[dict[str, Any]]:
-            answers = answer_batch(checkpoint.lm, checkpoint.side, batch, self.config.sampling)
+            answers = answer_batch(checkpoint.served or checkpoint.lm, checkpoint.side, batch, self.config.sampling)
             return [
                 {
                     "key": prompt.key,

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.templates import ModelSide
-from prefkd.errors import PrefkdError, explain
+from prefkd.errors import PrefkdError, Problem, explain
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
+from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
+from prefkd.models.server import ServedModel, answers
 from prefkd.ranks import Ranks
 
 Item = TypeVar("Item")
@@ -25,12 +27,14 @@ Found = TypeVar("Found")
 
 @dataclass
 class CheckpointConfig(TeacherConfig):
-    """A model that is evaluated: a base, one that was trained, or an adapter on its base.
+    """A model that is evaluated: a base, one that was trained, an adapter on its base, or one behind a server.
 
     One that is missing or damaged is no mistake in the config: the others are evaluated, and the table says `failed`.
     """
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
+        if self.server is not None or self.path is None:
+            yield from super().problems()
         if self.placement == "shard":
             yield "placement: shard is for teachers; each process evaluates with a whole model, so remove it"
 
@@ -64,6 +68,10 @@ class Checkpoint:
     def lm(self) -> PreTrainedModel:
         """The model itself, as a constant, on its device."""
         self._require_files()
+        if self.config.server is not None:
+            raise PrefkdError(
+                f"{self.config.label} gives log-probs and answers only; use a model in memory for the rest"
+            )
         lm = load_causal_lm(self.config, dtype=self.config.torch_dtype, device=self.device)
         if self.config.quantization != "none":
             quantize(lm, self.config.quantization)
@@ -73,27 +81,49 @@ class Checkpoint:
     def fingerprint(self) -> Fingerprint:
         """What its answers depend on. Of a model that is gone nothing is known but its settings."""
         settings: Fingerprint = {
-            "checkpoint.path": self.config.path,
+            "checkpoint.path": self.config.label if self.config.server is None else self.config.server.model,
             "checkpoint.adapter_path": self.config.adapter,
             "checkpoint.dtype": self.config.dtype,
             "checkpoint.template": self.config.template,
         }
         if self.config.missing():
             return settings
+        if self.config.server is not None and not answers(self.config.server):
+            return settings
         return settings | model_fingerprint("checkpoint", self.config) | {"checkpoint.side": self.side.fingerprint}
 
     @property
     def description(self) -> str:
         """Path and adapter, for the terminal."""
-        return self.config.path + (f"  {self.config.adapter}" if self.config.adapter else "")
+        return self.config.label + (f"  {self.config.adapter}" if self.config.adapter else "")
+
+    @cached_property
+    def served(self) -> ServedModel | None:
+        """The model behind a server, None for one that is loaded here."""
+        if self.config.server is None:
+            return None
+        served = ServedModel(self.config.server, self.side)
+        served.connect()
+        return served
 
     def load(self) -> None:
-        """Have the model in memory."""
-        _ = self.lm
+        """Have the model in memory, here or on its server."""
+        _ = self.served or self.lm
+
+    def reader(self, chunk_size: int) -> LogprobModel | ServedModel:
+        """The model as a function from a `TokenBatch` to the log-prob of each of its targets, (N,).
+
+        Args:
+            chunk_size: Target tokens whose logits exist at one time.
+        """
+        if self.served is not None:
+            return self.served
+        return LogprobModel(self.lm, chunk_size=chunk_size, precision=self.config.torch_dtype).freeze()
 
     def release(self) -> None:
         """Give its memory back."""
         self.__dict__.pop("lm", None)
+        self.__dict__.pop("served", None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

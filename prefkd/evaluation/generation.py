@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
 
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
@@ -15,6 +16,7 @@ from prefkd.data.truncation import Limits, cut_prompt
 from prefkd.errors import DataError
 from prefkd.evaluation.prompts import Prompt
 from prefkd.files import fingerprint
+from prefkd.models.server import Answer, ServedModel
 
 
 @dataclass
@@ -26,8 +28,8 @@ class SamplingConfig:
         max_prompt_length: Most tokens of a prompt; of a longer one the end is kept.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
         top_p: Tokens are drawn among the likeliest that have this probability together.
-        batch_size: Prompts that are answered at the same time.
-        seed: Seed of the draws.
+        batch_size: Answers that are written at the same time. A server writes as many as its `concurrency` at most.
+        seed: Seed of the draws. Each answer has draws of its own, whatever shares a batch with it.
     """
 
     max_new_tokens: int = 128
@@ -45,7 +47,7 @@ class SamplingConfig:
             yield f"top_p: {self.top_p} is no probability; use 1.0 for all tokens"
 
     def fingerprint(self) -> Fingerprint:
-        """What answers depend on. Which prompts share a batch is part of it, as it seeds the draws."""
+        """What answers depend on. Which prompts share a batch is part of it, as it decides about the last digits."""
         return {f"sampling.{name}": value for name, value in vars(self).items()}
 
 
@@ -57,15 +59,27 @@ class PromptBatch:
         number: Its place among the batches of a task.
         prompts: The prompts.
         ids: The token ids of each.
+        numbers: Which answer to its prompt is wanted, from 0.
     """
 
     number: int
     prompts: list[Prompt]
     ids: list[list[int]]
+    numbers: list[int]
+
+    def seeds(self, seed: int) -> list[int]:
+        """The seed of each answer, which follows from its prompt and its number."""
+        parts = zip(self.prompts, self.numbers, strict=True)
+        return [int(fingerprint(seed, prompt.messages, number), 16) % 2**31 for prompt, number in parts]
 
 
-def plan_batches(prompts: Sequence[Prompt], side: ModelSide, config: SamplingConfig) -> list[PromptBatch]:
+def plan_batches(
+    prompts: Sequence[Prompt], side: ModelSide, config: SamplingConfig, answers: int = 1
+) -> list[PromptBatch]:
     """All batches of a task, the longest prompts first. They depend on prompts, tokenizer and settings alone.
+
+    Args:
+        answers: How many answers each prompt gets; those to one prompt stand next to each other.
 
     Raises:
         DataError: The model has no embedding for a token of a prompt.
@@ -78,42 +92,102 @@ def plan_batches(prompts: Sequence[Prompt], side: ModelSide, config: SamplingCon
             raise DataError(f"{prompt.key}: {problem}")
     encoded = [cut_prompt(ids, config.max_prompt_length, limits, side.bos_id) for ids in encoded]
     longest_first = sorted(range(len(prompts)), key=lambda index: len(encoded[index]), reverse=True)
-    parts = [longest_first[i : i + config.batch_size] for i in range(0, len(prompts), config.batch_size)]
+    wanted = [(index, number) for index in longest_first for number in range(answers)]
+    parts = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]
     return [
-        PromptBatch(number, [prompts[index] for index in part], [encoded[index] for index in part])
-        for number, part in enumerate(parts)
+        PromptBatch(
+            batch,
+            [prompts[index] for index, _ in part],
+            [encoded[index] for index, _ in part],
+            [number for _, number in part],
+        )
+        for batch, part in enumerate(parts)
     ]
 
 
-@torch.no_grad()
-def answer_batch(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, config: SamplingConfig) -> list[str]:
+def answer_batch(
+    lm: PreTrainedModel | ServedModel, side: ModelSide, batch: PromptBatch, config: SamplingConfig
+) -> list[str]:
+    """The texts of `sample_batch`."""
+    return [answer.text for answer in sample_batch(lm, side, batch, config)]
+
+
+def sample_batch(
+    lm: PreTrainedModel | ServedModel, side: ModelSide, batch: PromptBatch, config: SamplingConfig
+) -> list[Answer]:
     """The answers of a model to the prompts of a batch, without special tokens."""
+    if isinstance(lm, ServedModel):
+        return [_ended(*answer, side) for answer in _ask_server(lm, batch, config)]
+    return [_ended(*answer, side) for answer in _generate(lm, side, batch, config)]
+
+
+def _ask_server(model: ServedModel, batch: PromptBatch, config: SamplingConfig) -> list[Answer]:
+    def ask(one: tuple[list[int], int]) -> Answer:
+        ids, seed = one
+        settings = {"temperature": config.temperature, "top_p": config.top_p, "seed": seed}
+        return model.answer(ids, max_new_tokens=config.max_new_tokens, **settings)
+
+    return model.server.map(ask, list(zip(batch.ids, batch.seeds(config.seed), strict=True)))
+
+
+@torch.no_grad()
+def _generate(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, config: SamplingConfig) -> list[Answer]:
     width = max(map(len, batch.ids))
     pad_id = side.tokenizer.pad_token_id if side.tokenizer.pad_token_id is not None else side.eos_id
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in batch.ids], device=lm.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch.ids], device=lm.device)
     ends = {side.eos_id, side.tokenizer.eos_token_id} - {None}
-    settings: dict[str, Any] = {"do_sample": False}
+    draws = LogitsProcessorList()
     if config.temperature > 0:
-        settings = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+        draws.append(SeededDraws(batch.seeds(config.seed), config.temperature, config.top_p, lm.device))
     # Not the checkpoint's own settings: checkpoints are compared on equal terms.
     lm.generation_config = GenerationConfig(
-        max_new_tokens=config.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, **settings
+        max_new_tokens=config.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, do_sample=False
     )
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        # Each batch has draws of its own, so that a run that was killed resumes with the same ones.
-        torch.manual_seed(int(fingerprint(config.seed, batch.number), 16) % 2**63)
-        generated: Any = lm.generate(input_ids=input_ids, attention_mask=mask)  # pyright: ignore
-    return [_text(row, side, ends) for row in generated[:, width:].tolist()]
+    generated: Any = lm.generate(input_ids=input_ids, attention_mask=mask, logits_processor=draws)  # pyright: ignore
+    found = []
+    for ids in generated[:, width:].tolist():
+        length = next((place for place, token in enumerate(ids) if token in ends), None)
+        text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        found.append(Answer(text, "length", len(ids)) if length is None else Answer(text, "stop", length + 1))
+    return found
 
 
-def _text(ids: list[int], side: ModelSide, ends: set[int]) -> str:
+class SeededDraws(LogitsProcessor):
+    """Turns the likeliest token into a drawn one: the largest of log-prob + Gumbel noise is a draw from the model.
+
+    Each row has a generator of its own, so that an answer does not depend on what shares the batch with it.
+
+    Args:
+        seeds: One for each row.
+        temperature, top_p: See `SamplingConfig`.
+        device: Device of the logits.
+
+    Source: the Gumbel-max trick, e.g. Maddison et al., A* sampling, arXiv 1411.0030, section 2.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device):
+        self.temperature = temperature
+        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, V) logits -> (B, V) logits with noise."""
+        scores = scores.float() / self.temperature
+        if self.nucleus is not None:
+            scores = self.nucleus(input_ids, scores)  # pyright: ignore[reportArgumentType]
+        waits = torch.empty_like(scores)
+        for row, generator in zip(waits, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - waits.log()  # -log of an exponential variable is a Gumbel variable
+
+
+def _ended(text: str, finish: str, tokens: int, side: ModelSide) -> Answer:
     """The answer up to its end. Without a chat template a model may continue with the user's next turn."""
-    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
-    if side.stop_text:
-        text = text.partition(side.stop_text)[0]
+    ends = [side.stop_text] if side.stop_text else []
     if not side.uses_chat_template:
-        for heading in PlainTemplate.headings.values():
-            text = text.partition(f"\n\n{heading}:\n")[0]
-    return text.strip()
+        ends += [f"\n\n{heading}:\n" for heading in PlainTemplate.headings.values()]
+    for end in ends:
+        text, found, _ = text.partition(end)
+        finish = "stop" if found else finish
+    return Answer(text.strip(), finish, tokens)

@@ -5,7 +5,6 @@ Judges favour an answer for its place, so that a verdict counts only if it outla
 The client of the package openai sends, times out and tries again. What was asked is kept, and never asked again.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
-from dotenv import dotenv_values
-
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.formats import Message
@@ -23,6 +20,7 @@ from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.records import Records
 from prefkd.files import fingerprint
+from prefkd.keys import find_key
 
 # So many requests in a row without an answer, each after all its retries: the endpoint is not coming back.
 GIVE_UP = 10
@@ -84,7 +82,7 @@ class JudgeConfig:
             yield "model: a judge needs the package openai; pip install 'prefkd[judge]'"
         if not re.match(r"https?://", self.base_url):
             yield f"base_url: {self.base_url} is no address; write one such as http://localhost:8000/v1"
-        if self.api_key_variable is not None and not _api_key(self.api_key_variable):
+        if self.api_key_variable is not None and not find_key(self.api_key_variable):
             yield (
                 f"api_key_variable: {self.api_key_variable} is neither in the environment nor in .env; set it, or use "
                 "null for an endpoint without keys"
@@ -205,7 +203,7 @@ def judge(comparisons: Sequence[Comparison], config: JudgeConfig, records: Recor
 def _ask(requests: dict[str, tuple[Comparison, bool]], config: JudgeConfig, records: Records) -> None:
     from openai import OpenAI
 
-    key = _api_key(config.api_key_variable) if config.api_key_variable else "none"
+    key = find_key(config.api_key_variable) if config.api_key_variable else "none"
     failed_in_a_row = 0
     with (
         OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout, max_retries=config.retries) as client,
@@ -272,7 +270,3 @@ def _filled(instruction: str, messages: Sequence[Message], answer_a: str, answer
 
 def _key(one: Comparison, swapped: bool) -> str:
     return fingerprint("judged", one.messages, *((one.other, one.own) if swapped else (one.own, one.other)))
-
-
-def _api_key(variable: str) -> str | None:
-    return os.environ.get(variable) or dotenv_values(".env").get(variable) or None

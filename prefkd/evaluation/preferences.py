@@ -34,7 +34,6 @@ from prefkd.evaluation.records import Records
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
-from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 from prefkd.training.display import Bar
 
@@ -209,9 +208,7 @@ class PreferenceTask:
         bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))
         if left:
             together(self.ranks, checkpoint.load)
-            model = LogprobModel(
-                checkpoint.lm, chunk_size=self.config.chunk_size, precision=checkpoint.config.torch_dtype
-            ).freeze()
+            model = checkpoint.reader(self.config.chunk_size)
             probe = collate(Microbatch([0])).to(self.ranks.device).tokens
             together(self.ranks, lambda: model.check(probe, checkpoint.description))
 

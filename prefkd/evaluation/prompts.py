@@ -1,7 +1,8 @@
 """Prompts that models answer, with the references that answers are compared with, if there are any.
 
 A row is {"prompt": text or messages, "references": a text or several} ("reference" for one), or a preference pair in
-any of its forms (`prefkd.data.formats`), of which the chosen answer is the reference.
+any of its forms (`prefkd.data.formats`), of which the chosen answer is the reference. AlpacaEval has `instruction` in
+place of `prompt`; questions of Arena-Hard have a `uid`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError, Problem
 from prefkd.files import fingerprint
 
-READ = frozenset({"prompt", "system", "reference", "references"})
+READ = frozenset({"prompt", "instruction", "system", "reference", "references", "uid"})
 
 
 @dataclass
@@ -54,11 +55,13 @@ class Prompt:
         key: Its name, file:row.
         messages: Messages of system, user and assistant; the last is the user's.
         references: Texts that an answer is compared with; may be empty.
+        uid: Its name in the benchmark that it is of, or None.
     """
 
     key: str
     messages: list[Message]
     references: list[str]
+    uid: str | None = None
 
 
 def read_prompts(config: PromptsConfig) -> list[Prompt]:
@@ -96,17 +99,19 @@ def _read_row(key: str, row: Any) -> Prompt:
         _, [row, *_] = Reader().unfold(row)
         pair = read_pair(row, detect_format(row))
         return Prompt(key, pair.prompt, [pair.chosen])
-    prompt = decode_messages(row.get("prompt"), "prompt")
+    name = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
+    prompt = decode_messages(row.get(name), name)
     if isinstance(prompt, str):
         messages = [Message(role="user", content=prompt)]
     elif isinstance(prompt, list):
-        messages = read_messages(prompt, "prompt")
+        messages = read_messages(prompt, name)
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
     messages = with_system(messages, row.get("system"))
     check_context(row, READ, messages)
     check_prompt(messages)
-    return Prompt(key, messages, _references(row))
+    uid = row.get("uid")
+    return Prompt(key, messages, _references(row), None if uid is None else str(uid))
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.fingerprints import Fingerprint, same_part
 from prefkd.files import whole
 from prefkd.ranks import Ranks
 
@@ -71,7 +71,7 @@ class Records:
         """The rows on disk, whether they are all, and whether there are none that can be used."""
         try:
             stored = json.loads(self._settings.read_text(encoding="utf-8"))
-            is_same = all(stored.get(name) == value for name, value in self.fingerprint.items())
+            is_same = all(same_part(name, stored.get(name), value) for name, value in self.fingerprint.items())
             if not is_same:
                 return {}, False, True
             content = self.path.read_bytes()

@@ -1,6 +1,6 @@
 """The contrast of TIS-DPO (arXiv 2410.04350): two models pi+ and pi- that find good text differently likely."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,8 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
 from prefkd.files import fingerprint
-from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
+from prefkd.models.server import probe_server
 from prefkd.weighting import WeightConfig
 
 
@@ -77,13 +78,29 @@ def weights_fingerprint(config: ModelConfig) -> str:
 
 
 def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
-    """What a frozen model says depends on: its weights, its adapter and how both are stored."""
+    """What a frozen model says depends on: its weights, its adapter and how both are stored.
+
+    Of a model behind a server that is its name, and what it says of a text of ours.
+
+    Raises:
+        PrefkdError: The server does not say it.
+    """
+    if config.server is not None:
+        return {
+            f"{name}.model": f"{config.server.model} on a server",
+            f"{name}.probe": probe_server(config.server, read_side(config)),
+        }
     return {
         f"{name}.model": weights_fingerprint(config),
         f"{name}.adapter": folder_fingerprint(Path(config.adapter)) if config.adapter else None,
         f"{name}.dtype": config.dtype,
         f"{name}.quantization": config.quantization,
     }
+
+
+def fewest_embeddings(configs: Iterable[TeacherConfig]) -> int | None:
+    """How many tokens all models have an embedding for; None where that is known of none."""
+    return min((count for count in map(embedding_count, configs) if count is not None), default=None)
 
 
 def require_one_tokenizer(teacher: ModelSide, models: Mapping[str, TeacherConfig]) -> None:
@@ -95,6 +112,6 @@ def require_one_tokenizer(teacher: ModelSide, models: Mapping[str, TeacherConfig
     for name, config in models.items():
         if load_tokenizer(config).get_vocab() != teacher.tokenizer.get_vocab():
             raise PrefkdError(
-                f"contrast.{name}: {config.path} has another tokenizer than the teacher {teacher.name}; "
+                f"contrast.{name}: {config.label} has another tokenizer than the teacher {teacher.name}; "
                 "name a model of the teacher's family"
             )

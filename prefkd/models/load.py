@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
+from prefkd.models.server import ServerConfig
 from prefkd.models.tokenizers import read_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,11 @@ class ModelConfig:
     template: Literal["auto", "chat", "plain"] = "auto"
     share_prompt: bool = True
     trust_remote_code: bool = False
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Folder or Hub id of its tokenizer."""
+        return self.path
 
     def problems(self) -> Iterator[Problem | str]:
         for text in self._faults():
@@ -68,9 +75,13 @@ class ModelConfig:
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """A frozen model.
+    """A frozen model: in memory, or behind a server.
 
     Attributes:
+        path: The model in memory.
+        server: A server that has the model in memory, in place of `path`. It gives log-probs and answers, but neither
+            hidden states nor logits.
+        tokenizer: Folder or Hub id of the tokenizer of the server's model.
         dtype: Type of the weights in memory. (A student always keeps float32 masters.)
         quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
             and nf4 everywhere, float8 and int4 on GPUs that can. What it costs in exactness is printed.
@@ -80,6 +91,9 @@ class TeacherConfig(ModelConfig):
         cpu_offload: A model that is split waits in main memory and comes to the GPU layer by layer.
     """
 
+    path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: ServerConfig | None = None
+    tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["none", "int8", "float8", "nf4", "int4"] = "none"
     adapter: str | None = None
@@ -87,6 +101,14 @@ class TeacherConfig(ModelConfig):
     cpu_offload: bool = False
 
     def problems(self) -> Iterator[Problem | str]:
+        if self.server is not None:
+            yield from self._server_problems()
+            return
+        if self.tokenizer is not None:
+            yield "tokenizer: goes with server only, since a model in memory has its own; remove it"
+        if self.path is None:
+            yield "path: missing; give the folder or the Hub id of a model, or a server with a tokenizer"
+            return
         yield from super().problems()
         yield from quantization_problems(
             self.quantization, self.torch_dtype, "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,6 +119,37 @@ class TeacherConfig(ModelConfig):
             yield f"placement: weights of quantization: {self.quantization} cannot be split; use replicate, or nf4"
         if self.cpu_offload and self.placement != "shard":
             yield f"cpu_offload: goes with placement: shard only, and placement is {self.placement}; change one of them"
+
+    def _server_problems(self) -> Iterator[Problem | str]:
+        if self.path is not None:
+            yield "path: stands next to server; keep one of them (the server's tokenizer goes into tokenizer)"
+        if self.adapter is not None:
+            yield "adapter: goes with path; name the adapter that the server serves in server.model"
+        if self.quantization != "none":
+            yield "quantization: goes with path; how the server stores its weights is told to the server"
+        if self.tokenizer is None:
+            yield "tokenizer: missing; give the folder or the Hub id of the tokenizer of the server's model"
+            return
+        folder = Path(self.tokenizer)
+        try:
+            if os.path.exists(folder) or self.tokenizer.count("/") != 1 or self.tokenizer.startswith(("/", ".", "~")):
+                read_side(self)
+        except PrefkdError as error:
+            yield Problem("tokenizer", str(error), about="model", paths=(folder,))
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Folder or Hub id of its tokenizer."""
+        found = self.path if self.server is None else self.tokenizer
+        assert found is not None, "a config without a tokenizer has problems"
+        return found
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        if self.server is not None:
+            return f"{self.server.model} at {self.server.address}"
+        return str(self.path)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -122,15 +175,17 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    return read_tokenizer(config.path, trust_remote_code=config.trust_remote_code)
+    return read_tokenizer(config.tokenizer_path, trust_remote_code=config.trust_remote_code)
 
 
-def embedding_count(config: ModelConfig) -> int:
-    """How many tokens a checkpoint has an embedding for, from its config.json.
+def embedding_count(config: ModelConfig) -> int | None:
+    """How many tokens a checkpoint has an embedding for, from its config.json; None where a server has the model.
 
     Raises:
         PrefkdError: That cannot be read, or tells no number.
     """
+    if isinstance(config, TeacherConfig) and config.server is not None:
+        return None  # it refuses a token that it has no embedding for
     try:
         outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file

@@ -4,7 +4,7 @@ A recipe says what it asks. Whether a model or a folder of scores answers is dec
 asks how the teacher was stored.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,21 +24,22 @@ from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.server import open_served
 from prefkd.models.top_states import TopStates
 from prefkd.ranks import Ranks
 
 
 @dataclass
 class TeacherSource(TeacherConfig):
-    """The teacher of a distillation: a model in memory, what recipe `score` wrote down, or both.
+    """The teacher of a distillation: a model in memory or behind a server, what recipe `score` wrote down, or both.
 
     Attributes:
-        path: The model. With scores it gives only what they do not hold: hidden states, and logits made of them.
+        path: The model in memory. With scores it gives only what they do not hold: hidden states, and logits made of
+            them.
         scores: The folder `scores` of a run of recipe `score`. The teacher's tokenizer lies in it, so that nothing of
             the teacher itself is needed; `template: auto` is then the template that was scored.
     """
 
-    path: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     scores: Path | None = None
 
     @property
@@ -50,9 +51,9 @@ class TeacherSource(TeacherConfig):
         return ModelConfig(str(stored.tokenizer), stored.template if self.template == "auto" else self.template)
 
     def problems(self) -> Iterator[Problem | str]:
-        if self.path is None and self.scores is None:
+        if self.path is None and self.server is None and self.scores is None:
             yield "path: missing; give a model, or scores: the folder that recipe score wrote"
-        if self.path is not None:
+        if self.path is not None or self.server is not None:
             yield from super().problems()
         if self.scores is not None:
             yield from scores_problems(self.scores, "scores")
@@ -112,14 +113,19 @@ class Asks:
 
     def problems(self, config: TeacherSource) -> Iterator[str]:
         """Why a teacher cannot answer, and when a model stands in the config in vain."""
+        if config.server is not None and (self.states or (self.contrast_states and not self.pair)):
+            yield (
+                "server: has neither hidden states nor logits, which the objective asks for; use a model in memory "
+                "(path), or terms that need log-probs alone"
+            )
         if config.scores is None:
             return
-        asked = self.beyond_scores()
-        if config.path is None and asked.of_teacher:
+        asked, where = self.beyond_scores(), "path" if config.server is None else "server"
+        if config.path is None and config.server is None and asked.of_teacher:
             what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
-        elif config.path is not None and not asked.of_teacher:
-            yield "path: stands next to scores, but nothing is asked of a model; remove it (~teacher.path)"
+        elif (config.path or config.server) and not asked.of_teacher:
+            yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class TeacherOutput:
 class _Reader:
     """A model, and which of the token sequences of a batch it reads."""
 
-    model: FrozenModel
+    model: Callable[[TokenBatch], Tensor]
     view: Literal["teacher", "positive", "negative"]
 
     def tokens(self, batch: PairBatch) -> TokenBatch:
@@ -176,9 +182,10 @@ class Teacher:
         asks: The questions of the recipe.
 
     Attributes:
-        asked: The questions for a model in memory; answers to the others come with the batches.
-        models: Models in memory: the teacher, then pi+ and pi- where they are models of their own.
-        configs: The configs of these models.
+        asked: The questions for a model in memory or behind a server; answers to the others come with the batches.
+        models: Models in memory, not those of servers: the teacher, then pi+ and pi- where they are models of their
+            own.
+        configs: The configs of all models, in memory and behind servers.
         description: A line for the terminal.
     """
 
@@ -217,7 +224,7 @@ class Teacher:
         if self.stored is None:
             return read_side(self.config)
         template = self.stored.template if self.config.template == "auto" else self.config.template
-        if self.config.path is None:
+        if self.config.path is None and self.config.server is None:
             return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
         return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
 
@@ -248,11 +255,17 @@ class Teacher:
         self._kept, self._chunk_size = KeptLogprobs(ranks), chunk_size
         if not self.asked.any:
             return
-        self.models = load_frozen(self.configs, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        local = [config for config in self.configs if config.server is None]
+        self.models = load_frozen(local, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        in_memory = iter(self.models)
+        opened = [
+            next(in_memory) if config.server is None else open_served(config.server, read_side(config), probe, ranks)
+            for config in self.configs
+        ]
         names = ["own"] * self.asked.of_teacher + [*self.asked.pair]
-        readers = {name: _Reader(model, "teacher") for name, model in zip(names, self.models, strict=True)}
+        readers = {name: _Reader(model, "teacher") for name, model in zip(names, opened, strict=True)}
         if self.asked.instructions is not None:
-            own = self.models[0]
+            own = opened[0]
             readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
         asked_for = {"own"} if self.asked.reference or self.asked.logprobs else set()
         asked_for |= set(INSTRUCTIONS) if self.asked.has_contrast and self.asked.contrast_logprobs else set()
@@ -262,7 +275,10 @@ class Teacher:
         bases = {id(model.base): model.base for model in self.models}
         size = " + ".join(parameter_count(base) for base in bases.values())
         stored = f"; log-probs from {self._folder}" if self._folder is not None else ""
-        self.description = f"{self.configs[0].path}  {size} parameters, {self.models[0].storage}{stored}"
+        first = opened[0]
+        is_here = isinstance(first, FrozenModel)
+        storage = f"{size} parameters, {first.storage}" if is_here else f"{first.config.engine} server"
+        self.description = f"{self.configs[0].label}  {storage}{stored}"
 
     def __call__(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch. Log-probs of a pair that was read before are not read again."""
@@ -289,6 +305,12 @@ class Teacher:
         return self._read(batch)[0]
 
     @torch.no_grad()
+    def logprobs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `own`, `positive`
+        and `negative`, as far as they are asked."""
+        return {name: reader(batch) for name, reader in self._readers.items()}
+
+    @torch.no_grad()
     def _read(self, batch: PairBatch) -> tuple[TeacherOutput, dict[str, Tensor]]:
         states = self._states(batch)
         logprobs = {
@@ -299,7 +321,10 @@ class Teacher:
         return self._output(batch, logprobs, states), logprobs
 
     def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
-        found = {name: reader.model.states(reader.tokens(batch)) for name, reader in self._stated.items()}
+        found = {}
+        for name, reader in self._stated.items():
+            assert isinstance(reader.model, FrozenModel), "a server has no states"
+            found[name] = reader.model.states(reader.tokens(batch))
         for name in self.asks.kept:
             kept = getattr(batch, f"kept_{'teacher' if name == 'own' else name}")
             found[name] = TopStates.of(kept, batch, self._chunk_size)

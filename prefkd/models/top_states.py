@@ -43,7 +43,7 @@ class KeepConfig:
         if "negative" in self.models and "positive" not in self.models:
             yield "models: negative is kept on the tokens of positive; name both"
 
-    def fingerprint(self, tokens: int) -> dict[str, str | float | int | bool | None]:
+    def fingerprint(self, tokens: int | None) -> dict[str, str | float | int | bool | None]:
         """What the kept columns depend on; `tokens` is the size of the vocabulary."""
         return {
             "keep.top_k": self.top_k,

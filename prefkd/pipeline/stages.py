@@ -14,7 +14,7 @@
         overrides: {teacher: {adapter: "${stages.dpo.output_dir}/adapter"}}
 
 A stage writes to <output_dir>/<its name> unless it has an output_dir of its own. It depends on those stages in whose
-folders a setting of its lies, however the setting came by its value.
+folders a setting of its lies, however the setting came by its value. Stages can be repeated: `prefkd.pipeline.rounds`.
 """
 
 import json
@@ -38,6 +38,7 @@ from prefkd.config.fields import settings_of
 from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.files import sha256
 from prefkd.pipeline.records import Contents, StageInputs, paths_in
+from prefkd.pipeline.rounds import unroll
 
 
 @dataclass
@@ -141,7 +142,7 @@ def in_stage(name: str, problem: Problem) -> Problem:
 
 def _load(path: Path, overrides: Sequence[str]) -> Any:
     """The file's content as an object with the attributes output_dir, values and stages."""
-    raw = read_layers(path)
+    raw, overrides = unroll(read_layers(path), overrides)
     stages, values = raw.get("stages"), raw.get("values") or {}
     if not isinstance(stages, dict) or not stages:
         raise ConfigError([f"{path}: stages: missing; give a section for each stage, with recipe and config in it"])
@@ -161,7 +162,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Any:
         if value and value[1] not in values:
             problems.append(f"{key}: unknown key{nearest(value[1], map(str, values))}")
     try:
-        config = load_config(_config_class(stages), path, overrides)
+        config = load_config(_config_class(stages), raw, overrides)
     except ConfigError as error:
         problems += [problem for problem in error.problems if problem.key not in unknown]
     if problems:

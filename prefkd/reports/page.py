@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefkd.reports.visible import visible_line
+from prefkd.reports.visible import visible_block, visible_line
 
 
 def render_page(template: str, script: str = "", **content: Any) -> str:
@@ -26,7 +26,13 @@ def render_page(template: str, script: str = "", **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible_line": visible_line, "number": number, "percent": percent, "colour": colour}
+    environment.filters |= {
+        "visible_line": visible_line,
+        "visible_block": visible_block,
+        "number": number,
+        "percent": percent,
+        "colour": colour,
+    }
     code = files("prefkd.reports").joinpath(script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template(template).render(script=Markup(code), script_digest=digest, **content)

@@ -87,7 +87,10 @@ def asks_problems(config: Any, objective: Objective) -> Iterator[Problem | str]:
     if not asks.contrast_states:
         return  # all of it comes from scores
     what = "pi+ and pi-" if len(asks.contrast_states) > 1 else "pi+"
-    if contrast.kind == "none":
+    served = [name for name in asks.contrast_states if name in asks.pair and asks.pair[name].server is not None]
+    if served:
+        yield f"contrast.{served[0]}.server: has no logits, which the objective asks for; use a model in memory (path)"
+    elif contrast.kind == "none":
         yield f"contrast.kind: none, but the objective asks for {what}; use prompts or models"
     elif contrast.kind == "prompts" and config.teacher.scores is not None:
         yield (

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -42,6 +42,7 @@ from prefkd.data.fingerprints import pairs_fingerprint
 from prefkd.errors import PrefkdError, Problem
 from prefkd.files import fingerprint, write_json
 from prefkd.ranks import Ranks, together
+from prefkd.training.best import FOLDER
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
 from prefkd.training.settings import output_problem, output_problems
@@ -54,6 +55,7 @@ from prefkd.training.snapshots import (
     Snapshot,
     digests,
     get_random_state,
+    learnt,
     set_random_state,
     step_name,
     write_snapshot,
@@ -64,7 +66,8 @@ FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
-    *("training.async_checkpoints", "training.export", "teacher.placement", "teacher.cpu_offload"),
+    *("training.async_checkpoints", "training.export", "training.export_every", "training.sample_answers"),
+    *("training.sample_tokens", "teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -135,7 +138,7 @@ class Checkpoints:
         resume = config.training.resume
         own = sorted(self._folder.glob(STEPS), reverse=True) if resume == "auto" else []
         self._candidates: list[Path] = ranks.gather(own if resume in ("auto", "none") else [Path(resume)])[0]
-        shapes = {name: list(value.shape) for name, value in self._learnt().items()}
+        shapes = {name: list(value.shape) for name, value in learnt(self._model).items()}
         self._run = {
             "settings": _settings(config),
             "parts": pairs_fingerprint(pairs) | {"weights": fingerprint("weights", shapes)},
@@ -214,6 +217,7 @@ class Checkpoints:
         if self._ranks.is_main:
             (self._folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is not gone on with
             shutil.rmtree(self._folder)
+            shutil.rmtree(self._config.output_dir / FOLDER, ignore_errors=True)
         self._ranks.wait()
 
     def _note(self, number: int, _frame: object) -> None:
@@ -222,12 +226,6 @@ class Checkpoints:
         if not self._signal:
             self._signal = number
             self._display.say(f"{signal.Signals(number).name}: finishing the step, then writing a checkpoint")
-
-    def _learnt(self) -> dict[str, Any]:
-        """What of the model may change in training, each tensor once; they share memory with the model."""
-        learns = {name for name, value in self._model.named_parameters() if value.requires_grad}
-        others = {name for name, _ in self._model.named_parameters(remove_duplicate=False)} - learns
-        return {name: value for name, value in self._model.state_dict().items() if name not in others}
 
     def _write(self, progress: Progress, *, at_once: bool) -> None:
         self._wait()
@@ -253,7 +251,7 @@ class Checkpoints:
             writing.result()
 
     def _state(self) -> dict[str, Any]:
-        return {"model": self._learnt(), "optimizer": get_optimizer_state_dict(self._model, self._optimizer)}
+        return {"model": learnt(self._model), "optimizer": get_optimizer_state_dict(self._model, self._optimizer)}
 
     def _damage(self, checkpoint: Path) -> str | None:
         """Which file of a checkpoint is not what was written, None if all are."""
@@ -294,7 +292,7 @@ class Checkpoints:
                 part.load_state_dict(rest["remembered"][name])
             # More ranks than before share what there is; one process sees the very numbers that it would have seen.
             set_random_state(rest["random"][self._ranks.rank % len(rest["random"])])
-            return Progress(record["step"], record["before"], record["latest"])
+            return Progress(**{part.name: record[part.name] for part in fields(Progress)})
 
         try:
             return together(self._ranks, read)[self._ranks.rank], ""

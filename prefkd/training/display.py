@@ -4,9 +4,10 @@ On a terminal progress is a bar. In a log (nohup, Slurm, CI) it is a line every 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from textwrap import shorten
 from typing import Protocol
 
 from rich.console import Console
@@ -22,9 +23,12 @@ from rich.table import Table
 
 from prefkd.ranks import Ranks
 from prefkd.training.metrics import Outcome
+from prefkd.training.samples import ChangedAnswer
 
 # Seconds between two lines of progress in a log.
 LOG_INTERVAL = 10.0
+# More of an answer, and more answers, are in the report.
+LONGEST_ANSWER, SHOWN_ANSWERS = 300, 3
 # Columns of a log: nobody looks at it in a window, and a program that reads it wants lines whole.
 LOG_WIDTH = 1000
 
@@ -82,6 +86,12 @@ class Display:
             rows["kept in the folder"] = ", ".join(shares)
         self.table("result", rows | dict(files))
         self.say(next_step)
+
+    def answers(self, changed: Sequence[ChangedAnswer]) -> None:
+        """Print what a model answered before it was trained and what it answers now."""
+        for answer in changed[:SHOWN_ANSWERS]:
+            rows = {name: shorten(text, LONGEST_ANSWER) for name, text in vars(answer).items() if name != "chosen"}
+            self.table("", rows)
 
     @contextmanager
     def progress(self, total: int, done: int = 0) -> Iterator[Bar]:

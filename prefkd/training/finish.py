@@ -10,6 +10,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.training.metrics import HeldOut, Outcome
 from prefkd.training.publish import push, try_it, write_card
 from prefkd.training.run import TrainingRun
+from prefkd.training.samples import changed_answers
 from prefkd.training.written import measure_written
 
 
@@ -21,6 +22,7 @@ def finish(
     folder: Path,
     held_out: tuple[Mapping[str, float], Mapping[str, float]],
     evaluate: Callable[[], HeldOut],
+    report: Callable[[Outcome], Mapping[str, object]],
     files: Mapping[str, object] | None = None,
 ) -> Outcome:
     """Evaluate a saved folder, write its card, upload it if that is asked for, and say what there is and what is next.
@@ -32,6 +34,7 @@ def finish(
         folder: The saved model or adapter.
         held_out: Held-out metrics before and after training, with the weights in memory.
         evaluate: Evaluates the model on the held-out pairs.
+        report: Writes a page about the run; returns its path by the name that it is shown with.
         files: Other files of the run, by what they are.
 
     Raises:
@@ -42,7 +45,9 @@ def finish(
     write_card(recipe, config, folder, outcome, ranks=ranks)
     run.checkpoints.remove()
     push(config.push_to_hub, folder, ranks=ranks, display=display)
-    written = {
+    run.watch.sample_saved()
+    display.answers(changed_answers(config.output_dir))
+    written: dict[str, object] = {
         folder.name: folder,
         **(files or {}),
         "metrics": config.output_dir / "metrics.jsonl",
@@ -50,6 +55,7 @@ def finish(
     }
     if run.report is not None:
         written["alignment"] = config.output_dir / "alignment_report.json"
+    written |= report(outcome)
     display.result(outcome, written, _next_step(config, folder))
     return outcome
 

@@ -181,7 +181,7 @@ def _results(outcome: Outcome) -> list[str]:
 def _without_folders(value: Any) -> Any:
     """A setting in which no path names the folders of this machine."""
     if isinstance(value, Mapping):
-        return {name: _without_folders(part) for name, part in value.items()}
+        return {name: _without_folders(part) for name, part in value.items() if name != "url"}  # that of a server
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return public_name(value) if isinstance(value, str) and "/" in value else value
@@ -205,6 +205,8 @@ def _teacher(config: Any) -> dict[str, str]:
     teacher: Any = setting(config, TeacherConfig)
     if teacher is None:
         return {}
+    if teacher.server is not None:
+        return {"Teacher": f"`{teacher.server.model}` on a {teacher.server.engine} server"}
     if teacher.path is None:
         return {"Teacher": f"scores in `{public_name(str(teacher.scores), read_folder=True)}`"}
     adapter = f" with the adapter `{public_name(teacher.adapter)}`" if teacher.adapter else ""

@@ -17,6 +17,7 @@ from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.watch import Watch
 
 
 @dataclass
@@ -50,6 +51,7 @@ class TrainingRun(TrainingData):
     optimizer: Optimizer
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
+    watch: Watch
 
 
 def share_out(pairs: AlignedPairs, side: ModelSide, training: TrainingConfig) -> TrainingData:

@@ -13,6 +13,10 @@ from prefkd.errors import Problem
 
 # More passes over the data than this are planned ahead for minutes, and never end.
 MOST_EPOCHS = 10_000
+# More answers than this are an evaluation of their own (recipe evaluate).
+MOST_SAMPLES = 100
+
+LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy")
 
 Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
 
@@ -38,6 +42,14 @@ class TrainingConfig:
             node, so that each node has all of it and only gradients travel between nodes.
         cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
+        keep_best: The held-out metric by which the best of all evaluations is found; its weights are saved at the end.
+            null = those of the last step. `loss` is best where it is lowest, the others where they are highest.
+        stop_after: End after so many evaluations without a better `keep_best`.
+        export_every: Optimizer steps between exports of the whole model or adapter, as at the end, to
+            exports/step_... in the output folder; they stay.
+        sample_answers: So many held-out prompts are answered at each evaluation, for samples.jsonl and report.html; by
+            a run of one process.
+        sample_tokens: Most tokens of such an answer.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
@@ -60,6 +72,11 @@ class TrainingConfig:
     shard_over: Literal["all", "node"] = "all"
     cpu_offload: bool = False
     evaluate_every: int = 100
+    keep_best: Literal["loss", "perplexity", "accuracy", "logprob_accuracy", "margin"] | None = None
+    stop_after: int | None = None
+    export_every: int | None = None
+    sample_answers: int = 3
+    sample_tokens: int = 64
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
     async_checkpoints: bool = False
@@ -75,6 +92,10 @@ class TrainingConfig:
     def problems(self) -> Iterator[Problem | str]:
         sizes = ("max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
         yield from size_problems(self, *sizes, "checkpoint_every", "keep_checkpoints")
+        yield from size_problems(self, "stop_after", "export_every", "sample_tokens")
+        yield from size_problems(self, "sample_answers", least=0, most=MOST_SAMPLES)
+        if self.stop_after is not None and self.keep_best is None:
+            yield "stop_after: goes with keep_best, which is missing; name a metric there, loss say"
         yield from size_problems(self, "epochs", most=MOST_EPOCHS)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -31,11 +31,16 @@ class Progress:
     Attributes:
         step: Optimizer steps that are done.
         before, latest: Held-out metrics before training, and the latest ones.
+        best, best_step: With `training.keep_best` the best held-out metrics so far, and the step that they are of.
+        since_best: Evaluations since then.
     """
 
     step: int = 0
-    before: dict[str, float] = field(default_factory=dict)
-    latest: dict[str, float] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
+    latest: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    since_best: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,13 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
             if path.is_dir() and path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
     ranks.wait()
+
+
+def learnt(model: nn.Module) -> dict[str, Any]:
+    """What of a model may change in training, each tensor once; they share memory with the model."""
+    learns = {name for name, value in model.named_parameters() if value.requires_grad}
+    others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - learns
+    return {name: value for name, value in model.state_dict().items() if name not in others}
 
 
 def step_name(step: int) -> str:

@@ -185,7 +185,7 @@ def test_demo_names_the_run_that_uses_it(prefkd, monkeypatch, tmp_path):
     (tmp_path / "configs" / "demo" / "toy.yaml").write_text("recipe: toy\nstudent:\n  path: models/demo-student\n")
     monkeypatch.setattr(catalog, "CONFIGS", tmp_path / "configs")
     demo = ModuleType("prefkd.demo")
-    demo.make_demo_models = lambda folder: [folder / "demo-teacher", folder / "demo-student"]
+    demo.make_demo_models = lambda folder, from_hub: [folder / "demo-teacher", folder / "demo-student"]
     monkeypatch.setitem(sys.modules, "prefkd.demo", demo)
     assert prefkd("download", "demo").out.splitlines() == [
         "models/demo-teacher is ready",

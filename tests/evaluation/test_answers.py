@@ -11,9 +11,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from prefkd.data.formats import Message
 from prefkd.data.templates import ModelSide
 from prefkd.errors import DataError, PrefkdError
-from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
+from prefkd.evaluation.generation import SamplingConfig, SeededDraws, answer_batch, plan_batches, sample_batch
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, read_prompts
 from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
+from prefkd.models.server import Answer
 from tests.tiny import make_model, make_tokenizer
 
 CPU = torch.device("cpu")
@@ -76,6 +77,33 @@ def test_samples_depend_on_the_seed_alone(model):
     assert (torch.get_rng_state() == state).all()
     assert answers(model, SamplingConfig(max_new_tokens=8, temperature=1.0, batch_size=3, seed=2)) != one
     assert answers(model, SamplingConfig(max_new_tokens=8, batch_size=3)) != one
+    assert answers(model, SamplingConfig(max_new_tokens=8, temperature=1.0, batch_size=7, seed=1)) == one
+
+
+def test_each_answer_to_a_prompt_is_another_draw(model):
+    lm, side = model
+    config = SamplingConfig(max_new_tokens=8, temperature=1.0, batch_size=4)
+    found: dict[tuple[str, int], Answer] = {}
+    for batch in plan_batches(PROMPTS[:2], side, config, answers=3):
+        keys = [(prompt.key, number) for prompt, number in zip(batch.prompts, batch.numbers, strict=True)]
+        found |= zip(keys, sample_batch(lm, side, batch, config), strict=True)
+    assert len(found) == 6 and len({answer.text for answer in found.values()}) > 4
+    assert {answer.finish for answer in found.values()} <= {"stop", "length"}
+    assert all(answer.tokens == 8 for answer in found.values() if answer.finish == "length")
+    one = {(prompt, 0): text for prompt, text in answers(model, config).items()}
+    assert all(answer.text == one[key] for key, answer in found.items() if key[1] == 0)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_draws_have_the_probabilities_of_the_model(top_p):
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    rows = 20_000
+    draws = SeededDraws([*range(rows)], 0.7, top_p, CPU)(torch.zeros(rows, 1), logits.repeat(rows, 1)).argmax(-1)
+    expected = (logits / 0.7).softmax(-1)
+    if top_p < 1:
+        expected = torch.tensor([1.0, 0.0, 0.0, 0.0])  # the likeliest has 0.76 by itself
+    found = draws.bincount(minlength=4) / rows
+    assert (found - expected).abs().max() < 4 * (0.25 / rows) ** 0.5
 
 
 def test_settings_of_the_checkpoint_do_not_change_answers(model):

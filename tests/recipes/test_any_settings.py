@@ -170,6 +170,14 @@ def base(recipe: str, world: str, out: str) -> dict[str, Any]:
             },
             "resamples": 100,
         }
+    if recipe == "sample":
+        prompts = {"source": f"{world}/pairs.jsonl", "limit": 2}
+        sampling = {"max_new_tokens": 2, "temperature": 1.0}
+        models = {"start": {"path": f"{world}/model"}}
+        return {"output_dir": out, "prompts": prompts, "models": models, "answers": 2, "sampling": sampling}
+    if recipe == "rank":
+        contrast = {"teacher": {"path": f"{world}/teacher"}}
+        return {"output_dir": out, "candidates": f"{world}/candidates.jsonl", "contrast": contrast}
     if recipe == "score":
         models = {"student": {"path": f"{world}/student"}, "teacher": {"path": f"{world}/teacher"}}
         return {"output_dir": out, **models, "data": data}
@@ -272,6 +280,10 @@ def world(tmp_path_factory) -> Path:
     write("long", [row | {"prompt": "Hi " * 3000, "chosen": "Hello " * 3000} for row in rows])
     write("bad", [row | {"chosen": ""} for row in rows])
     write("empty", [])
+    write(
+        "candidates",
+        [{"prompt": row["prompt"], "answer": row[name]} for row in rows for name in ("chosen", "rejected")],
+    )
     write("unknown", [{"text": "a"}])
     return folder
 

@@ -247,7 +247,7 @@ def test_truncation_is_told(world, tmp_path):
         (("checkpoints.base.pth=x",), "checkpoints.base.pth: unknown key; did you mean path?"),
         (("checkpoints.base.placement=shard",), "checkpoints.base.placement: shard is for teachers"),
         (("checkpoints.base=x",), "checkpoints.base: 'x' is not a section of keys and values"),
-        (("checkpoints.new={}",), "checkpoints.new.path: missing; give a text"),
+        (("checkpoints.new={}",), "checkpoints.new.path: missing; give the folder or the Hub id of a model"),
         (("checkpoints={a b: {path: x/y}}",), "checkpoints.a b: is the name of files as well"),
         (
             ("preferences.data.pairs.source=nowhere.jsonl",),

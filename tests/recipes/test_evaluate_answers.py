@@ -57,8 +57,8 @@ def finished(world, tmp_path_factory) -> Path:
     return out
 
 
-def answers(out: Path, checkpoint: str) -> dict[str, dict]:
-    return {row["key"]: row for row in read_rows(out / f"answers/bench/answers/{checkpoint}.jsonl")}
+def answers(out: Path, checkpoint: str, task: str = "bench") -> dict[str, dict]:
+    return {row["key"]: row for row in read_rows(out / f"answers/{task}/answers/{checkpoint}.jsonl")}
 
 
 def test_what_is_kept_and_what_is_made_of_it(finished):
@@ -155,7 +155,8 @@ def test_a_judge_compares_with_the_baseline(world, finished, tmp_path, monkeypat
     row = pick(found, metric="judge_win_rate", checkpoint="two")
     assert row["count"] == 5
     assert any("1 unreadable" in note for note in found["notes"])
-    wins = sum(lengths["two"][key] > lengths["one"][key] for key in lengths["one"])
+    pairs = [(lengths["two"][key], lengths["one"][key]) for key in lengths["one"]]
+    wins = sum((own > other) + (own == other) / 2 for own, other in pairs)
     assert wins - 1 <= row["value"] * 5 <= wins
     printed = capsys.readouterr()
     assert "sk-secret" not in printed.out + printed.err
@@ -197,3 +198,71 @@ def test_prompts_without_references(world, tmp_path, capsys):
     (tmp_path / "bare.jsonl").write_text('{"prompt": "Hi"}\n')
     evaluate(world, tmp_path / "out", f"answers.bench.prompts.source={tmp_path}/bare.jsonl", code=2)
     assert "answers.bench.scorers.contains: bare.jsonl:1 has no references to compare with" in capsys.readouterr().err
+
+
+def test_answers_are_written_as_alpaca_eval_and_arena_hard_read_them(world, tmp_path):
+    own = {"dataset": "d", "output": "It.", "generator": "other"}
+    alpaca = [{"instruction": f"What is {i}?", **own} for i in range(2)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(alpaca))
+    arena = [
+        {"uid": f"q{i}", "category": "hard_prompt", "subcategory": "s", "prompt": f"What is {i}?"} for i in range(2)
+    ]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in arena))
+    settings = f"""
+        checkpoints:
+          one: {{path: {world}/one, dtype: float32}}
+        answers:
+          alpaca:
+            prompts: {{source: {tmp_path}/alpaca.json}}
+            sampling: {{max_new_tokens: 6}}
+            write_for: [alpaca_eval]
+          arena:
+            prompts: {{source: {tmp_path}/question.jsonl}}
+            sampling: {{max_new_tokens: 6}}
+            write_for: [arena_hard, alpaca_eval]
+        """
+    out = tmp_path / "out"
+    run_evaluation(settings, out)
+    given = {row["prompt"][-1]["content"]: row["answer"] for row in answers(out, "one", "alpaca").values()}
+    assert list(given) and json.loads((out / "answers" / "alpaca" / "alpaca_eval" / "one.json").read_text()) == [
+        {"instruction": row["instruction"], "output": given[row["instruction"]], "generator": "one"} for row in alpaca
+    ]
+    rows = read_rows(out / "answers" / "arena" / "arena_hard" / "one.jsonl")
+    assert [(row["uid"], row["model"]) for row in rows] == [("q0", "one"), ("q1", "one")]
+    for row in rows:
+        asked, answered = row["messages"]
+        assert answered == {"role": "assistant", "content": {"answer": given[asked["content"]]}}
+    assert len({row["ans_id"] for row in rows}) == 2
+
+
+def test_arena_hard_needs_uids_and_formats_have_names(world, tmp_path, capsys):
+    evaluate(world, tmp_path / "out", "answers.bench.write_for=[arena_hard]", code=2)
+    assert "has no uid, by which Arena-Hard finds its question" in capsys.readouterr().err
+    evaluate(world, tmp_path / "out", "answers.bench.write_for=[alpaca]", code=2)
+    assert "write_for: there is no format alpaca; did you mean alpaca_eval?" in capsys.readouterr().err
+
+
+def test_a_file_in_the_layout_of_reward_bench_has_an_accuracy_for_each_subset(world, tmp_path):
+    rows = [
+        {
+            "prompt": f"What is {i}?",
+            "chosen": f"It is {i}.",
+            "chosen_model": "a",
+            "rejected": "Who knows?",
+            "rejected_model": "b",
+            "subset": "easy" if i < 2 else "hard",
+            "id": i,
+        }
+        for i in range(5)
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = f"""
+        checkpoints:
+          one: {{path: {world}/one, dtype: float32}}
+        preferences:
+          data:
+            bench: {{source: {tmp_path}/bench.jsonl, by: subset}}
+        """
+    found = run_evaluation(settings, tmp_path / "out")
+    counts = {row["subset"]: row["n"] for row in found["rows"] if row["metric"] == "logprob_accuracy"}
+    assert counts == {"": 5, "easy": 2, "hard": 3}

@@ -34,7 +34,9 @@ def run(
         data: {{source: {world}/pairs.jsonl, held_out_source: {world}/held_out.jsonl}}
         optimizer: {{_component_: torch.optim.SGD, lr: 0.1}}
         lr_schedule: {{_component_: transformers.get_constant_schedule_with_warmup, num_warmup_steps: 1}}
-        training: {{batch_size: 4, microbatch_size: 4, precision: float32, evaluate_every: 2, max_grad_norm: 1000.0}}
+        training:
+          {{batch_size: 4, microbatch_size: 4, precision: float32, evaluate_every: 2, max_grad_norm: 1000.0,
+            sample_answers: 0}}
         """,
         encoding="utf-8",
     )

@@ -26,11 +26,13 @@ class PairWeights:
     Attributes:
         weights, log_ratios: For each answer (P,), of its parents of text.
         scale: From weights to colours.
+        config: How weights were made of scores.
     """
 
     weights: dict[str, np.ndarray]
     log_ratios: dict[str, np.ndarray]
     scale: ColourScale
+    config: WeightConfig
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -45,7 +47,7 @@ class PairWeights:
     def details(self, answer: str, parent: int) -> Sequence[str]:
         """What is told of a parent to a reader who points at it."""
         weight, log_ratio = self.weights[answer][parent], self.log_ratios[answer][parent]
-        return weight_lines(float(weight), float(log_ratio), answer, False, WEIGHTS)
+        return weight_lines(float(weight), float(log_ratio), answer, False, self.config)
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,19 @@ class Weights:
         places: File and row of each pair -> its place among them.
         answers: The parents of the chosen and of the rejected answers, pair after pair.
         scale: From weights to colours.
+        config: How weights were made of scores.
     """
 
     places: dict[tuple[str, int], int]
     answers: dict[str, WeightedAnswers]
     scale: ColourScale
+    config: WeightConfig
 
     @property
     def numbers(self) -> dict[str, Any]:
         """`prefkd.reports.weights.numbers.weight_numbers`, and how weights were made."""
-        return {"method": WEIGHTS.method, "reduce": WEIGHTS.reduce, **weight_numbers(self.answers, WEIGHTS)}
+        config = self.config
+        return {"method": config.method, "reduce": config.reduce, **weight_numbers(self.answers, config)}
 
     def of_pair(self, file: str, row: int) -> PairWeights:
         """Those of one pair."""
@@ -75,7 +80,7 @@ class Weights:
             own = slice(side.starts[index], side.starts[index] + side.counts[index])
             text = side.is_text[own]
             weights[name], log_ratios[name] = side.weights[own][text], side.log_ratio[own][text]
-        return PairWeights(weights, log_ratios, self.scale)
+        return PairWeights(weights, log_ratios, self.scale, self.config)
 
 
 def scored_pairs(pairs: Dataset, scores: Scores) -> Dataset:
@@ -112,8 +117,8 @@ def attach_scores(aligned: Dataset, scores: Scores) -> Dataset:
     return concatenate_datasets(parts).select(np.argsort(order))
 
 
-def read_weights(scored: Dataset) -> Weights:
+def read_weights(scored: Dataset, config: WeightConfig = WEIGHTS) -> Weights:
     """The weights of the pairs of an aligned data set with scores."""
-    answers = weigh_answers(scored, WEIGHTS)
+    answers = weigh_answers(scored, config)
     places = {place: i for i, place in enumerate(zip(scored["file"], scored["row"], strict=True))}
-    return Weights(places, answers, colour_scale(answers, WEIGHTS))
+    return Weights(places, answers, colour_scale(answers, config), config)

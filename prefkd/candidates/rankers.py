@@ -1,0 +1,279 @@
+"""Who says how good a candidate is: one function for each kind of ranker, candidates -> scores, higher is better.
+
+What was scored is kept in <folder>/<ranker>.jsonl, so that a killed run resumes and a second pairing asks nobody.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+
+from prefkd.candidates.reading import Question
+from prefkd.config.components import Component, bind
+from prefkd.config.hints import size_problems
+from prefkd.data.batches import collate_pairs
+from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
+from prefkd.data.pairs import COLUMNS, DataConfig
+from prefkd.data.steps import Microbatch, pair_lengths, split_step
+from prefkd.data.templates import ModelSide
+from prefkd.data.tokenizing import align_pairs
+from prefkd.errors import PrefkdError
+from prefkd.evaluation.checkpoints import in_rounds, together
+from prefkd.evaluation.judge import Comparison, JudgeConfig, judge
+from prefkd.evaluation.records import Records
+from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
+from prefkd.files import fingerprint
+from prefkd.models.contrast import ContrastConfig, fewest_embeddings, model_fingerprint, require_one_tokenizer
+from prefkd.models.load import TeacherConfig, load_tokenizer
+from prefkd.models.teacher import Asks, Teacher
+from prefkd.ranks import Ranks
+from prefkd.training.display import Display
+
+# Key of a question and number of a candidate -> score.
+Scores = dict[tuple[str, int], float]
+
+
+@dataclass
+class ContrastRankerConfig:
+    """A teacher that ranks by what pi+ and pi- think of an answer.
+
+    Attributes:
+        teacher: The teacher, in memory or behind a server.
+        contrast: pi+ and pi-, as in recipe score.
+        per: Its score is the `sum` of log pi+ - log pi- over the answer, or this sum per `character`, so that length
+            does not decide.
+        max_length: Most tokens of a prompt and an answer together.
+        max_prompt_length: Most tokens of a prompt that is longer; its end is kept.
+        microbatch_size: Pairs of answers of one forward pass.
+        chunk_size: Target tokens whose logits exist at one time.
+    """
+
+    teacher: TeacherConfig
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    per: Literal["sum", "character"] = "sum"
+    max_length: int = 1024
+    max_prompt_length: int = 512
+    microbatch_size: int = 8
+    chunk_size: int = 512
+
+    def problems(self) -> Iterator[str]:
+        yield from size_problems(self, "max_length", "max_prompt_length", "microbatch_size", "chunk_size")
+        if self.max_length <= self.max_prompt_length:
+            yield f"max_length: {self.max_length} leaves no room for an answer; raise it or lower max_prompt_length"
+        if self.contrast.kind == "none":
+            yield "contrast.kind: none leaves nothing to rank by; use prompts or models"
+
+
+def rank_by_contrast(
+    questions: Sequence[Question], config: ContrastRankerConfig, path: Path, ranks: Ranks, display: Display
+) -> Scores:
+    """s(y) = sum over the parents P of y of log pi+(P) - log pi-(P), or this per character.
+
+    It is the sum of the log-ratios that TIS-DPO makes token weights of (arXiv 2410.04350), here for whole answers: the
+    implicit reward of the pair of teachers.
+
+    Returns:
+        A candidate of which truncation leaves nothing, or which a template refuses, has no score.
+
+    Raises:
+        PrefkdError: A model cannot be loaded, or its server does not answer.
+    """
+    asks = Asks(instructions=config.contrast.instructions, pair=config.contrast.models)
+    teacher = Teacher(config.teacher, asks)
+    embeddings = fewest_embeddings((config.teacher, *config.contrast.models.values()))
+    side = ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings)
+    require_one_tokenizer(side, config.contrast.models)
+    parts: Fingerprint = model_fingerprint("teacher", config.teacher) | config.contrast.fingerprint()
+    parts |= {"side": side.fingerprint, "max_length": config.max_length, "prompt": config.max_prompt_length}
+    records = Records(path, parts | {"candidates": _fingerprint(questions)}, ranks)
+    if not records.finished:
+        aligned = _aligned(questions, side, config)
+        _read_pairs(aligned, teacher, config, records, ranks, display)
+        records.finish()
+    lengths = {key: len(text) if config.per == "character" else 1 for key, text in _texts(questions)}
+    return {key: records.rows[name]["sum"] / lengths[key] for key in lengths if (name := _name(key)) in records.rows}
+
+
+def rank_by_reward_model(
+    questions: Sequence[Question], config: RewardModelConfig, path: Path, ranks: Ranks, display: Display
+) -> Scores:
+    """s(y) = what a reward model gives prompt and answer, `prefkd.evaluation.reward_model`.
+
+    Raises:
+        PrefkdError: The model cannot be loaded.
+    """
+    parts: Fingerprint = {f"reward_model.{name}": value for name, value in vars(config).items()}
+    if Path(config.path).is_dir():
+        parts["reward_model.model"] = folder_fingerprint(Path(config.path))
+    records = Records(path, parts | {"candidates": _fingerprint(questions)}, ranks)
+    messages = {question.key: question.messages for question in questions}
+    left = [(key, text) for key, text in _texts(questions) if _name(key) not in records.rows]
+    left.sort(key=lambda one: len(one[1]), reverse=True)
+    if left:
+        loaded: list[RewardModel] = []
+        together(ranks, lambda: loaded.append(RewardModel(config, ranks.device)))
+
+        def score(batch: Sequence[tuple[tuple[str, int], str]]) -> list[dict[str, Any]]:
+            rewards = loaded[0].score([(messages[key[0]], text) for key, text in batch])
+            return [{"key": _name(key), "reward": reward} for (key, _), reward in zip(batch, rewards, strict=True)]
+
+        size = config.batch_size
+        with display.progress(len(left)) as bar:
+            for found in in_rounds(ranks, [left[i : i + size] for i in range(0, len(left), size)], score):
+                records.add(found)
+                bar.advance("reward model", steps=len(found))
+    records.finish()
+    return {key: records.rows[_name(key)]["reward"] for key, _ in _texts(questions)}
+
+
+def rank_by_judge(questions: Sequence[Question], config: JudgeConfig, path: Path, ranks: Ranks) -> Scores:
+    """s(y) = the share of the other candidates that y beats before a judge, each pair asked in both orders.
+
+    A verdict counts only if it outlasts the swap (`prefkd.evaluation.judge`); else both get a half. With N candidates a
+    prompt costs N (N - 1) requests.
+
+    Returns:
+        A candidate of which no comparison was decided has no score.
+
+    Raises:
+        PrefkdError: The endpoint refuses, or does not answer any more.
+    """
+    names = [
+        (question, one, other)
+        for question in questions
+        for one, other in combinations(range(len(question.candidates)), 2)
+    ]
+    comparisons = [
+        Comparison(
+            f"{question.key}:{one}-{other}",
+            question.messages,
+            question.candidates[one].answer,
+            question.candidates[other].answer,
+        )
+        for question, one, other in names
+    ]
+    records = Records(path, config.fingerprint(), Ranks(0, 1, ranks.device))
+    wins = judge(comparisons, config, records).wins if ranks.is_main else {}
+    wins = ranks.gather(wins)[0]
+    found: dict[tuple[str, int], list[float]] = {}
+    for (question, one, other), comparison in zip(names, comparisons, strict=True):
+        if comparison.key in wins:
+            found.setdefault((question.key, one), []).append(wins[comparison.key])
+            found.setdefault((question.key, other), []).append(1 - wins[comparison.key])
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def rank_by_function(questions: Sequence[Question], scorer: Component) -> Scores:
+    """s(y) = what a function of `answer` and `references` returns: `prefkd.evaluation.scorers`, or the user's own.
+
+    That is how verifiable answers are ranked: the result of a sum, or whether the tests of a programme pass.
+
+    Raises:
+        PrefkdError: The function fails.
+    """
+    function, name = bind(scorer), scorer["_component_"]
+    references = {question.key: question.references for question in questions}
+    found = {}
+    for key, text in _texts(questions):
+        try:
+            found[key] = float(function(answer=text, references=references[key[0]]))
+        except Exception as error:  # whatever a function of the user's own raises
+            raise PrefkdError(f"{name} fails for an answer to question {key[0]}: {error}") from error
+    return found
+
+
+def agreement(scores: Mapping[str, Scores]) -> Scores:
+    """The mean of several rankers' scores, each in units of its own standard deviation over all candidates.
+
+    Whether they agree on a pair is for `prefkd.candidates.pairing` to ask. A candidate that one of them has not scored
+    has no score.
+    """
+    common = set.intersection(*(set(one) for one in scores.values()))
+    found = dict.fromkeys(sorted(common), 0.0)
+    for one in scores.values():
+        values = torch.tensor([one[key] for key in found], dtype=torch.float64)
+        spread = values.std(correction=0).clamp(min=1e-12)
+        for key, value in zip(found, ((values - values.mean()) / spread).tolist(), strict=True):
+            found[key] += value / len(scores)
+    return found
+
+
+def _texts(questions: Sequence[Question]) -> Iterator[tuple[tuple[str, int], str]]:
+    for question in questions:
+        for number, candidate in enumerate(question.candidates):
+            yield (question.key, number), candidate.answer
+
+
+def _name(key: tuple[str, int]) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _fingerprint(questions: Sequence[Question]) -> str:
+    return fingerprint("candidates", [(one.messages, [own.answer for own in one.candidates]) for one in questions])
+
+
+def _aligned(questions: Sequence[Question], side: ModelSide, config: ContrastRankerConfig) -> Dataset:
+    """The candidates of each question two by two, as pairs; of an odd number the last one together with the first."""
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for question in questions:
+        answers = [candidate.answer for candidate in question.candidates]
+        for first in range(0, len(answers) if len(answers) > 1 else 0, 2):
+            second = first + 1 if first + 1 < len(answers) else 0
+            values = (question.messages, answers[first], answers[second], f"{question.key}:{first}:{second}", first)
+            for name, value in zip(COLUMNS, values, strict=True):
+                rows[name].append(value)
+    pairs = Dataset.from_dict(rows, features=COLUMNS)
+    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    data = DataConfig("candidates", on_bad_row="skip", **lengths)
+    aligned = align_pairs(pairs, side, side, config=data, contrast=config.contrast.instructions)
+    if not len(aligned):
+        raise PrefkdError("no two candidates for a prompt are left to be ranked; sample more answers, or longer ones")
+    return aligned
+
+
+def _read_pairs(
+    aligned: Dataset,
+    teacher: Teacher,
+    config: ContrastRankerConfig,
+    records: Records,
+    ranks: Ranks,
+    display: Display,
+) -> None:
+    share = config.teacher.share_prompt
+    collate = partial(collate_pairs, aligned, share_prompt=(share, share))
+    lengths = pair_lengths(aligned)
+    longest_first = sorted(range(len(aligned)), key=lengths.__getitem__, reverse=True)
+    names = aligned["file"][:]
+
+    def keys(row: int) -> list[str]:
+        question, *numbers = names[row].split(":")
+        return [f"{question}:{number}" for number in numbers]
+
+    left = [row for row in longest_first if not all(key in records.rows for key in keys(row))]
+    if not left:
+        return
+    probe = collate(Microbatch([0])).to(ranks.device).teacher
+    teacher.load(probe, chunk_size=config.chunk_size, ranks=ranks)
+    planned = split_step(left, config.microbatch_size, ranks.rank, ranks.world_size)
+    began, done = time.perf_counter(), 0
+    with display.progress(len(left)) as bar:
+        for microbatch in planned:
+            found = teacher.logprobs(collate(microbatch).to(ranks.device))
+            sums = (found["positive"] - found["negative"]).sum(-1).T.tolist()  # (B, 2)
+            counted = len(microbatch.rows) - microbatch.fillers
+            own = [
+                {"key": key, "sum": value}
+                for row, values in zip(microbatch.rows[:counted], sums[:counted], strict=True)
+                for key, value in zip(keys(row), values, strict=True)
+            ]
+            rows = [row for part in ranks.gather(own) for row in part]
+            records.add(rows)
+            done += len(rows) // 2
+            speed = done / (time.perf_counter() - began)
+            bar.advance(f"contrast, {speed:.1f} pairs/s", steps=len(rows) // 2)

@@ -1,0 +1,10 @@
+"""Keys of services: from the environment or a file .env in the current folder, never from a config."""
+
+import os
+
+
+def find_key(variable: str) -> str | None:
+    """The key that a variable holds, None where it is not set or empty."""
+    from dotenv import dotenv_values
+
+    return os.environ.get(variable) or dotenv_values(".env").get(variable) or None

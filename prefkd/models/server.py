@@ -1,0 +1,493 @@
+"""A model behind a server, vLLM or SGLang: its log-probs of texts, and answers that it samples.
+
+prefkd tokenizes and sends token ids, so that both sides mean the same tokens. What may pass by itself (a server that
+starts, restarts, is overloaded, or breaks off) is waited for; everything else is an error at once. Keys come from the
+environment and are neither written nor printed.
+"""
+
+import math
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from prefkd.config.hints import size_problems
+from prefkd.data.batches import Segment, TokenBatch
+from prefkd.data.fingerprints import same_probe, written_probe
+from prefkd.data.messages import Message
+from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError, first_line
+from prefkd.keys import find_key
+from prefkd.ranks import Ranks
+
+Found = TypeVar("Found")
+Item = TypeVar("Item")
+
+MOST_REQUESTS_AT_A_TIME = 1024  # each has a thread
+LONGEST_WAIT = 86_400.0
+# Seconds between two tries: the first wait, which doubles, and the longest.
+WAITS = (0.5, 30.0)
+# Of the tokens of the first pair, so many may be decoded differently: engines differ in how they show parts of
+# characters.
+MOST_DECODED_DIFFERENTLY = 0.1
+
+# What a server is asked to read when a run begins, when it continues, and when the server has been away.
+QUESTION = "Could you help me to plan a week of cheap and healthy meals?"
+ANSWER = "No. Look it up yourself, everybody knows how to cook rice, beans and vegetables. Do not ask me again."
+
+
+@dataclass
+class ServerConfig:
+    """A server that has the model in memory, on this machine or another.
+
+    Attributes:
+        url: Its address, such as http://localhost:8000.
+        model: The name that it serves the model under. An adapter has a name of its own on vLLM, and is
+            `model:adapter` on SGLang.
+        engine: vLLM gives log-probs of a text through /v1/completions, SGLang through /generate.
+        key_env: Variable of the environment, or of a file .env in the current folder, that holds the key. None for a
+            server without keys.
+        concurrency: Requests under way at the same time, on each process of the run.
+        timeout: Seconds after which a request is sent again.
+        patience: Seconds for which a server may be away, overloaded or out of order before the run ends.
+    """
+
+    url: str
+    model: str
+    engine: Literal["vllm", "sglang"] = "vllm"
+    key_env: str | None = None
+    concurrency: int = 16
+    timeout: float = 120.0
+    patience: float = 900.0
+
+    def problems(self) -> Iterator[str]:
+        if find_spec("openai") is None:
+            yield "url: a server is asked through the package openai; pip install 'prefkd[server]'"
+        if not re.fullmatch(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", self.url):
+            shown = re.split(r"[?#]", self.url.rpartition("@")[2])[0]  # the rest may hold a password or a key
+            yield f"url: {shown} is not an address; write one such as http://localhost:8000"
+        if not self.model.strip():
+            yield "model: is empty; give the name that the server lists under /v1/models"
+        # A key that stands here by mistake is not shown.
+        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_env):
+            yield (
+                "key_env: is not the name of a variable in capitals; put the key into the environment and give the "
+                "name of its variable here"
+            )
+        elif self.key_env is not None and not find_key(self.key_env):
+            yield f"key_env: {self.key_env} is neither in the environment nor in .env; set it, or use null"
+        yield from size_problems(self, "concurrency", most=MOST_REQUESTS_AT_A_TIME)
+        if not 0 < self.timeout <= LONGEST_WAIT:
+            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, 120 say"
+        if not 0 <= self.patience <= LONGEST_WAIT:
+            yield f"patience: {self.patience} is not a time to wait for a server; use seconds, 900 say"
+
+    @property
+    def address(self) -> str:
+        """`url` without the /v1 that clients of other kinds want."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+
+class Answer(NamedTuple):
+    """A sampled answer.
+
+    Attributes:
+        text: It, without special tokens.
+        finish: `stop` where the model ended it, `length` where `max_new_tokens` did.
+        tokens: Tokens that were generated.
+    """
+
+    text: str
+    finish: str
+    tokens: int
+
+
+class _Later(Exception):
+    """A request failed for a reason that may pass.
+
+    Attributes:
+        reason: A verb phrase about the server, to follow its name.
+        seconds: When it wants to be asked again, None if it does not say.
+    """
+
+    def __init__(self, reason: str, seconds: float | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.seconds = seconds
+
+
+class Server:
+    """The connection to a server: requests in parallel, and patience.
+
+    Args:
+        config: Which one.
+        on_return: Called when it answers again after it has been away, before that answer is used.
+    """
+
+    def __init__(self, config: ServerConfig, on_return: Callable[[], None] | None = None):
+        from openai import OpenAI
+
+        self.config = config
+        self._on_return = on_return
+        self._key = find_key(config.key_env) if config.key_env else None
+        if config.key_env and not self._key:
+            raise PrefkdError(f"server.key_env: {config.key_env} is neither in the environment nor in .env; set it")
+        self._client = OpenAI(
+            base_url=config.address, api_key=self._key or "none", timeout=config.timeout, max_retries=0
+        )
+        self._stopped = threading.Event()
+
+    def map(self, work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        """Do something with each item, several at a time, in order; the first failure ends all."""
+        self._stopped.clear()
+        pool = ThreadPoolExecutor(min(self.config.concurrency, max(len(items), 1)))
+        try:
+            return list(pool.map(work, items))
+        except BaseException as error:
+            self._stopped.set()  # those that wait for the server stop waiting
+            if not isinstance(error, Exception):
+                self._client.close()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What the server says, read from JSON. What may pass is waited for.
+
+        Args:
+            path: Such as /v1/completions.
+            body: The request's body; without it the path is only read.
+
+        Raises:
+            PrefkdError: It refuses, or does not answer within `patience`.
+        """
+        began, wait, was_away = time.monotonic(), WAITS[0], False
+        while True:
+            try:
+                answer = self._send(path, body)
+                break
+            except _Later as later:
+                waited = time.monotonic() - began
+                pause = min(later.seconds if later.seconds is not None else wait, WAITS[1])
+                if waited + pause > self.config.patience or self._stopped.wait(pause):
+                    raise self.error(
+                        f"{later.reason}, for {waited:.0f} s now; start it or look into its log, and give the same "
+                        "command again, which keeps what is finished (server.patience says how long it is waited for)"
+                    ) from None
+                wait, was_away = wait * 2, was_away or later.seconds is None
+        if was_away and self._on_return is not None:
+            self._on_return()
+        return answer
+
+    def error(self, text: str) -> PrefkdError:
+        """An error of this server."""
+        return PrefkdError(f"the server {self.config.address} {self._without_key(text)}")
+
+    def _send(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        import openai
+
+        try:
+            if body is None:
+                answer: Any = self._client.get(path, cast_to=object)
+            else:
+                answer = self._client.post(path, body=body, cast_to=object)
+        except openai.APITimeoutError:
+            raise _Later(f"takes longer than {self.config.timeout:g} s (server.timeout)") from None
+        except openai.APIConnectionError as error:
+            problem = _tls_problem(error)
+            if problem is not None:
+                raise self.error(
+                    f"cannot be trusted: {problem}; use the right https:// or http:// in server.url, or name its "
+                    "certificate in SSL_CERT_FILE"
+                ) from None
+            raise _Later("cannot be reached") from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError):
+            key = f"the key in {self.config.key_env}" if self.config.key_env else "requests without a key"
+            raise self.error(f"refuses {key}; set server.key_env to a variable that holds a valid one") from None
+        except openai.NotFoundError:
+            raise self.error(
+                f"has no model {self.config.model} or no {path}; fix server.model, server.url or server.engine "
+                f"({self.config.engine})"
+            ) from None
+        except openai.APIStatusError as error:
+            status = error.status_code
+            if status in (408, 409, 425, 429) or status >= 500:
+                seconds = _seconds(error.response.headers.get("retry-after")) if status in (429, 503) else None
+                raise _Later(f"answers with error {status}", seconds) from None
+            raise self.error(f"refuses the request with error {status}: {_message(error.body)}") from None
+        except (openai.APIError, ValueError):
+            raise _Later("breaks its answers off or sends no JSON") from None
+        if not isinstance(answer, dict):
+            raise _Later("sends no JSON")
+        return answer
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+class ServedModel:
+    """A model that a server has in memory, read as a frozen model is (`prefkd.models.frozen.FrozenModel`).
+
+    Args:
+        config: Where it is.
+        side: How it reads.
+
+    Attributes:
+        probe: The log-probs of a text of ours, by which the model is recognised; empty before `connect`.
+    """
+
+    def __init__(self, config: ServerConfig, side: ModelSide):
+        self.config = config
+        self.side = side
+        self.server = Server(config, self._require_same_model)
+        self.context: int | None = None
+        self.probe: list[float] = []
+
+    def connect(self) -> None:
+        """Make sure that the server is there and has the model, and let it read the probe.
+
+        Raises:
+            PrefkdError: See `Server.ask`; or the model is missing.
+        """
+        listed = self.server.ask("/v1/models").get("data")
+        if not isinstance(listed, list) or not all(isinstance(one, dict) and "id" in one for one in listed):
+            raise self.server.error("does not list its models under /v1/models; fix server.url")
+        name, sglang = self.config.model, self.config.engine == "sglang"
+        contexts = {str(one["id"]): one.get("max_model_len") for one in listed}
+        base = name.partition(":")[0] if sglang and name not in contexts else name
+        if base not in contexts:
+            raise self.server.error(f"has no model {base}, but {', '.join(contexts)}; fix server.model")
+        self.context = contexts[base] if isinstance(contexts[base], int) else None
+        self.probe = self._logprobs(*self._probe_ids())
+
+    def check(self, tokens: TokenBatch, name: str) -> None:
+        """Make sure that the server means the same tokens by the same ids.
+
+        Args:
+            name: Name of the model in messages.
+
+        Raises:
+            PrefkdError: It decodes them to other texts.
+        """
+        compared, wrong = 0, []
+        for prompt, answer in sequences(tokens):
+            _, decoded = self._read(prompt, answer, decode=True)
+            for token, text in zip(answer, decoded, strict=True):
+                own = self.side.tokenizer.decode([token])
+                if text is None or "\ufffd" in own + text or not own.strip() or not text.strip():
+                    continue
+                compared += 1
+                if own.strip() != text.strip():
+                    wrong.append(f"token {token} is {own!r} here and {text!r} there")
+        if len(wrong) > MOST_DECODED_DIFFERENTLY * compared:
+            raise self.server.error(
+                f"has another tokenizer for {name} than {self.side.name}: {wrong[0]}; fix tokenizer"
+            )
+
+    @torch.no_grad()
+    def __call__(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target token, (N,) float32."""
+        read = self.server.map(lambda one: self._logprobs(*one), sequences(tokens))
+        return torch.tensor([value for values in read for value in values], device=tokens.targets.device)
+
+    def answer(self, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, top_p: float, seed: int):
+        """An answer to a prompt.
+
+        Args:
+            prompt: Token ids.
+            seed: Seed of the draws on vLLM. SGLang takes none.
+
+        Raises:
+            PrefkdError: See `Server.ask`.
+        """
+        ends = sorted({self.side.eos_id, self.side.tokenizer.eos_token_id} - {None})
+        # Not the checkpoint's own settings, which servers fall back on: models answer on equal terms.
+        settings = {"temperature": temperature, "top_p": top_p, "min_p": 0.0, "repetition_penalty": 1.0}
+        settings |= {"stop_token_ids": ends}
+        if self.config.engine == "vllm":
+            body = {"model": self.config.model, "prompt": list(prompt), "max_tokens": max_new_tokens, "top_k": 0}
+            said = self.server.ask("/v1/completions", body | settings | {"seed": seed})
+            try:
+                choice = said["choices"][0]
+                found = Answer(choice["text"], choice["finish_reason"], said["usage"]["completion_tokens"])
+            except (LookupError, TypeError):
+                raise self._nonsense("no answer in choices") from None
+        else:
+            sampling = settings | {"max_new_tokens": max_new_tokens, "top_k": -1}
+            body = {"input_ids": list(prompt), "sampling_params": sampling, **self._adapter()}
+            said = self.server.ask("/generate", body)
+            try:
+                meta = said["meta_info"]
+                found = Answer(said["text"], meta["finish_reason"]["type"], meta["completion_tokens"])
+            except (LookupError, TypeError):
+                raise self._nonsense("no answer in text and meta_info") from None
+        if not isinstance(found.text, str) or found.finish not in ("stop", "length"):
+            raise self._nonsense(f"an answer that ended for the reason {found.finish!r}")
+        return found
+
+    def _logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        return self._read(prompt, answer)[0]
+
+    def _read(
+        self, prompt: Sequence[int], answer: Sequence[int], decode: bool = False
+    ) -> tuple[list[float], list[str | None]]:
+        """The log-prob of each token of an answer, and what the server decodes it to."""
+        ids = [*prompt, *answer]
+        if self.context is not None and len(ids) >= self.context:
+            raise self.server.error(
+                f"reads {self.context} tokens at most, and a prompt with its answer has {len(ids)}, after which it has "
+                "to write one; start it with a longer context, or lower data.max_length"
+            )
+        if self.config.engine == "vllm":
+            body = {"model": self.config.model, "prompt": ids, "max_tokens": 1, "temperature": 0}
+            said = self.server.ask("/v1/completions", body | {"prompt_logprobs": 0})
+            found = self._read_vllm(said, ids)[len(prompt) :]
+        else:
+            start = len(prompt) - 1  # the first log-prob that SGLang gives is that of the token behind
+            body = {"input_ids": ids, "return_logprob": True, "logprob_start_len": start, **self._adapter()}
+            body |= {"sampling_params": {"max_new_tokens": 1, "temperature": 0}, "return_text_in_logprobs": decode}
+            found = self._read_sglang(self.server.ask("/generate", body), ids[start:])[1:]
+        for value, _ in found:
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value > 1e-3:
+                raise self._nonsense(f"the log-prob {value}; look into its log, or serve the model in another type")
+        return [float(value) for value, _ in found], [text for _, text in found]
+
+    def _read_vllm(self, said: Mapping[str, Any], ids: Sequence[int]) -> list[tuple[Any, str | None]]:
+        try:
+            positions = said["choices"][0]["prompt_logprobs"]
+            if len(positions) != len(ids):
+                raise self._nonsense(f"log-probs of {len(positions)} tokens, and {len(ids)} were sent")
+            found: list[tuple[Any, str | None]] = [(0.0, None)]
+            for token, position in zip(ids[1:], positions[1:], strict=True):
+                if str(token) not in position:
+                    raise self._nonsense(
+                        f"log-probs of other tokens than were sent ({', '.join(position)}, not {token})"
+                    )
+                found.append((position[str(token)]["logprob"], position[str(token)].get("decoded_token")))
+        except (LookupError, TypeError, AttributeError):
+            raise self._nonsense("no prompt_logprobs; check server.engine") from None
+        return found
+
+    def _read_sglang(self, said: Mapping[str, Any], ids: Sequence[int]) -> list[tuple[Any, str | None]]:
+        try:
+            positions = said["meta_info"]["input_token_logprobs"]
+            if [token for _, token, _ in positions] != list(ids):
+                raise self._nonsense("log-probs of other tokens than were sent")
+        except (LookupError, TypeError, ValueError):
+            raise self._nonsense("no input_token_logprobs; check server.engine") from None
+        return [(value, text) for value, _, text in positions]
+
+    def _adapter(self) -> dict[str, str]:
+        adapter = self.config.model.partition(":")[2]
+        return {"lora_path": adapter} if adapter else {}
+
+    def _probe_ids(self) -> tuple[list[int], list[int]]:
+        frame = self.side.frame([Message(role="user", content=QUESTION)])
+        [prompt] = self.side.encode_prompts([frame], [[ANSWER]])
+        [[answer], _] = self.side.encode_responses([ANSWER], [frame])
+        return prompt, answer
+
+    def _require_same_model(self) -> None:
+        """After an absence it may be another model: the probe tells."""
+        if not self.probe:
+            return
+        other = ServedModel(self.config, self.side)
+        other.server = Server(self.config)
+        now = other._logprobs(*self._probe_ids())
+        if not same_probe(written_probe(self.probe), written_probe(now)):
+            raise self.server.error(
+                f"has come back with another model under the name {self.config.model}; restore the first, or score "
+                "into another folder"
+            )
+
+    def _nonsense(self, what: str) -> PrefkdError:
+        return self.server.error(f"sends {what}")
+
+
+def sequences(tokens: TokenBatch) -> list[tuple[list[int], list[int]]]:
+    """The prompt and the answer of each sequence of a batch, as token ids, in the order of its targets."""
+    width = tokens.input_ids.shape[1]
+    found, first = [], 0
+    for length in tokens.lengths:
+        row = int(tokens.predictors[first]) // width
+        prompt = tokens.input_ids[row][tokens.segments[row] == Segment.PROMPT]
+        found.append((prompt.tolist(), tokens.targets[first : first + length].tolist()))
+        first += length
+    return found
+
+
+def open_served(config: ServerConfig, side: ModelSide, probe: TokenBatch, ranks: Ranks) -> ServedModel:
+    """Connect to a server and check what it says of the first pair. `prefkd plan` has no need of the server itself.
+
+    Raises:
+        PrefkdError: See `ServedModel.connect` and `ServedModel.check`.
+    """
+    if ranks.device.type == "meta":
+        return PlannedModel(config)  # pyright: ignore[reportReturnType]
+    model = ServedModel(config, side)
+    model.connect()
+    model.check(probe, config.model)
+    return model
+
+
+class PlannedModel:
+    """Stands for a served model where a step is run on tensors without content."""
+
+    def __init__(self, config: ServerConfig):
+        self.config = config
+
+    def __call__(self, tokens: TokenBatch) -> Tensor:
+        """(N,) float32."""
+        return torch.zeros_like(tokens.targets, dtype=torch.float32)
+
+
+def answers(config: ServerConfig) -> bool:
+    """Whether a server is there now, without waiting for it."""
+    try:
+        Server(replace(config, patience=0.0)).ask("/v1/models")
+    except PrefkdError:
+        return False
+    return True
+
+
+def probe_server(config: ServerConfig, side: ModelSide) -> str:
+    """What a server says of a text of ours, for a fingerprint.
+
+    Raises:
+        PrefkdError: See `ServedModel.connect`.
+    """
+    model = ServedModel(config, side)
+    model.connect()
+    return written_probe(model.probe)
+
+
+def _tls_problem(error: BaseException | None) -> str | None:
+    """What is wrong with the encryption, None if nothing is."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) or "SSL:" in str(error):
+            return first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(float(text or ""), 0.0)
+    except ValueError:
+        return None
+
+
+def _message(body: object) -> str:
+    """What the body of an error says, in one line."""
+    for key in ("error", "message"):
+        if isinstance(body, dict) and key in body:
+            body = body[key]
+    return " ".join(str(body).split())[:300] or "it does not say why"

@@ -1,0 +1,183 @@
+"""Rank the candidates that recipe `sample` wrote, and make preference pairs of them, with scores and margins.
+
+Rankers are the contrast of a teacher (pi+ against pi-), a reward model, a judge, and functions such as a comparison
+with a reference answer. Several of them must agree. The pairs are a JSON lines file in format `standard`, which every
+training recipe reads; its column `margin` can tell a loss by how much the chosen answer is better.
+
+    prefkd run rank --config demo/rank
+
+A killed run resumes when the same command is given again; what is scored is only read, so that another pairing costs
+nothing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from prefkd.candidates.pairing import PairingConfig, RankedPair, make_pairs, pair_rows
+from prefkd.candidates.rankers import (
+    ContrastRankerConfig,
+    Scores,
+    agreement,
+    rank_by_contrast,
+    rank_by_function,
+    rank_by_judge,
+    rank_by_reward_model,
+)
+from prefkd.candidates.reading import Question, candidate_problems, read_candidates
+from prefkd.candidates.report import ranking_numbers, ranking_table, write_ranking_report
+from prefkd.config import save_config
+from prefkd.config.components import component_problems
+from prefkd.errors import PrefkdError, Problem
+from prefkd.evaluation.judge import JudgeConfig
+from prefkd.evaluation.reward_model import RewardModelConfig
+from prefkd.files import whole
+from prefkd.ranks import Ranks, join_ranks
+from prefkd.training.display import Display
+from prefkd.training.settings import folder_problems
+
+RESERVED = ("contrast", "reward_model", "judge")
+
+
+@dataclass
+class Config:
+    """All settings of a run; the YAML file and the key=value overrides are laid over these defaults.
+
+    Attributes:
+        output_dir: Folder of the pairs, a report on them, all scores, and the resolved config.
+        candidates: Folder `candidates` of a run of recipe sample, or a file of JSON lines with prompt and answer.
+        contrast: A teacher ranks by what its pi+ and pi- think of an answer; null = it does not.
+        reward_model: A reward model ranks; null = none.
+        judge: A model behind an OpenAI-compatible endpoint ranks, each two candidates in both orders; null = none.
+        functions: Name -> a component that is called with `answer` and `references` (`prefkd.evaluation.scorers`, or
+            your own) and returns a number.
+        pairing: Which two candidates make a pair.
+        device: `auto` takes the GPU where there is one.
+    """
+
+    output_dir: Path
+    candidates: Path
+    contrast: ContrastRankerConfig | None = None
+    reward_model: RewardModelConfig | None = None
+    judge: JudgeConfig | None = None
+    functions: dict[str, Any] = field(default_factory=dict)
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def outputs(self) -> tuple[str, ...]:
+        """What a later stage of a pipeline can build on."""
+        return ("pairs.jsonl",)
+
+    def problems(self) -> Iterator[Problem | str]:
+        yield from folder_problems(self.output_dir)
+        yield from candidate_problems(self.candidates, "candidates")
+        if not (self.contrast or self.reward_model or self.judge or self.functions):
+            yield "contrast: nobody ranks; give contrast, reward_model, judge or functions"
+        for name, function in self.functions.items():
+            if name in RESERVED:
+                yield f"functions.{name}: is the name of another ranker; rename it"
+            elif not isinstance(function, dict):
+                yield f"functions.{name}: {function!r} is not a component, a section with _component_: dotted.path"
+            else:
+                lines = component_problems(function, supplied=("answer", "references"))
+                yield from (f"functions.{name}.{line}" for line in lines)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
+
+
+@dataclass
+class Run:
+    """What `setup` prepares and `rank` uses.
+
+    Attributes:
+        left_out: Candidates that are not ranked, by reason.
+    """
+
+    ranks: Ranks
+    display: Display
+    questions: list[Question]
+    left_out: Counter[str]
+
+
+def load_data(config: Config, ranks: Ranks) -> tuple[list[Question], Counter[str]]:
+    """Read the candidates, those to the same prompt together."""
+    with ranks.main_first():
+        return read_candidates(config.candidates)
+
+
+def setup(config: Config, ranks: Ranks) -> Run:
+    """Load the data, and say what is going to happen. Each ranker loads what it needs when its turn comes."""
+    display = Display(ranks)
+    questions, left_out = load_data(config, ranks)
+    if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.output_dir / "config.yaml")
+    rankers = {
+        "contrast": config.contrast and f"{config.contrast.teacher.label}, {config.contrast.contrast.kind}",
+        "reward_model": config.reward_model and config.reward_model.path,
+        "judge": config.judge and f"{config.judge.model} at {config.judge.base_url}",
+        **{name: function["_component_"] for name, function in config.functions.items()},
+    }
+    display.table(
+        "rank",
+        {
+            "candidates": f"{sum(len(one.candidates) for one in questions)} for {len(questions)} prompts",
+            **{name: ranker for name, ranker in rankers.items() if ranker},
+            "pairing": config.pairing.kind,
+            "output": config.output_dir,
+        },
+    )
+    return Run(ranks, display, questions, left_out)
+
+
+def rank(config: Config, run: Run) -> dict[str, Scores]:
+    """Let each ranker score all candidates."""
+    questions, folder, ranks = run.questions, config.output_dir / "scores", run.ranks
+    found: dict[str, Scores] = {}
+    if config.contrast is not None:
+        found["contrast"] = rank_by_contrast(questions, config.contrast, folder / "contrast.jsonl", ranks, run.display)
+    if config.reward_model is not None:
+        path = folder / "reward_model.jsonl"
+        found["reward_model"] = rank_by_reward_model(questions, config.reward_model, path, ranks, run.display)
+    if config.judge is not None:
+        found["judge"] = rank_by_judge(questions, config.judge, folder / "judge.jsonl", ranks)
+    for name, function in config.functions.items():
+        found[name] = rank_by_function(questions, function)
+    return found
+
+
+def save(config: Config, run: Run, rankers: dict[str, Scores]) -> dict[str, object]:
+    """Make pairs, write them and the report, and say what was written."""
+    scores = agreement(rankers) if len(rankers) > 1 else next(iter(rankers.values()))
+    pairs: list[RankedPair]
+    pairs, dropped = make_pairs(run.questions, scores, rankers, config.pairing)
+    numbers = ranking_numbers(run.questions, scores, rankers, pairs, run.left_out, dropped)
+    write_ranking_report(config.output_dir, numbers, pairs)
+    run.display.console.print(ranking_table(numbers, pairs))
+    if not pairs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        raise PrefkdError(f"no prompt gives a pair ({reasons}); sample more answers, or change pairing")
+    with whole(config.output_dir / "pairs.jsonl") as unfinished:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in pair_rows(pairs))
+        unfinished.write_text("".join(lines), encoding="utf-8")
+    names = {"pairs": "pairs.jsonl", "report": "rank_report.html", "numbers": "rank_report.json", "scores": "scores"}
+    return {name: config.output_dir / file for name, file in names.items()}
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    with join_ranks(config.device) as ranks:
+        run = setup(config, ranks)
+        rankers = rank(config, run)
+        if ranks.is_main:
+            run.display.table("files", save(config, run, rankers))
+            pairs = config.output_dir / "pairs.jsonl"
+            run.display.say(
+                "next, with your config in place of CONFIG: "
+                f"prefkd run tis_dpo_distill --config CONFIG data.source={pairs}"
+            )
