@@ -52,7 +52,7 @@ class Config:
         student: The model that will be trained. Its tokenizer alone is read: parents depend on both tokenizers.
         teacher: The reference.
         contrast: pi+ and pi-.
-        keep: What is kept of next-token distributions; null = nothing.
+        keep: Next-token distributions that are kept; null = none.
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         chunk_size: Target tokens whose logits exist at one time.

@@ -101,7 +101,7 @@ class PairBatch(Movable):
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
         scores: Log-probs that the teacher gave them earlier, or None.
-        kept_teacher, kept_positive, kept_negative: What was kept of next-token distributions then, or None.
+        kept_teacher, kept_positive, kept_negative: Next-token distributions that were kept then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.

@@ -93,7 +93,7 @@ def exact_dual_space_loss(
         s2t_logits: (n, V_t) of the projected student, read by the teacher's head.
         labels: (n,) the teacher's argmax in the student's vocabulary, -100 where the student lacks that token.
         divergence_name: A name of `prefkd.method.divergences`, of both divergences.
-        temperature: Of both sides of both divergences.
+        temperature: Temperature of both sides of both divergences.
         only_agreement: t2s_kd counts only where the projected teacher says what the teacher says; else everywhere.
 
     Raises:

@@ -49,7 +49,7 @@ def align_distil_target(
     Args:
         positive: (..., V) logits or log-probs of pi+.
         negative: (..., V) the same of pi-.
-        beta: Of the DPO that made pi+.
+        beta: The beta of the DPO that made pi+.
         strength: How far beyond pi+ the target goes; beta_2 of the paper, 10 on given answers and 15 on sampled ones.
 
     Returns:

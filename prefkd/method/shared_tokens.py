@@ -148,7 +148,7 @@ def lumped_logprobs(*sides: tuple[Tensor, Tensor], temperature: float = 1.0) -> 
 
     Args:
         sides: For each model its (..., V) logits, and the (A,) ids of the shared tokens in its vocabulary.
-        temperature: Of all, before tokens are put together.
+        temperature: Temperature of all models, before tokens are put together.
 
     Returns:
         (..., A + 1) for each model, the bucket of other tokens last; (..., A) where no model has another token.

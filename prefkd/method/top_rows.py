@@ -107,9 +107,9 @@ def lumped_rows(
 
     Args:
         student_logits: (n, V_s).
-        models: What is kept of one model or of several, on the same tokens.
+        models: Kept tokens of one model or of several, on the same tokens.
         shared: The shared tokens.
-        temperature: Of all.
+        temperature: Temperature of all sides.
 
     Returns:
         (n, k + 1) of the student and of each model; -inf for a token that is not shared.

@@ -23,8 +23,8 @@ class KeepConfig:
         target: The target is always among them, in the place of the least probable one if need be.
         value: Also what the states after each target are worth, a number for each answer (TVKD).
         temperature: Beside 1, at which the mass of all other tokens is known; and that of the values.
-        models: Of which models: the teacher, and with a contrast pi+ and pi-. Of pi- the tokens of pi+ are kept, so
-            that both can be compared.
+        models: Models whose distributions are kept: the teacher, and with a contrast pi+ and pi-. The tokens of pi+ are
+            kept of pi- too, so that both can be compared.
     """
 
     top_k: int = 64

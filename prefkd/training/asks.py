@@ -41,9 +41,11 @@ def asks_of(config: Any, objective: Objective) -> Asks:
 
 def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
     """The models, of own, positive and negative, whose distributions are taken from scores."""
-    stored = _stored(config)
-    if stored is None:
+    if config.teacher.scores is None:
         return ()
+    stored = _stored(
+        config
+    )  # None if an earlier stage has yet to write them; what is wrong with them is said elsewhere
     live = {"own"} if config.teacher.path is not None else set()
     live |= set(INSTRUCTIONS) if config.contrast.kind == "models" else set()
     return tuple(
@@ -52,7 +54,7 @@ def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
         if need in objective.needs
         and need not in objective.uncached_needs
         and name not in live
-        and ("teacher" if name == "own" else name) in stored.kept_models
+        and (stored is None or ("teacher" if name == "own" else name) in stored.kept_models)
     )
 
 

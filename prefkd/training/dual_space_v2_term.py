@@ -25,8 +25,8 @@ def dual_space_v2(
     of the places where both are compared. `t2s_agreement` is the share where it says what the teacher says.
 
     Args:
-        divergence: Of both divergences, a name of `prefkd.method.divergences`.
-        temperature: Of both sides of both divergences.
+        divergence: Kind of both divergences, a name of `prefkd.method.divergences`.
+        temperature: Temperature of both sides of both divergences.
         only_agreement: The student learns from the projected teacher only where that one says what the teacher says.
     """
     shared, places = shared_of(signals), shared_places(signals, signals.teacher)

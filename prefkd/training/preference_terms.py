@@ -87,9 +87,9 @@ def align_distil(
     """AlignDistil (arXiv 2503.02832): the student follows pi+, moved further away from pi- where the two differ.
 
     Args:
-        beta: Of the DPO that made pi+.
+        beta: The beta of the DPO that made pi+.
         strength: How far beyond pi+ the target goes.
-        temperature: Of the target.
+        temperature: Temperature of the target.
         form: `adaptive` is the method, the others are its ablations.
     """
     shared = shared_of(signals)
@@ -113,7 +113,7 @@ def dckd(signals: Signals, temperature: float = 1.0) -> Losses:
     """DCKD (arXiv 2502.17927): the forward KL from pi+, on both answers; a cross-entropy goes with it.
 
     Args:
-        temperature: Of both sides.
+        temperature: Temperature of both sides.
     """
     shared = shared_of(signals)
 
@@ -150,10 +150,10 @@ def tvkd(
     parents per token.
 
     Args:
-        beta: Of DPO.
+        beta: The beta of DPO.
         gamma: Discount; 1 is DPO.
-        temperature: Of the values; with 1 they are all 0.
-        scale: Of the values.
+        temperature: Temperature of the values; with 1 they are all 0.
+        scale: Factor of the values.
     """
     assert signals.reference is not None and signals.positive is not None
     parents = signals.parent_mask.sum(-1)
@@ -178,7 +178,7 @@ def pad(signals: Signals, beta: float = 10.0, form: Literal["published", "js", "
     Both by the mean log-prob of a parent, so that tokenizers can be compared.
 
     Args:
-        beta: Of the means.
+        beta: Factor of the means.
         form: Distance of the two distributions over rankings, see `pad_loss`.
     """
     assert signals.teacher_logprobs is not None

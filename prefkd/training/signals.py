@@ -57,7 +57,7 @@ class Signals:
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
         positive, negative: The states of pi+ and pi- at the teacher's targets, in the same order of answers.
-        projectors: Those between the hidden states of both models.
+        projectors: Projectors between the hidden states of both models.
         vocabularies: The tokens of both models.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
         only_projectors: Whether this step trains the projectors alone.
@@ -117,12 +117,12 @@ def term(
     """Mark a function as a term of an objective.
 
     Args:
-        needs: What it reads of `Signals` beside the student and the mask. `one_vocabulary` is a demand: both models
-            must have the same tokens.
-        unit: What its values are sums over: they are divided by the pairs, by the student's target tokens or by the
-            parents of the whole step.
+        needs: Fields of `Signals` that it reads besides the student and the mask. `one_vocabulary` is a demand: both
+            models must have the same tokens.
+        unit: The unit that its values are sums over: they are divided by the pairs, by the student's target tokens or
+            by the parents of the whole step.
         cached: Whether what scores keep of distributions will do in the place of a model's states.
-        answers: Those that it is about where a config does not say, if it is counted in tokens or parents.
+        answers: The answers that it is about unless a config says otherwise, if it is counted in tokens or parents.
     """
 
     def mark(function: Function) -> Function:
