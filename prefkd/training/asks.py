@@ -43,9 +43,7 @@ def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
     """The models, of own, positive and negative, whose distributions are taken from scores."""
     if config.teacher.scores is None:
         return ()
-    stored = _stored(
-        config
-    )  # None if an earlier stage has yet to write them; what is wrong with them is said elsewhere
+    stored = _stored(config)  # None if an earlier stage has yet to write them
     live = {"own"} if config.teacher.path is not None else set()
     live |= set(INSTRUCTIONS) if config.contrast.kind == "models" else set()
     return tuple(
