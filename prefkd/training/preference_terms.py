@@ -142,23 +142,29 @@ def adpa(signals: Signals) -> Losses:
 
 @term(needs=["reference", "positive_states"], cached=True)
 def tvkd(
-    signals: Signals, beta: float = 0.1, gamma: float = 0.7, temperature: float = 2.0, scale: float = 1.0
+    signals: Signals,
+    beta: float = 0.1,
+    gamma: float = 0.7,
+    temperature: float = 2.0,
+    scale: float = 1.0,
+    reduce: Literal["mean", "sum"] = "mean",
 ) -> Losses:
     """TVKD (arXiv 2509.16965): DPO whose margin is what pi+ thinks of the states that the answers pass through.
-
-    A sum over the teacher's tokens would favour answers that its tokenizer splits finely, so that it is multiplied by
-    parents per token.
 
     Args:
         beta: The beta of DPO.
         gamma: Discount; 1 is DPO.
         temperature: Temperature of the values; with 1 they are all 0.
         scale: Factor of the values.
+        reduce: `mean` is the mean value of a state. `sum` is the published sum, times parents per token of the teacher so
+            that finely split text gets no bonus; longer text still gets one, of several nats a token.
     """
     assert signals.reference is not None and signals.positive is not None
     parents = signals.parent_mask.sum(-1)
     tokens = parents.new_tensor(signals.positive.lengths).view_as(parents)
-    values = _values(signals.positive, temperature, scale).view_as(parents) * parents / tokens
+    values = _values(signals.positive, temperature, scale).view_as(parents) / tokens
+    if reduce == "sum":
+        values = values * parents
     found = preference_distillation.tvkd_loss(
         *signals.policy.sum(-1),
         *signals.reference.sum(-1),

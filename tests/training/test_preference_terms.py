@@ -86,7 +86,7 @@ def test_dckd_and_adpa_of_each_pair(signals):
 
 
 def test_tvkd_shifts_the_margin_by_values_a_parent(signals):
-    losses, logged = terms.tvkd(signals, beta=0.3, gamma=0.6, temperature=3.0)
+    losses, logged = terms.tvkd(signals, beta=0.3, gamma=0.6, temperature=3.0, reduce="sum")
     values = torch.zeros(2, 2, dtype=torch.float64)
     for answer, model in enumerate(signals.positive.answers()):
         each = 3 * (model.logits().log_softmax(-1) / 3).logsumexp(-1)
@@ -96,6 +96,8 @@ def test_tvkd_shifts_the_margin_by_values_a_parent(signals):
     expected = -torch.nn.functional.logsigmoid(0.3 * (h[0] - h[1]) - 0.4 * (values[0] - values[1]))
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(logged["chosen_value"], values[0])
+    _, means = terms.tvkd(signals, temperature=3.0)
+    torch.testing.assert_close(means["chosen_value"], values[0] / signals.parent_mask[0].sum(-1))
     plain, _ = terms.dpo(signals, beta=0.3)
     for settings in ({"gamma": 1.0}, {"temperature": 1.0}):
         torch.testing.assert_close(terms.tvkd(signals, beta=0.3, **settings)[0], plain)
