@@ -156,8 +156,8 @@ def tvkd(
         gamma: Discount; 1 is DPO.
         temperature: Temperature of the values; with 1 they are all 0.
         scale: Factor of the values.
-        reduce: `mean` is the mean value of a state. `sum` is the published sum, times parents per token of the teacher so
-            that finely split text gets no bonus; longer text still gets one, of several nats a token.
+        reduce: `mean` is the mean value of a state. `sum` is the published sum, times parents per token of the teacher,
+            so that finely split text gets no bonus; longer text still gets one, of several nats a token.
     """
     assert signals.reference is not None and signals.positive is not None
     parents = signals.parent_mask.sum(-1)
