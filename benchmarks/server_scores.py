@@ -111,21 +111,19 @@ def main(arguments: Arguments) -> None:
     student = read_side(ModelConfig(str(arguments.student or arguments.model)))
     teacher = read_side(ModelConfig(str(arguments.model)))
     aligned = align_pairs(load_pairs(data).train, student, teacher, config=data)
+    values: dict[str, np.ndarray] = {}
+
+    def measure(name: str, config: TeacherConfig) -> None:
+        values[name], speed = read(config, aligned, arguments.microbatch)
+        print(f"{name:9} {speed:6.2f} pairs/s", flush=True)
+
     with serving(arguments) as server:
-        there = TeacherConfig(server=server, tokenizer=str(arguments.model))
-        served, served_speed = read(there, aligned, arguments.microbatch)
-    here = {dtype: TeacherConfig(str(arguments.model), dtype=dtype) for dtype in ("bfloat16", "float32")}
-    rounded, rounded_speed = read(here["bfloat16"], aligned, arguments.microbatch)
-    exact, exact_speed = read(here["float32"], aligned, arguments.microbatch)
-    print(f"{len(aligned)} pairs, {len(exact)} parents")
-    for name, speed in (("server", served_speed), ("bfloat16", rounded_speed), ("float32", exact_speed)):
-        print(f"{name:9} {speed:6.2f} pairs/s")
-    for name, one, other in (
-        ("server and float32", served, exact),
-        ("bfloat16 and float32", rounded, exact),
-        ("server and bfloat16", served, rounded),
-    ):
-        off = np.abs(one - other)
+        measure("server", TeacherConfig(server=server, tokenizer=str(arguments.model)))
+    for dtype in ("bfloat16", "float32"):
+        measure(dtype, TeacherConfig(str(arguments.model), dtype=dtype))
+    print(f"{len(aligned)} pairs, {len(values['float32'])} parents")
+    for one, other in (("server", "float32"), ("bfloat16", "float32"), ("server", "bfloat16")):
+        off, name = np.abs(values[one] - values[other]), f"{one} and {other}"
         print(f"{name:21} mean {off.mean():.4f}, 99 % {np.quantile(off, 0.99):.3f}, most {off.max():.3f} nats a parent")
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 # From the ground up; room -> what is in it.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"method": "the maths", "errors": "a mistake in one line", "files": "whole or not at all", "hub": "tokens"},
+    {
+        "method": "the maths",
+        "errors": "a mistake in one line",
+        "files": "whole or not at all",
+        "hub": "its token",
+        "keys": "of services",
+    },
     {"catalog": "shipped recipes and configs"},
     {"config": "YAML and overrides to a dataclass"},
     {"ranks": "one process or many"},
@@ -21,7 +27,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"training": "terms, optimizer, checkpoints, export"},
     {"reports": "pages and tables", "pipeline": "chains of recipes"},
     {"estimate": "what a run needs", "evaluation": "what got better"},
-    {"proposal": "a config for your models"},
+    {"candidates": "sampled answers to pairs", "proposal": "a config for your models"},
     {"cli": "one module a verb"},
 )
 WIDTH, HEIGHT, GAP = 720, 40, 6

@@ -132,10 +132,14 @@ def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: Pai
         assert scores is not None, "a teacher is asked for its contrast"
         log_ratio = parent_log_ratio(scores, batch, config.reduce)
         # The end of an answer has a weight of its own and no rank among its text.
-        text = batch.parent_mask & ~batch.eos_mask
-        for side, sign in enumerate((1.0, -1.0)):
-            for pair, exists in enumerate(text[side]):
-                weights[side, pair, exists] = config.response_weights(log_ratio[side, pair, exists], sign)
+        signed = zip(log_ratio, (1.0, -1.0), batch.text_parents, strict=True)
+        if config.method == "exp":  # of each parent alone
+            each = torch.stack([config.response_weights(answers, sign) for answers, sign, _ in signed])
+            weights = torch.where(batch.parent_mask & ~batch.eos_mask, each, weights)
+        else:
+            for side, (answers, sign, counts) in enumerate(signed):
+                for pair, count in enumerate(counts):
+                    weights[side, pair, :count] = config.response_weights(answers[pair, :count], sign)
     return torch.where(batch.eos_mask, config.eos_weight, weights)
 
 

@@ -27,7 +27,7 @@ from prefkd.config import Component, component, components
 from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pairs import DataConfig
-from prefkd.data.steps import Microbatch, split_step
+from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
@@ -44,7 +44,7 @@ from prefkd.training.display import Display
 from prefkd.training.export import save_pretrained
 from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
-from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import (
@@ -143,7 +143,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     require_one_tokenizer(teacher.side, teacher.asks.pair)
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
-    return share_out(pairs, side, config.training)
+    return share_out(pairs, side, config.training, shares_prompt=config.student.share_prompt)
 
 
 def load_models(config: Config, ranks: Ranks) -> Models:
@@ -158,7 +158,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=device)
     elif "exact_projectors" in objective.needs and vocabularies is not None:
         projectors = make_exact_projectors(config.projectors, lm, config.teacher, vocabularies)
-    student = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype, projectors=projectors)
+    student = LogprobModel(lm, precision=training.compute_dtype, projectors=projectors, **training.reading)
     shard(student, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     return Models(
         student=student,
@@ -178,7 +178,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student, teacher, size = models.student, models.teacher, parameter_count(models.student.lm)
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
     student.check(probe.student, "student")
-    teacher.load(probe.teacher, chunk_size=training.chunk_size, ranks=ranks)
+    teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()
     optimizer = build_optimizer(config.optimizer, parameter_groups(student, config.projectors))
@@ -246,13 +246,11 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 @torch.no_grad()
 def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
-    ranks, sums = run.ranks, PairSums()
-    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
-        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
-        losses, metrics = compare(config, run, batch)
-        require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
-    return sums.held_out(ranks)
+    sums = PairSums()
+    for batch in run.batches(run.collate, "held_out", run.held_out_rows):
+        _, metrics = compare(config, run, batch)
+        sums.add(metrics, batch)
+    return sums.held_out(run.ranks, step)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -269,22 +267,20 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
         for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
-            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
-                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+            for batch in run.batches(run.collate, "train", rows):
                 losses, metrics = compare(config, run, batch)
-                require_finite(losses, step, batch.names)
                 # A mean over the pairs of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / len(rows) * ranks.world_size).backward()
-                sums.add(metrics, batch.counted)
-            gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+                sums.add(metrics, batch)
+            norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            means, norm = sums.read(ranks, step, norm)  # once a step, and before a weight moves
             rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
-            means = sums.means(ranks)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, **rates}
+            means |= {"gradient_norm": norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")

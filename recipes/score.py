@@ -32,14 +32,22 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, align_pairs
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.contrast import ContrastConfig, fewest_embeddings, model_fingerprint, require_one_tokenizer
+from prefkd.models.contrast import (
+    ContrastConfig,
+    fewest_embeddings,
+    fewest_positions,
+    model_fingerprint,
+    require_one_tokenizer,
+)
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.models.top_states import KeepConfig
+from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
-from prefkd.training.settings import folder_problems
+from prefkd.training.run import ahead
+from prefkd.training.settings import folder_problems, kernel_problems
 from prefkd.weighting import WeightConfig
 
 
@@ -56,6 +64,7 @@ class Config:
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         chunk_size: Target tokens whose logits exist at one time.
+        attention, compile: How tokens attend, and whether layers are compiled, as in a training.
         device: `auto` takes the GPU where there is one.
     """
 
@@ -68,6 +77,8 @@ class Config:
     pairs_per_shard: int = 256
     microbatch_size: int = 8
     chunk_size: int = 512
+    attention: Attention = "auto"
+    compile: bool | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def outputs(self) -> tuple[str, ...]:
@@ -79,6 +90,7 @@ class Config:
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
+        yield from kernel_problems(self, self.teacher.dtype)
         if self.keep and any(model.server for model in (self.teacher, *self.contrast.models.values())):
             yield "keep: a server gives no next-token distributions; use models in memory (path), or remove keep"
         if self.keep and "positive" in self.keep.models and self.contrast.kind == "none":
@@ -122,21 +134,16 @@ class Run(Data, Models):
     display: Display
 
 
-def vocabulary_size(config: Config) -> int | None:
-    """The tokens that the teacher, pi+ and pi- have an embedding for; None where that is known of none."""
-    size = fewest_embeddings((config.teacher, *config.contrast.models.values()))
-    if config.keep and size is not None and config.keep.top_k > size:
-        raise PrefkdError(f"keep.top_k: {config.keep.top_k} is more than the {size} tokens of the teacher; use 64")
-    return size
-
-
 def load_data(config: Config, ranks: Ranks) -> Data:
     """Read and align the pairs, and see what is scored already."""
     folder = config.output_dir / "scores"
-    embeddings = vocabulary_size(config)
+    readers = (config.teacher, *config.contrast.models.values())
+    bounds = {"embeddings": fewest_embeddings(readers), "positions": fewest_positions(readers)}
+    if config.keep and bounds["embeddings"] is not None:
+        config.keep.require(bounds["embeddings"])
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
-        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, embeddings=embeddings),
+        "teacher": ModelSide(load_tokenizer(config.teacher), config.teacher.template, **bounds),
     }
     require_one_tokenizer(sides["teacher"], config.contrast.models)
     align = partial(align_pairs, **sides, config=config.data, contrast=config.contrast.instructions)
@@ -148,7 +155,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
         parts = reading_fingerprint(config.data, **sides) | model_fingerprint("teacher", config.teacher)
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
-        parts |= config.keep.fingerprint(embeddings) if config.keep else {"keep.models": None}
+        parts |= config.keep.fingerprint(bounds["embeddings"]) if config.keep else {"keep.models": None}
         if ranks.is_main:
             begin_scores(folder, parts, sides["teacher"].tokenizer)
             save_config(config, config.output_dir / "config.yaml")
@@ -177,7 +184,8 @@ def setup(config: Config, ranks: Ranks) -> Run:
     left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.label}, not needed any more"
     if left:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
-        models.teacher.load(probe.teacher, chunk_size=config.chunk_size, ranks=ranks)
+        reading = {"chunk_size": config.chunk_size, "attention": config.attention, "compile": config.compile}
+        models.teacher.load(probe.teacher, ranks=ranks, **reading)
         teacher = f"{models.teacher.description} on {ranks.device}"
     display.table(
         "score",
@@ -204,8 +212,9 @@ def score(config: Config, run: Run) -> None:
             # --------------------------------------------------------------------------------------------- one shard
             aligned, scores = run.aligned[shard.split], {}
             longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
-            for microbatch in split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size):
-                batch = run.collate(aligned, microbatch).to(ranks.device)
+            microbatches = split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size)
+            batches = ahead(partial(run.collate, aligned), microbatches, ranks.device)
+            for microbatch, batch in zip(microbatches, batches, strict=True):
                 heard = run.teacher.read(batch)
                 assert heard.scores is not None, "a reference is asked for"
                 columns = heard.scores.columns(batch.parent_mask)

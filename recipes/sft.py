@@ -24,7 +24,7 @@ from transformers import set_seed
 from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch, collate_answers
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.steps import Microbatch, split_step
+from prefkd.data.steps import Microbatch
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.samples import Samples
@@ -39,10 +39,10 @@ from prefkd.training.display import Display
 from prefkd.training.export import save_adapter, save_pretrained
 from prefkd.training.finish import finish
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
-from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, require_finite
+from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.publish import HubConfig
-from prefkd.training.run import TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
+from prefkd.training.run import Portions, TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.watch import Watch
 
@@ -104,15 +104,14 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         train_pairs, held_out_pairs = tokenize(pairs.train), tokenize(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
-    lengths, held_out_lengths = (
-        answer_lengths(config, part, with_prompt=True) for part in (train_pairs, held_out_pairs)
-    )
+    count = partial(answer_lengths, config, with_prompt=True)
     return TrainingData(
         side=side,
         train_pairs=train_pairs,
         held_out_pairs=held_out_pairs,
-        steps=epochs_of_steps(lengths, config.training),
-        held_out_rows=longest_first(held_out_lengths),
+        steps=epochs_of_steps(count(train_pairs), config.training),
+        held_out_rows=longest_first(count(held_out_pairs)),
+        portions=Portions.of(config.training, count, train=train_pairs, held_out=held_out_pairs),
         report=None,
         description={
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
@@ -131,7 +130,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         add_adapter(lm, config.lora, seed=training.seed)
     if training.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = LogprobModel(lm, chunk_size=training.chunk_size, precision=training.compute_dtype)
+    model = LogprobModel(lm, precision=training.compute_dtype, **training.reading)
     shard(model, ranks, over=training.shard_over, cpu_offload=training.cpu_offload)
     collate = partial(collate_answers, answer=config.target)
     return Models(model=model, collate=collate)
@@ -201,15 +200,13 @@ def describe(metrics: dict[str, float]) -> str:
 @torch.no_grad()
 def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Loss of a token and perplexity on the held-out answers after a step."""
-    ranks, sums = run.ranks, PairSums()
+    sums = PairSums()
     run.model.eval()
-    for microbatch in split_step(run.held_out_rows, config.training.microbatch_size, ranks.rank, ranks.world_size):
-        batch = run.collate(run.held_out_pairs, microbatch).to(ranks.device)
-        losses, metrics = compare(config, run, batch)
-        require_finite(losses, step, batch.names)
-        sums.add(metrics, batch.counted)
+    for batch in run.batches(run.collate, "held_out", run.held_out_rows):
+        _, metrics = compare(config, run, batch)
+        sums.add(metrics, batch)
     run.model.train()
-    return sums.held_out(ranks, per_token)
+    return sums.held_out(run.ranks, step, per_token)
 
 
 def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -228,22 +225,21 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             # ------------------------------------------------------------------------------------ one training step
             began, sums = time.perf_counter(), PairSums()
             tokens_of_step = sum(target_tokens[row] for row in rows)
-            for microbatch in split_step(rows, training.microbatch_size, ranks.rank, ranks.world_size):
-                batch = run.collate(run.train_pairs, microbatch).to(ranks.device)
+            for batch in run.batches(run.collate, "train", rows):
                 losses, metrics = compare(config, run, batch)
-                require_finite(losses, step, batch.names)
                 # A mean over the tokens of the whole step; FSDP2 averages gradients over ranks, hence the world size.
                 ((losses * batch.counted).sum() / tokens_of_step * ranks.world_size).backward()
-                sums.add(metrics, batch.counted)
-            gradient_norm = clip_gradients(run.optimizer, training.max_grad_norm)
+                sums.add(metrics, batch)
+            norm = clip_gradients(run.optimizer, training.max_grad_norm)
+            means, norm = sums.read(ranks, step, norm)  # once a step, and before a weight moves
             rates = learning_rates(run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
-            means = per_token(sums.means(ranks))
+            means = per_token(means)
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": gradient_norm, **rates}
+            means |= {"gradient_norm": norm, **rates}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")

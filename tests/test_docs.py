@@ -27,7 +27,7 @@ from tests.test_house import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = ("tis_dpo_distill", "dskd_distill", "dpo", "sft", "dpo_distill", "score", "evaluate")
+RECIPES = ("tis_dpo_distill", "dskd_distill", "dpo", "sft", "dpo_distill", "score", "sample", "rank", "evaluate")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
@@ -52,18 +52,23 @@ def cases(found) -> list:
     return [pytest.param(page, item, id=f"{page.stem}-{n}") for page in PAGES for n, item in enumerate(found(page))]
 
 
-def mistakes(error: ConfigError) -> list[str]:
-    """Without what is told of models, data and folders that are not here."""
-    return [str(problem) for problem in error.problems if problem.about is None]
+def mistakes(error: ConfigError, *, fragment: bool = False) -> list[str]:
+    """Without what is told of models, data and folders that are not here.
+
+    Args:
+        fragment: Of a part of a config, laid over a demo that it need not go with: unknown keys and wrong types alone.
+    """
+    told = [str(problem) for problem in error.problems if problem.about is None]
+    return [line for line in told if not fragment or re.search("unknown key|: .* is not ", line)]
 
 
-def check_config(recipe: str, path: Path, overrides: list[str]) -> None:
+def check_config(recipe: str, path: Path, overrides: list[str], *, fragment: bool = False) -> None:
     config_class = catalog.load_recipe(catalog.find_recipe(recipe)).Config
     try:
         _, problems = examine_config(config_class, path, overrides)
-        assert not mistakes(ConfigError(problems))
+        assert not mistakes(ConfigError(problems), fragment=fragment)
     except ConfigError as error:
-        assert not mistakes(error)
+        assert not mistakes(error, fragment=fragment)
 
 
 def check_prefkd(words: list[str]) -> None:
@@ -102,6 +107,8 @@ def test_a_command_can_be_given(page, words, monkeypatch):
 def test_a_config_is_sound(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     written = yaml.safe_load(block)
+    if "..." in block:
+        return  # where something is left out
     path = tmp_path / "config.yaml"
     if "stages" in written:
         path.write_text(block, encoding="utf-8")
@@ -114,10 +121,11 @@ def test_a_config_is_sound(page, block, tmp_path, monkeypatch):
         recipe: {part.name for part in fields(catalog.load_recipe(catalog.find_recipe(recipe)).Config)}
         for recipe in RECIPES
     }
-    recipe = written.pop("recipe", None) or next((name for name in RECIPES if written.keys() <= takes[name]), None)
+    named = written.pop("recipe", None)
+    recipe = named or next((name for name in RECIPES if written.keys() <= takes[name]), None)
     assert recipe in RECIPES, f"no recipe takes {', '.join(written)}; a block that is no config is of kind text"
     path.write_text(yaml.safe_dump({"base": f"demo/{recipe}", **written}), encoding="utf-8")
-    check_config(recipe, path, [])
+    check_config(recipe, path, [], fragment=named is None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

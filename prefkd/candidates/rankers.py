@@ -229,8 +229,12 @@ def _aligned(questions: Sequence[Question], side: ModelSide, config: ContrastRan
             for name, value in zip(COLUMNS, values, strict=True):
                 rows[name].append(value)
     pairs = Dataset.from_dict(rows, features=COLUMNS)
-    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
-    data = DataConfig("candidates", on_bad_row="skip", **lengths)
+    data = DataConfig(
+        "candidates",
+        on_bad_row="skip",
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+    )
     aligned = align_pairs(pairs, side, side, config=data, contrast=config.contrast.instructions)
     if not len(aligned):
         raise PrefkdError("no two candidates for a prompt are left to be ranked; sample more answers, or longer ones")

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
-from prefkd.data.movable import Movable
+from prefkd.data.packing import Movable, Packing, pack
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
@@ -48,6 +48,8 @@ class TokenBatch(Movable):
         parents: (N,) index into the A*P parents: the parent token that the target belongs to. Where one model reads
             alone, each target is its own.
         lengths: A numbers of targets, those of each answer, in whose order the targets stand.
+        packing: The same without padding.
+        largest_target: The largest of `targets`, known without asking the device.
     """
 
     input_ids: Tensor
@@ -58,6 +60,8 @@ class TokenBatch(Movable):
     targets: Tensor
     parents: Tensor
     lengths: tuple[int, ...]
+    packing: Packing
+    largest_target: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class PairBatch(Movable):
         kept_teacher, kept_positive, kept_negative: Next-token distributions that were kept then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
+        text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
         counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
         names: B texts "file:row" that name the pairs in messages.
         data: Names the data set.
@@ -119,6 +124,7 @@ class PairBatch(Movable):
     scores: ParentScores | None
     parent_mask: Tensor
     eos_mask: Tensor
+    text_parents: tuple[list[int], list[int]]
     counted: Tensor
     names: list[str]
     data: str
@@ -205,6 +211,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
     counts = torch.tensor([[row[f"{answer}_parents"] for row in rows] for answer in ("chosen", "rejected")])
     ends = torch.tensor([[row[f"{answer}_ends"] for row in rows] for answer in ("chosen", "rejected")])
+    chosen_text, rejected_text = (counts - ends.long()).tolist()
     index = torch.arange(num_parents)
 
     def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
@@ -226,6 +233,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
+        text_parents=(chosen_text, rejected_text),
         counted=_counted(microbatch),
         names=[f"{row['file']}:{row['row']}" for row in rows],
         data=aligned._fingerprint,
@@ -343,11 +351,11 @@ def _token_batch(
     """
     columns = [(Segment[name.rpartition("_")[2].upper()], pair, name) for name in answers for pair in range(len(rows))]
     prompts = [row[prompt] for row in rows]
-    lengths = [len(prompts[pair]) + len(rows[pair][column]) for _, pair, column in columns]
+    sizes = [[len(prompts[pair]), len(rows[pair][column])] for _, pair, column in columns]
     if shares_prompt:
         half = len(rows)
-        lengths = [lengths[i] + lengths[i + half] - len(prompts[i]) for i in range(half)]
-    input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+        sizes = [[*sizes[i], sizes[i + half][1]] for i in range(half)]
+    input_ids = torch.zeros(len(sizes), max(map(sum, sizes)), dtype=torch.long)
     position_ids = torch.zeros_like(input_ids)
     segments = torch.full_like(input_ids, Segment.PADDING)
     predictors, targets, parents = [], [], []
@@ -375,13 +383,16 @@ def _token_batch(
         targets.append(torch.tensor(response, dtype=torch.long))
         own = rows[pair][parents_of[answer // len(rows)]] if parents_of else range(len(response))
         parents.append(torch.tensor(own, dtype=torch.long) + answer * num_parents)
+    places, ids = torch.cat(predictors), torch.cat(targets)
     return TokenBatch(
         input_ids=input_ids,
         position_ids=position_ids,
         segments=segments,
         shares_prompt=shares_prompt,
-        predictors=torch.cat(predictors),
-        targets=torch.cat(targets),
+        predictors=places,
+        targets=ids,
         parents=torch.cat(parents),
         lengths=tuple(map(len, targets)),
+        packing=pack(sizes, input_ids.shape[1], places),
+        largest_target=int(ids.max()),
     )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefkd.data.movable import Movable
+from prefkd.data.packing import Movable
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.top_rows import TopRows, id_bits, pack_ids, unpack_ids
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -54,13 +55,47 @@ def plan_epochs(
     return list(islice(chain.from_iterable(planned), max_steps))
 
 
-def split_step(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[Microbatch]:
-    """The microbatches of at most `size` rows that `rank` runs for a step.
+def split_step(
+    rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1, *, tokens: Sequence[int] | None = None
+) -> list[Microbatch]:
+    """The microbatches that `rank` runs for a step.
 
     All ranks get the same number of microbatches, since each forward pass of a sharded model is a meeting of all
     ranks; a rank with no rows left repeats one that does not count. No row is dropped, none counts twice.
+
+    Args:
+        size: Rows of a microbatch at most; with `tokens`, its tokens at most.
+        tokens: Tokens of each row of the data set, none of which has more than `size`.
     """
-    chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    if tokens is None:
+        chunks = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+    else:
+        chunks = _within_budget(rows, size, tokens)
     rounds = math.ceil(len(chunks) / world_size)
     mine = [Microbatch(chunk, step=rows) for chunk in chunks[rank::world_size]]
     return mine + [Microbatch([rows[0]], fillers=1, step=rows) for _ in range(rounds - len(mine))]
+
+
+def _within_budget(rows: Sequence[int], budget: int, tokens: Sequence[int]) -> list[list[int]]:
+    """Rows in their order, each group as large as a budget of tokens allows."""
+    groups: list[list[int]] = []
+    left = 0
+    for row in rows:
+        if not groups or tokens[row] > left:
+            groups.append([])
+            left = budget
+        groups[-1].append(row)
+        left -= tokens[row]
+    return groups
+
+
+def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
+    """Tokens of each pair that the model that learns reads, padding apart.
+
+    Args:
+        shares_prompt: Whether it reads the prompt once for both answers.
+    """
+    prefix = "" if "prompt" in pairs.column_names else "student_"
+    times = {f"{prefix}prompt": 1 if shares_prompt else 2, f"{prefix}chosen": 1, f"{prefix}rejected": 1}
+    rows: Any = pairs.select_columns(list(times))
+    return [sum(count * len(row[column]) for column, count in times.items()) for row in rows]

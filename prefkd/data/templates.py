@@ -164,6 +164,7 @@ class ModelSide:
             template if there is one.
         name: Name of the model in messages.
         embeddings: How many tokens the model has an embedding for; None where it reads nothing.
+        positions: How many positions a row may have; None where nothing bounds them.
 
     Attributes:
         bos_id: The token that begins prompts, or None: what the chat template writes; without a chat template, what
@@ -184,6 +185,7 @@ class ModelSide:
         template: Literal["auto", "chat", "plain"] = "auto",
         name: str | None = None,
         embeddings: int | None = None,
+        positions: int | None = None,
     ):
         self.tokenizer: Any = tokenizer
         self.name = name or tokenizer.name_or_path or "the model"
@@ -215,6 +217,7 @@ class ModelSide:
             end = f"with the text {self.end!r}; stop generation there" if self.end else "with nothing; they get its EOS"
             logger.warning("%s: its chat template ends answers %s", self.name, end)
         self.embeddings = embeddings
+        self.positions = positions
         self._require_embeddings()
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False) -> Frame:

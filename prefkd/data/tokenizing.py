@@ -84,6 +84,7 @@ def align_pairs(
     Raises:
         DataError: A template refuses a pair, or a model has no embedding for one of its tokens, and `on_bad_row` is
             `error`.
+        PrefkdError: A pair has more tokens than a model has positions.
     """
     for instruction in contrast or ():
         if "{prompt}" not in instruction:
@@ -138,7 +139,9 @@ def map_pairs(
             new_fingerprint=fingerprint(*made_from, pairs._fingerprint, limits),
             desc=description,
         )
-    return _without_problems(rows, config, _unreadable_rows(rows, sides), left_out)
+    kept = _without_problems(rows, config, _unreadable_rows(rows, sides), left_out)
+    _require_positions(kept, sides, config.max_length)
+    return kept
 
 
 def aligned_columns(*, with_contrast: bool) -> Features:
@@ -346,6 +349,26 @@ def _unreadable_rows(rows: Dataset, sides: Mapping[str, ModelSide]) -> dict[int,
             unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
             found |= {i: problem for i, problem in unreadable if problem}
     return found
+
+
+def _require_positions(rows: Dataset, sides: Mapping[str, ModelSide], max_length: int) -> None:
+    """Refuse rows that are longer than a model can tell apart; not cached, since models may change."""
+    for name, side in sides.items():
+        if side.positions is None or side.positions >= max_length:
+            continue  # no row is longer than `max_length`
+        prefix = f"{name}_" if f"{name}_prompt" in rows.column_names else ""  # a single model has its columns alone
+        instructed = [f"{instruction}_prompt" for instruction in INSTRUCTIONS] if name == "teacher" else []
+        prompts = [column for column in (f"{prefix}prompt", *instructed) if column in rows.column_names]
+        columns = [*prompts, *(f"{prefix}{answer}" for answer in ANSWERS)]
+        for index, row in enumerate(rows.select_columns(columns)):
+            parts: dict[str, list[int]] = row  # pyright: ignore[reportAssignmentType]
+            prompt = max(len(parts[column]) for column in prompts)
+            length = prompt + max(len(parts[column]) for column in columns[len(prompts) :])
+            if length > side.positions:
+                raise PrefkdError(
+                    f"row {rows[index]['row']} of {rows[index]['file']} has {length} tokens, and {side.name} has "
+                    f"{side.positions} positions; set data.max_length={side.positions}"
+                )
 
 
 def _without_problems(

@@ -41,7 +41,7 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
     if training is not None and not training.activation_checkpointing:
         found.append((activations * 0.7, "training.activation_checkpointing=true"))
     holder, prefix = (training, "training.") if training is not None else (config, "")
-    if holder.microbatch_size > 1:
+    if holder.microbatch_size > 1 and not (training and training.microbatch_tokens):
         saved = activations * (1 - 1 / holder.microbatch_size)
         found.append((saved, f"{prefix}microbatch_size=1"))
     for saved, change in sorted(found, reverse=True):

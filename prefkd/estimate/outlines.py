@@ -72,7 +72,7 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
         role, learner = _part(models, LogprobModel)
         asked, teacher = _part(models, Teacher)
         holder = training or config
-        pairs = min(holder.microbatch_size, training.batch_size) if training else holder.microbatch_size
+        pairs = min(pairs_at_once(training, data), training.batch_size) if training else holder.microbatch_size
         batch = models.collate(full_pairs(data, pairs), Microbatch([*range(pairs)]))
         if teacher is not None:
             teacher.load(batch.teacher, chunk_size=holder.chunk_size, ranks=ranks)
@@ -82,6 +82,14 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
         raise error
     step_pairs = training.batch_size if training else pairs
     return Outlines(models, batch, pairs, step_pairs, role, learner, asked, teacher)
+
+
+def pairs_at_once(training: TrainingConfig, data: DataConfig) -> int:
+    """Pairs of a microbatch, where each is as long as `data` allows."""
+    if training.microbatch_tokens is None:
+        return training.microbatch_size
+    longest = data.max_prompt_length + 2 * (data.max_length - data.max_prompt_length)
+    return max(1, training.microbatch_tokens // longest)
 
 
 def model_settings(config: Any) -> Iterator[tuple[str, ModelConfig]]:

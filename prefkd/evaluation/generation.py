@@ -144,7 +144,8 @@ def _generate(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, config: 
     lm.generation_config = GenerationConfig(
         max_new_tokens=config.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, do_sample=False
     )
-    generated: Any = lm.generate(input_ids=input_ids, attention_mask=mask, logits_processor=draws)  # pyright: ignore
+    with torch.compiler.set_stance("force_eager"):  # layers that are compiled would be compiled again for each length
+        generated: Any = lm.generate(input_ids=input_ids, attention_mask=mask, logits_processor=draws)  # pyright: ignore
     found = []
     for ids in generated[:, width:].tolist():
         length = next((place for place, token in enumerate(ids) if token in ends), None)

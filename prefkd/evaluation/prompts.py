@@ -5,9 +5,10 @@ any of its forms (`prefkd.data.formats`), of which the chosen answer is the refe
 place of `prompt`; questions of Arena-Hard have a `uid`.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from prefkd.data.reading import Reader
 from prefkd.data.sources import open_source, source_problems
 from prefkd.errors import DataError, Problem
 from prefkd.files import fingerprint
+
+logger = logging.getLogger(__name__)
 
 READ = frozenset({"prompt", "instruction", "system", "reference", "references", "uid"})
 
@@ -33,6 +36,7 @@ class PromptsConfig:
         split: The split of a Hub data set, or of a folder.
         limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.
         seed: Seed of the limit.
+        on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
     """
 
     source: str
@@ -40,6 +44,7 @@ class PromptsConfig:
     split: str = "train"
     limit: int | None = None
     seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
 
     def problems(self) -> Iterator[Problem | str]:
         yield from source_problems(self.source, "source")
@@ -70,15 +75,19 @@ def read_prompts(config: PromptsConfig) -> list[Prompt]:
     Raises:
         DataError: There are none, or a row is bad.
     """
-    prompts = []
+    prompts, bad = [], []
     for file, read in open_source(config.source, split=config.split, subset=config.subset).parts.items():
         for number, row in read():
             try:
                 prompts.append(_read_row(f"{file}:{number}", row))
             except DataError as error:
-                raise DataError(f"row {number} of {file}: {error}; fix the data") from error
+                bad.append(f"row {number} of {file}: {error}")
+                if config.on_bad_row == "error":
+                    raise DataError(f"{bad[0]}; fix the data, or leave such rows out with on_bad_row: skip") from error
+    if bad:
+        logger.warning("%s: %d rows are left out, the first: %s", config.source, len(bad), bad[0])
     if not prompts:
-        raise DataError(f"{config.source}: there are no rows in it")
+        raise DataError(f"{config.source}: there are no rows in it{' that can be used' if bad else ''}")
     if config.limit is not None and config.limit < len(prompts):
         chosen = np.random.default_rng(config.seed).permutation(len(prompts))[: config.limit]
         prompts = [prompts[index] for index in sorted(chosen.tolist())]

@@ -49,6 +49,8 @@ class DualSpaceSide:
     logits: (B, S, V) where they exist anyway. Left out, they are ``hidden @ head.T``, made for targets only and in
         chunks. They cost their own memory, and their gradient is as large again.
     scale, cap: Scale and soft cap of the head's output (`bounded_logits`).
+    targets: Where the labels are targets, an index of examples and one of positions, (N,) each. It says that every
+        example has targets on both sides, and spares looking for them, for which a host waits for its GPU.
     """
 
     input_ids: Tensor
@@ -59,6 +61,7 @@ class DualSpaceSide:
     logits: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+    targets: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def dual_space_loss(
     paired = (student.labels != NO_TARGET).any(1) & (teacher.labels != NO_TARGET).any(1)
     mask = (student.labels != NO_TARGET) & paired.unsqueeze(1)  # m
     teacher_mask = (teacher.labels != NO_TARGET) & paired.unsqueeze(1)  # m^t
+    targets, teacher_places = _targets(student, mask), _targets(teacher, teacher_mask)
     teacher_hidden = _wide(teacher.hidden.detach())
 
     query = torch.cat(_embedded(student, mask), -1)  # [E_s(x); E_s(y)]
@@ -135,11 +139,11 @@ def dual_space_loss(
     )
     scores = _attention_scores(_project(projectors.query, query), key)
 
-    seen_by_student = _attend(scores, teacher_value, teacher_mask)[mask]
+    seen_by_student = _attend(scores, teacher_value, teacher_mask)[targets]
     t2s_ce, t2s_kd, hits = _teacher_to_student(
         seen_by_student.to(student.hidden.dtype),
         student,
-        mask,
+        targets,
         None if only_projectors else _comparison(divergence, temperature, teacher_temperature),
         only_hits=True,
         chunk_size=chunk_size,
@@ -147,9 +151,9 @@ def dual_space_loss(
     if only_projectors:
         zero = torch.zeros_like(t2s_ce)
         return DualSpaceTerms(t2s_ce, zero, zero, t2s_ce, hits, zero)
-    seen_by_teacher = _attend(scores.mT, _project(projectors.s2t, student.hidden), mask)[teacher_mask]
+    seen_by_teacher = _attend(scores.mT, _project(projectors.s2t, student.hidden), mask)[teacher_places]
     s2t_kd, s2t_hits = _student_to_teacher(
-        seen_by_teacher.to(student.hidden.dtype), teacher, teacher_mask, temperature, chunk_size
+        seen_by_teacher.to(student.hidden.dtype), teacher, teacher_places, temperature, chunk_size
     )
     s2t_hits = s2t_hits * mask.sum() / teacher_mask.sum().clamp_min(1)
     return DualSpaceTerms(t2s_ce, t2s_kd, s2t_kd, t2s_ce + t2s_kd + s2t_kd, hits, s2t_hits)
@@ -182,24 +186,24 @@ def same_vocabulary_loss(
     _check_chunk_size(chunk_size)
     if not torch.equal(student.labels, teacher.labels):
         raise ValueError("student and teacher have different labels, but share a vocabulary only if they are the same")
-    mask = student.labels != NO_TARGET
+    targets = _targets(student, student.labels != NO_TARGET)
     t2s_ce, t2s_kd, hits = _teacher_to_student(
-        _project(projectors.t2s, teacher.hidden.detach()[mask]).to(student.hidden.dtype),
+        _project(projectors.t2s, teacher.hidden.detach()[targets]).to(student.hidden.dtype),
         student,
-        mask,
+        targets,
         _comparison(divergence, temperature),
         only_hits=False,
         chunk_size=chunk_size,
     )
-    seen_by_teacher = _project(projectors.s2t, student.hidden[mask]).to(student.hidden.dtype)
-    s2t_kd, s2t_hits = _student_to_teacher(seen_by_teacher, teacher, mask, temperature, chunk_size)
+    seen_by_teacher = _project(projectors.s2t, student.hidden[targets]).to(student.hidden.dtype)
+    s2t_kd, s2t_hits = _student_to_teacher(seen_by_teacher, teacher, targets, temperature, chunk_size)
     return DualSpaceTerms(t2s_ce, t2s_kd, s2t_kd, t2s_ce + t2s_kd + s2t_kd, hits, s2t_hits)
 
 
 def _teacher_to_student(
     states: Tensor,
     student: DualSpaceSide,
-    mask: Tensor,
+    places: tuple[Tensor, Tensor],
     compare: Callable[[Tensor, Tensor], Tensor] | None,
     *,
     only_hits: bool,
@@ -216,12 +220,16 @@ def _teacher_to_student(
         kd = compare(_own_logits(student, examples, positions), logits.detach())  # D(z^s; sg(z^{t2s}))
         return ce, (kd * hit if only_hits else kd).sum(), hit.sum()
 
-    ce, kd, hits = _sums(terms, states, student.labels, mask, chunk_size)
+    ce, kd, hits = _sums(terms, states, student.labels, places, chunk_size)
     return ce, kd, hits.to(ce.dtype)
 
 
 def _student_to_teacher(
-    states: Tensor, teacher: DualSpaceSide, mask: Tensor, temperature: float, chunk_size: int | None
+    states: Tensor,
+    teacher: DualSpaceSide,
+    places: tuple[Tensor, Tensor],
+    temperature: float,
+    chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """s2t_kd and the hits of the (N, H_t) projected student states."""
     compare = _comparison("forward_kl", temperature)
@@ -232,20 +240,31 @@ def _student_to_teacher(
             teacher_logits = _own_logits(teacher, examples, positions)
         return compare(logits, teacher_logits).sum(), (logits.argmax(-1) == targets).sum()  # FKL(z^{s2t}; z^t)
 
-    kd, hits = _sums(terms, states, teacher.labels, mask, chunk_size)
+    kd, hits = _sums(terms, states, teacher.labels, places, chunk_size)
     return kd, hits.to(kd.dtype)
 
 
 def _sums(
-    terms: Callable[..., tuple[Tensor, ...]], states: Tensor, labels: Tensor, mask: Tensor, chunk_size: int | None
+    terms: Callable[..., tuple[Tensor, ...]],
+    states: Tensor,
+    labels: Tensor,
+    places: tuple[Tensor, Tensor],
+    chunk_size: int | None,
 ) -> Iterator[Tensor]:
     """Sums of `terms` over all targets, one chunk after the other; backward recomputes what a chunk needs there."""
-    targets = mask.nonzero(as_tuple=True)
     size = max(1, len(states)) if chunk_size is None else chunk_size
-    chunks = zip(*(rows.split(size) for rows in (states, labels[targets], *targets)), strict=True)
+    chunks = zip(*(rows.split(size) for rows in (states, labels[places], *places)), strict=True)
     if chunk_size is not None:
         terms = partial(checkpoint, terms, use_reentrant=False, preserve_rng_state=False)
     return (torch.stack(parts).sum() for parts in zip(*(terms(*chunk) for chunk in chunks), strict=True))
+
+
+def _targets(side: DualSpaceSide, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Examples and positions of the targets in `mask`, (N,) each."""
+    if side.targets is not None:
+        return side.targets
+    examples, positions = mask.nonzero(as_tuple=True)
+    return examples, positions
 
 
 def _own_logits(side: DualSpaceSide, examples: Tensor, positions: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import PrefkdError
 from prefkd.files import fingerprint
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, read_side
+from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count, read_side
 from prefkd.models.server import probe_server
 from prefkd.weighting import WeightConfig
 
@@ -101,6 +101,11 @@ def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
 def fewest_embeddings(configs: Iterable[TeacherConfig]) -> int | None:
     """How many tokens all models have an embedding for; None where that is known of none."""
     return min((count for count in map(embedding_count, configs) if count is not None), default=None)
+
+
+def fewest_positions(configs: Iterable[TeacherConfig]) -> int | None:
+    """How many positions all models have; None where that is known of none."""
+    return min((count for count in map(position_count, configs) if count is not None), default=None)
 
 
 def require_one_tokenizer(teacher: ModelSide, models: Mapping[str, TeacherConfig]) -> None:

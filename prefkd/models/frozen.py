@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class FrozenModel:
 
 
 def load_frozen(
-    configs: Sequence[TeacherConfig], *, probe: TokenBatch, chunk_size: int, ranks: Ranks
+    configs: Sequence[TeacherConfig], *, probe: TokenBatch, ranks: Ranks, **reading: Any
 ) -> list[FrozenModel]:
     """Load models that are only read. Those on the same base share it: it is in memory once, whatever stands on it.
 
@@ -72,7 +73,7 @@ def load_frozen(
 
     Args:
         probe: A pair of the teacher's tokens, on which each model is checked.
-        chunk_size: Target tokens whose logits exist at one time.
+        reading: What `LogprobModel` is told of each of them: `chunk_size`, `attention`, `compile`.
 
     Raises:
         PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
@@ -88,11 +89,11 @@ def load_frozen(
         if str(own) not in bases:
             device = ranks.assembly_device if is_split(own, ranks) else ranks.device
             lm = load_causal_lm(own, dtype=own.torch_dtype, device=device)
-            bases[str(own)] = own, LogprobModel(lm, chunk_size=chunk_size, precision=own.torch_dtype)
+            bases[str(own)] = own, LogprobModel(lm, precision=own.torch_dtype, **reading)
         base, name = bases[str(own)][1], None
         # An adapter that an earlier stage has yet to write is too small to matter to a plan.
         if config.adapter is not None and not (
-            planned and any(adapter_problems(config.adapter, config.path, "adapter"))
+            planned and any(adapter_problems(config.adapter, str(config.path), "adapter"))
         ):
             name = f"adapter_{len(models)}"  # not its path: peft allows no dots
             load_adapter(base.lm, config.adapter, name=name)

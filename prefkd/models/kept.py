@@ -12,6 +12,7 @@ from prefkd.ranks import Ranks
 
 # Bytes of main memory on each rank; what comes after that is read each time.
 LIMIT = 2**30
+MASK = "exists"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,21 @@ class _Pair:
 
     parents: list[int]
     logprobs: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is on its way to main memory.
+
+    Attributes:
+        places: The pairs: the data set of each, and its row.
+        tensors: Log-probs (2, B, P) by name, and under `MASK` which parents exist.
+        arrival: When it is there; None at once.
+    """
+
+    places: list[tuple[str, int]]
+    tensors: dict[str, Tensor]
+    arrival: torch.cuda.Event | None
 
 
 class KeptLogprobs:
@@ -42,10 +58,15 @@ class KeptLogprobs:
         self._ranks = ranks
         self._limit = limit
         self._bytes = 0
+        self._on_the_way: _Reading | None = None
         self._pairs: dict[tuple[str, int], _Pair] = {}
 
     def find(self, batch: PairBatch) -> dict[str, Tensor] | None:
-        """The log-probs of a microbatch by name, (2, B, P) each; None unless all pairs of its step are kept."""
+        """The log-probs of a microbatch by name, (2, B, P) each; None unless all pairs of its step are kept.
+
+        All ranks call it together.
+        """
+        self._take_in()
         if not all((batch.data, row) in self._pairs for row in batch.rows_of_step):
             return None
         pairs = [self._pairs[batch.data, row] for row in batch.rows]
@@ -62,16 +83,34 @@ class KeptLogprobs:
     def keep(self, batch: PairBatch, logprobs: dict[str, Tensor]) -> None:
         """Keep what was read of a microbatch, while there is room. All ranks call it together.
 
+        On a GPU it is on its way when this returns; the next microbatch takes it in.
+
         Args:
             logprobs: (2, B, P) by name.
         """
-        mask = batch.parent_mask.cpu().numpy()
-        values = {name: value.float().cpu().numpy() for name, value in logprobs.items()}
+        self._take_in()
+        tensors = {name: value.float() for name, value in logprobs.items()} | {MASK: batch.parent_mask}
+        copied = {name: value.to("cpu", non_blocking=True) for name, value in tensors.items()}
+        arrival = None
+        if batch.parent_mask.is_cuda:
+            arrival = torch.cuda.Event()
+            arrival.record()
+        self._on_the_way = _Reading([(batch.data, row) for row in batch.rows], copied, arrival)
+
+    def _take_in(self) -> None:
+        """Have what is on its way, and share it."""
+        reading, self._on_the_way = self._on_the_way, None
+        if reading is None:
+            return
+        if reading.arrival is not None:
+            reading.arrival.synchronize()
+        values = {name: value.numpy() for name, value in reading.tensors.items()}
+        mask = values.pop(MASK)
         own = {}
-        for index, row in enumerate(batch.rows):
+        for index, place in enumerate(reading.places):
             exists = mask[:, index]
             parents = {name: value[:, index][exists] for name, value in values.items()}
-            own[batch.data, row] = _Pair(exists.sum(1).tolist(), parents)
+            own[place] = _Pair(exists.sum(1).tolist(), parents)
         for read in self._ranks.gather(own):
             for key, pair in read.items():
                 size = sum(value.nbytes for value in pair.logprobs.values())
@@ -80,7 +119,11 @@ class KeptLogprobs:
                     self._bytes += size
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept, for a checkpoint: a resumed run must answer with the very numbers that were read."""
+        """All that is kept, for a checkpoint: a resumed run must answer with the very numbers that were read.
+
+        All ranks call it together.
+        """
+        self._take_in()
         pairs = list(self._pairs.values())
         names = pairs[0].logprobs if pairs else ()
         return {

@@ -186,23 +186,56 @@ def embedding_count(config: ModelConfig) -> int | None:
     """
     if isinstance(config, TeacherConfig) and config.server is not None:
         return None  # it refuses a token that it has no embedding for
-    try:
-        outline = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # transformers raises a dozen unrelated types for a broken file
-        raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
-    count = getattr(outline.get_text_config(), "vocab_size", None)
+    count = getattr(_text_config(config), "vocab_size", None)
     if not isinstance(count, int) or count < 1:
         raise PrefkdError(f"the config.json of {config.path} has the vocab_size {count}; download the model again")
     return count
 
 
-def read_side(config: ModelConfig) -> ModelSide:
-    """How a model reads: its tokenizer and template, and how many tokens it has an embedding for.
+def position_count(config: ModelConfig) -> int | None:
+    """How many positions a row may have, from config.json; None where it names no bound.
+
+    With rotary embeddings of the kind longrope (Phi-3.5), one row beyond the original positions changes the frequencies
+    of all rows that are read with it. So these positions are the bound there.
+
+    Raises:
+        PrefkdError: The file cannot be read.
+    """
+    if isinstance(config, TeacherConfig) and config.server is not None:
+        return None  # it refuses what is too long for it
+    text = _text_config(config)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    bounds = [getattr(text, "max_position_embeddings", None)]
+    if any(kind.get("rope_type") == "longrope" for kind in kinds):
+        bounds += [kind.get("original_max_position_embeddings") for kind in kinds]
+        bounds.append(getattr(text, "original_max_position_embeddings", None))
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
+
+
+def _text_config(config: ModelConfig) -> Any:
+    try:
+        outline = AutoConfig.from_pretrained(str(config.path), trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # transformers raises a dozen unrelated types for a broken file
+        raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
+    return outline.get_text_config()
+
+
+def read_side(config: ModelConfig, template: str | None = None) -> ModelSide:
+    """How a model reads: its tokenizer and template, how many tokens it has an embedding for, and how many positions.
+
+    Args:
+        template: Instead of the config's.
 
     Raises:
         PrefkdError: One of them cannot be used, or they do not belong together.
     """
-    return ModelSide(load_tokenizer(config), config.template, embeddings=embedding_count(config))
+    return ModelSide(
+        load_tokenizer(config),
+        template or config.template,  # pyright: ignore[reportArgumentType]
+        embeddings=embedding_count(config),
+        positions=position_count(config),
+    )
 
 
 def read_vocabularies(student: ModelConfig, teacher: ModelConfig) -> Vocabularies | None:
@@ -267,7 +300,8 @@ def base_dtype(config: ModelConfig, compute: torch.dtype) -> torch.dtype:
 def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a model, each of which is sharded and recomputed as one piece."""
     names = set(lm._no_split_modules or ())
-    return [module for module in lm.modules() if type(module).__name__ in names]
+    # FSDP2 puts a class of its own over that of a module that it has split.
+    return [module for module in lm.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
 
 def sliding_window(lm: PreTrainedModel) -> int | None:

@@ -1,6 +1,7 @@
 """A causal language model as the losses see it: token sequences in, log-probs of the response tokens out."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -13,15 +14,20 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from prefkd.data.batches import Segment, TokenBatch
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
+from prefkd.models.compiled import Compile, compile_layers, is_compiled, tries_compiling, undo_compiling
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32
+from prefkd.models.varlen import Attention, kernel_fault, tries_varlen, use_varlen, varlen_obstacle
 
+logger = logging.getLogger(__name__)
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
 # What `LogprobModel.check` looks at: this quantile of the differences on a pair, in nats.
 QUANTILE = 0.99
 # Beyond so much a model that computes in 16 bits is compared once more in float32, where rounding cannot be the reason.
@@ -95,6 +101,9 @@ class LogprobModel(nn.Module):
         lm: The language model.
         chunk_size: Target tokens whose logits exist at one time.
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
+        attention: `mask` reads padded rows under a mask, `varlen` packed ones without (`prefkd.models.varlen`), `auto`
+            is varlen on a GPU that proves to do it. Until `check` has decided, it is the mask.
+        compile: Whether `check` has torch compile the layers; `auto` on a GPU where that proves to work.
         projectors: Projectors that are trained with the model and needed only then.
     """
 
@@ -104,12 +113,17 @@ class LogprobModel(nn.Module):
         *,
         chunk_size: int = 512,
         precision: torch.dtype = torch.float32,
+        attention: Attention = "auto",
+        compile: Compile = False,
         projectors: DualSpaceProjectors | ExactProjectors | None = None,
     ):
         super().__init__()
         self.lm = lm
         self.chunk_size = chunk_size
         self.precision = precision
+        self.attention: Attention = attention
+        self.packs = False
+        self.compiles: Compile = compile
         self.window = sliding_window(lm)
         self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
@@ -122,15 +136,10 @@ class LogprobModel(nn.Module):
             read: Called while all weights are there, those of head and embedding too. Of what it returns, FSDP2 finds
                 the tensors in tuples, lists and dictionaries.
         """
-        with self._autocast(tokens.input_ids.device):
-            hidden = self.lm.base_model(
-                input_ids=tokens.input_ids,
-                position_ids=tokens.position_ids,
-                attention_mask=self._attention_mask(tokens),
-                use_cache=False,
-            ).last_hidden_state
-        predicting = hidden.flatten(0, 1)[tokens.predictors]
+        predicting = self._predicting_states(tokens)
         head: Tensor = self.lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+        if tokens.largest_target >= len(head):
+            raise ValueError(f"target {tokens.largest_target} is outside the vocabulary, 0..{len(head) - 1}")
         if self.precision != torch.float32:
             predicting, head = predicting.to(self.precision), head.to(self.precision)
         embedding: Tensor = self.lm.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
@@ -158,15 +167,32 @@ class LogprobModel(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.precision)
 
+    def _predicting_states(self, tokens: TokenBatch) -> Tensor:
+        """(N, H) states at the positions that predict the targets."""
+        ids, positions, predictors = tokens.input_ids, tokens.position_ids, tokens.predictors
+        how: dict[str, Any] = {"attention_mask": self._attention_mask(tokens)}
+        if self.packs:
+            packing = tokens.packing
+            ids, positions = (values.flatten()[packing.places][None] for values in (ids, positions))
+            how["packing"], predictors = packing, packing.predictors
+        with self._autocast(ids.device):
+            read = self.lm.base_model(input_ids=ids, position_ids=positions, use_cache=False, **how)
+        return read.last_hidden_state.flatten(0, 1)[predictors]
+
     def _attention_mask(self, tokens: TokenBatch) -> Tensor | dict[str, Tensor]:
+        if self.packs:  # of a form that transformers takes as it is; nobody looks at it
+            nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.input_ids.device)
+            return {kind: nothing for kind in LAYER_TYPES} if self._has_kinds_of_layers else nothing
         if not tokens.shares_prompt:
             return (tokens.segments != Segment.PADDING).long()
-        if "sliding_attention" in (getattr(self.lm.config, "layer_types", None) or ()):
-            return {
-                "full_attention": self._written(shared_prompt_mask(tokens)),
-                "sliding_attention": self._written(shared_prompt_mask(tokens, self.window)),
-            }
+        if self._has_kinds_of_layers:
+            masks = (self._written(shared_prompt_mask(tokens, window)) for window in (None, self.window))
+            return dict(zip(LAYER_TYPES, masks, strict=True))
         return self._written(shared_prompt_mask(tokens, self.window))
+
+    @property
+    def _has_kinds_of_layers(self) -> bool:
+        return "sliding_attention" in (getattr(self.lm.config, "layer_types", None) or ())
 
     def _written(self, mask: Tensor) -> Tensor:
         """A mask as the attention takes it: eager attention adds it to the scores, others read true and false."""
@@ -197,13 +223,20 @@ class LogprobModel(nn.Module):
 
         Both are computed in the type that the model trains or answers in, where rounding is part of every difference.
         What is suspicious there is compared once more in float32, and that decides. All ranks of a sharded model call
-        it together.
+        it together. Here it is decided, too, whether the model attends without a mask, and whether its layers are
+        compiled: if that proves wrong or impossible, a line says so and it is not done, unless `attention` is `varlen`
+        or `compile` is true.
 
         Raises:
-            PrefkdError: If the model rescales its logits, or does not honour the mask of a shared prompt.
+            PrefkdError: If the model rescales its logits, does not honour the mask of a shared prompt, cannot do
+                without a mask though it must, or cannot be compiled though it must.
         """
-        exact = self.precision == torch.float32 and next(self.lm.parameters()).dtype.itemsize >= 4
-        if self._difference(tokens) <= (EXACT if exact else ROUNDED):
+        self._choose_attention(tokens, name)
+        self._require_own_logprobs(tokens, name)
+        self._choose_compiling(tokens, name)
+
+    def _require_own_logprobs(self, tokens: TokenBatch, name: str) -> None:
+        if self._difference(tokens) <= (EXACT if self._is_exact else ROUNDED):
             return
         with self._in_float32():
             difference = self._difference(tokens)
@@ -216,6 +249,75 @@ class LogprobModel(nn.Module):
             raise PrefkdError(
                 f"{name}: log-probs differ from the model's own logits by {difference:.3g} nats; {remedy}"
             )
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.precision == torch.float32 and next(self.lm.parameters()).dtype.itemsize >= 4
+
+    def _choose_attention(self, tokens: TokenBatch, name: str) -> None:
+        device, self.packs = tokens.input_ids.device, False
+        if not tries_varlen(self.attention, device):
+            return
+        fault = varlen_obstacle(self.lm, self.precision, device)
+        fault = fault or kernel_fault(self.lm, self.precision, device)
+        if fault is None:
+            by_mask = self._difference(tokens)
+            use_varlen(self.lm)
+            self.packs = True
+            try:
+                difference = self._difference(tokens)
+            except Exception as error:  # whatever a model raises that does not hand on what its attention needs
+                fault = self._fault(error, f"{name}: attention: varlen")
+            else:
+                if not difference <= (EXACT if self._is_exact else max(ROUNDED, 2 * by_mask)):
+                    fault = f"log-probs are off by {difference:.2g} nats, with a mask by {by_mask:.2g}"
+        if fault is None:
+            return
+        self.packs = False
+        if self.attention == "varlen":
+            raise PrefkdError(f"{name}: attention: varlen cannot be used: {fault}; use auto or mask")
+        logger.warning("%s: attention under a mask, since varlen cannot be used: %s", name, fault)
+
+    def _choose_compiling(self, tokens: TokenBatch, name: str) -> None:
+        # Frozen models on one base are checked one after the other.
+        if is_compiled(self.lm) or not tries_compiling(self.compiles, tokens.input_ids.device):
+            return
+        eager = self._after_backward(tokens)
+        compile_layers(self.lm)
+        try:
+            compiled = self._after_backward(tokens)
+        except Exception as error:  # of the compiler, of what it has compiled, and of the model
+            fault = self._fault(error, f"{name}: compile")
+        else:
+            difference = (compiled - eager).abs().quantile(QUANTILE).item()
+            if difference <= (EXACT if self._is_exact else ROUNDED):
+                return
+            fault = f"log-probs differ by {difference:.2g} nats"
+        undo_compiling(self.lm)
+        if self.compiles is True:
+            raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
+        logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
+
+    def _fault(self, error: Exception, tried: str) -> str:
+        """The first line of an exception from a forward pass; a sharded model is of no more use after one."""
+        fault = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(self, FSDPModule):
+            raise PrefkdError(f"{tried} fails in a sharded model: {fault}; switch it off") from error
+        return fault
+
+    def _after_backward(self, tokens: TokenBatch) -> Tensor:
+        """log pi(y_t | x, y_<t) of each target, (N,), with a backward pass behind it if the model learns."""
+        was_training, learns = self.training, any(value.requires_grad for value in self.parameters())
+        self.train(learns)
+        with torch.set_grad_enabled(learns):
+            logprobs = self(tokens)
+            if learns:
+                logprobs.sum().backward()
+                self.zero_grad()
+        self.train(was_training)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        return logprobs.detach()
 
     def _difference(self, tokens: TokenBatch) -> float:
         """The quantile of the differences to the model's own log-probs, in nats a target."""
@@ -233,13 +335,13 @@ class LogprobModel(nn.Module):
 
     @contextlib.contextmanager
     def _in_float32(self) -> Iterator[None]:
-        """Inside, the model computes in float32, and float32 products are exact."""
-        precision, products = self.precision, torch.get_float32_matmul_precision()
-        self.precision = torch.float32
+        """Inside, the model computes in float32, under a mask, and float32 products are exact."""
+        precision, packs, products = self.precision, self.packs, torch.get_float32_matmul_precision()
+        self.precision, self.packs = torch.float32, False
         torch.set_float32_matmul_precision("highest")
         try:
             with in_float32(self.lm):
                 yield
         finally:
-            self.precision = precision
+            self.precision, self.packs = precision, packs
             torch.set_float32_matmul_precision(products)

@@ -24,7 +24,7 @@ from prefkd.data.batches import Segment, TokenBatch
 from prefkd.data.fingerprints import same_probe, written_probe
 from prefkd.data.messages import Message
 from prefkd.data.templates import ModelSide
-from prefkd.errors import PrefkdError, first_line
+from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.keys import find_key
 from prefkd.ranks import Ranks
 
@@ -68,7 +68,7 @@ class ServerConfig:
     timeout: float = 120.0
     patience: float = 900.0
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem | str]:
         if find_spec("openai") is None:
             yield "url: a server is asked through the package openai; pip install 'prefkd[server]'"
         if not re.fullmatch(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", self.url):
@@ -83,7 +83,8 @@ class ServerConfig:
                 "name of its variable here"
             )
         elif self.key_env is not None and not find_key(self.key_env):
-            yield f"key_env: {self.key_env} is neither in the environment nor in .env; set it, or use null"
+            text = f"{self.key_env} is neither in the environment nor in .env; set it, or use null"
+            yield Problem("key_env", text, about="device")
         yield from size_problems(self, "concurrency", most=MOST_REQUESTS_AT_A_TIME)
         if not 0 < self.timeout <= LONGEST_WAIT:
             yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, 120 say"

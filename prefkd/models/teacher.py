@@ -22,7 +22,7 @@ from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
-from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, parameter_count, read_side
+from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.server import open_served
 from prefkd.models.top_states import TopStates
@@ -226,7 +226,7 @@ class Teacher:
         template = self.stored.template if self.config.template == "auto" else self.config.template
         if self.config.path is None and self.config.server is None:
             return ModelSide(load_tokenizer(ModelConfig(str(self.stored.tokenizer))), template)
-        return ModelSide(load_tokenizer(self.config), template, embeddings=embedding_count(self.config))
+        return read_side(self.config, template)
 
     @property
     def instructions(self) -> tuple[str, str] | None:
@@ -242,21 +242,21 @@ class Teacher:
         """Add what it said of the pairs earlier, if it did; see `Scores.attach`."""
         return aligned if self.stored is None else self.stored.attach(aligned, split)
 
-    def load(self, probe: TokenBatch, *, chunk_size: int, ranks: Ranks) -> None:
+    def load(self, probe: TokenBatch, *, ranks: Ranks, **reading: Any) -> None:
         """Load its models, if anything is asked of one.
 
         Args:
             probe: A pair of its tokens, on which each model is checked.
-            chunk_size: Target tokens whose logits exist at one time.
+            reading: What `LogprobModel` is told of each of them.
 
         Raises:
             PrefkdError: See `load_frozen`.
         """
-        self._kept, self._chunk_size = KeptLogprobs(ranks), chunk_size
+        self._kept, self._chunk_size = KeptLogprobs(ranks), reading.get("chunk_size", 512)
         if not self.asked.any:
             return
         local = [config for config in self.configs if config.server is None]
-        self.models = load_frozen(local, probe=probe, chunk_size=chunk_size, ranks=ranks)
+        self.models = load_frozen(local, probe=probe, ranks=ranks, **reading)
         in_memory = iter(self.models)
         opened = [
             next(in_memory) if config.server is None else open_served(config.server, read_side(config), probe, ranks)

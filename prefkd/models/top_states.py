@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefkd.data.batches import PairBatch
 from prefkd.data.kept_rows import KEPT, KeptRows, kept_columns
+from prefkd.errors import PrefkdError
 from prefkd.method.preference_distillation import state_values
 from prefkd.method.top_rows import TopRows, rows_of
 from prefkd.models.logprob_model import TokenStates
@@ -53,6 +54,15 @@ class KeepConfig:
             "keep.models": " ".join(name for name in KEPT if name in self.models),
             "keep.tokens": tokens,
         }
+
+    def require(self, tokens: int) -> None:
+        """Make sure that a vocabulary has so many tokens.
+
+        Raises:
+            PrefkdError: It has fewer.
+        """
+        if self.top_k > tokens:
+            raise PrefkdError(f"keep.top_k: {self.top_k} is more than the {tokens} tokens of the teacher; use 64")
 
     def columns(self, states: Mapping[str, TokenStates], tokens: int | None) -> list[dict[str, Any]]:
         """What is kept of each pair of a microbatch, from the states of the models that are named.

@@ -43,14 +43,16 @@ def unroll(raw: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
     Raises:
         ConfigError: They are not what this module says.
     """
-    content, ours = dict(raw), [one for one in overrides if _OURS.match(one)]
+    content: dict[str, Any] = dict(raw)
+    ours = [one for one in overrides if _OURS.match(one)]
     if ours and "round" in content:
         part = OmegaConf.create({name: content[name] for name in ("rounds", "round") if name in content})
         try:
             merged = OmegaConf.merge(part, OmegaConf.from_dotlist(ours))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError([f"{ours[0]}: is not a setting of rounds; write rounds=3"]) from error
-        content |= OmegaConf.to_container(merged)  # pyright: ignore[reportOperatorIssue]
+        applied: Any = OmegaConf.to_container(merged)
+        content |= applied
         overrides = [one for one in overrides if one not in ours]
     count, section = content.pop("rounds", None), content.pop("round", None)
     if count is None and section is None:

@@ -151,7 +151,7 @@ def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weigh
         scores = teacher.read(batch).scores
         if scores is None or scores.positive is None:
             return None
-        for name in (f"{answer}_{part}" for answer in ANSWERS for part in ("reference", "positive", "negative")):
-            columns = scores.columns(batch.parent_mask)
+        columns = scores.columns(batch.parent_mask)
+        for name in columns[0].keys() - aligned.column_names:
             aligned = aligned.add_column(name, [row[name].tolist() for row in columns])  # pyright: ignore
     return read_weights(aligned, settings)

@@ -64,6 +64,7 @@ from prefkd.training.snapshots import (
 # Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
 FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
+    *("training.microbatch_tokens", "training.attention", "training.compile"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
     *("training.async_checkpoints", "training.export", "training.export_every", "training.sample_answers"),

@@ -1,7 +1,8 @@
 """Metrics: summed over microbatches and ranks, written to metrics.jsonl and to the configured logger."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import Component, build
+from prefkd.data.batches import AnswerBatch, PairBatch, TokenPairBatch
 from prefkd.errors import PrefkdError, first_line
 from prefkd.files import whole
 from prefkd.ranks import Ranks
@@ -47,60 +49,73 @@ class Outcome:
 
 
 class PairSums:
-    """Sums of metrics over pairs, from which means follow once all microbatches and ranks are in."""
+    """Sums of metrics over pairs, from which means follow once all microbatches and ranks are in.
+
+    They stay on their device until then, so that nothing waits for it before the step is done.
+    """
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self._metrics: list[str] = []
         self._sums: Tensor | None = None
         self._losses: list[Tensor] = []
+        self._names: list[str] = []
 
-    def add(self, metrics: Mapping[str, Tensor], counted: Tensor) -> None:
+    def add(self, metrics: Mapping[str, Tensor], batch: PairBatch | TokenPairBatch | AnswerBatch) -> None:
         """Add the metrics of a microbatch.
 
         Args:
             metrics: (B,) values for each name; the same names in each call, the loss of a pair first.
-            counted: (B,) 1.0 for a pair, 0.0 for a filler.
         """
-        self._names = list(metrics)
-        # Stays on its device, so that nothing waits for it before the step is done.
-        sums = torch.stack(
-            [(value * counted).sum().double() for value in (*metrics.values(), torch.ones_like(counted))]
-        )
+        losses, counted = next(iter(metrics.values())).detach(), batch.counted
+        values = [(value * counted).sum().double() for value in (*metrics.values(), torch.ones_like(counted))]
+        sums = torch.stack([*values, (~losses.isfinite()).sum().double()])
         self._sums = sums if self._sums is None else self._sums + sums
-        self._losses.append(torch.stack([next(iter(metrics.values())).detach(), counted]))
+        self._metrics = list(metrics)
+        self._losses.append(torch.stack([losses, counted]))
+        self._names += batch.names
 
-    def means(self, ranks: Ranks) -> dict[str, float]:
-        """The mean of each metric over the pairs of all ranks; empty if nothing was added."""
+    def read(self, ranks: Ranks, step: int, gradient_norm: Tensor | None = None) -> tuple[dict[str, float], float]:
+        """The mean of each metric over the pairs of all ranks, and the norm of the gradient, in one transfer.
+
+        Called before a weight moves, it keeps what is not a number from them. All ranks call it together.
+
+        Returns:
+            The means, empty if nothing was added; and the norm, 0 without one.
+
+        Raises:
+            PrefkdError: A loss, or the gradient, is not finite; naming the step and the pairs.
+        """
         if self._sums is None:
-            return {}
-        *totals, pairs = ranks.sum(self._sums).tolist()
-        return {name: total / pairs for name, total in zip(self._names, totals, strict=True)}
+            return {}, 0.0
+        sums = ranks.sum(self._sums)
+        norm = sums.new_zeros(()) if gradient_norm is None else gradient_norm.to(sums)
+        *totals, pairs, unsound, norm = torch.cat([sums, norm[None]]).tolist()
+        if unsound:
+            losses, _ = torch.cat(self._losses, dim=1)
+            own = [name for name, finite in zip(self._names, losses.isfinite().tolist(), strict=True) if not finite]
+            bad = ", ".join(dict.fromkeys(name for part in ranks.gather(own) for name in part))
+            raise PrefkdError(
+                f"the loss is not finite at step {step} on {bad}; look at these rows, or lower the learning rate"
+            )
+        if not math.isfinite(norm):
+            raise PrefkdError(
+                f"the gradient is not finite at step {step}, though all losses are; lower the learning rate, or use "
+                "precision: float32"
+            )
+        return {name: total / pairs for name, total in zip(self._metrics, totals, strict=True)}, norm
 
-    def held_out(self, ranks: Ranks, per: Callable[[dict[str, float]], dict[str, float]] = dict) -> HeldOut:
-        """The means, under the names of held-out metrics.
+    def held_out(self, ranks: Ranks, step: int, per: Callable[[dict[str, float]], dict[str, float]] = dict) -> HeldOut:
+        """The means after a step, under the names of held-out metrics.
 
         Args:
             per: Makes the metrics that are shown from the means.
         """
-        means = self.means(ranks)
+        means, _ = self.read(ranks, step)
         found = HeldOut({f"held_out/{name}": value for name, value in per(means).items()} if means else {})
         if self._losses:
             losses, counted = torch.cat(self._losses, dim=1)
             found.losses = losses[counted > 0].double()
         return found
-
-
-def require_finite(losses: Tensor, step: int, names: Sequence[str]) -> None:
-    """Stop a run whose loss is not a number before it spoils the weights.
-
-    Raises:
-        PrefkdError: Naming the step and the pairs.
-    """
-    bad = [name for name, finite in zip(names, losses.isfinite().tolist(), strict=True) if not finite]
-    if bad:
-        raise PrefkdError(
-            f"the loss is not finite at step {step} on {', '.join(bad)}; look at these rows, or lower the learning rate"
-        )
 
 
 def brief(metrics: Mapping[str, float]) -> str:

@@ -1,11 +1,10 @@
 """Optimizer, learning-rate schedule and gradient clipping."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -37,10 +36,11 @@ def build_schedule(component: Component, optimizer: Optimizer, num_training_step
     return schedule
 
 
-def clip_gradients(optimizer: Optimizer, max_norm: float) -> float:
+def clip_gradients(optimizer: Optimizer, max_norm: float) -> Tensor:
     """Scale gradients so that the L2 norm of each parameter group is at most `max_norm`; returns that of all before.
 
     Each group apart, since the gradients of a preference far from what is wanted would leave projectors almost none.
     """
     norms = [torch.nn.utils.clip_grad_norm_(group["params"], max_norm) for group in optimizer.param_groups]
-    return math.hypot(*((norm.full_tensor() if isinstance(norm, DTensor) else norm).item() for norm in norms))
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack([norm.double() for norm in whole]))

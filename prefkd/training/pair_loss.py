@@ -13,7 +13,6 @@ from torch import Tensor
 
 from prefkd.config import bind
 from prefkd.data.batches import PairBatch, TokenPairBatch
-from prefkd.data.steps import split_step
 from prefkd.method.loss_settings import (
     centred,
     dynamic_beta,
@@ -148,12 +147,11 @@ class PairLoss:
         """
         if not self._measures or self._seen is not None or self._left or not torch.is_grad_enabled():
             return
-        ranks, self._seen = self._ranks, []
-        microbatches = split_step(batch.rows_of_step, config.training.microbatch_size, ranks.rank, ranks.world_size)
+        ranks, self._seen, self._left = self._ranks, [], 0
         with torch.no_grad():
-            for microbatch in microbatches:
-                compare(config, run, run.collate(run.train_pairs, microbatch).to(ranks.device))
-        seen, self._seen, self._left = self._seen, None, len(microbatches)
+            for microbatch in run.batches(run.collate, "train", batch.rows_of_step):
+                compare(config, run, microbatch)
+        seen, self._seen, self._left = self._seen, None, len(self._seen)
         pairs = {
             row: values
             for part in ranks.gather(seen)

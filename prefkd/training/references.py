@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from filelock import FileLock
 from prefkd.data.batches import PairBatch, ParentScores, TokenPairBatch, score_columns
 from prefkd.data.fingerprints import Fingerprint, own_columns, pairs_fingerprint
 from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
-from prefkd.data.steps import Microbatch, pair_lengths, split_step
+from prefkd.data.steps import Microbatch, pair_lengths
 from prefkd.files import fingerprint
 from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import ModelConfig
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.ranks import Ranks
-from prefkd.training.display import Display
-from prefkd.training.run import TrainingRun
+from prefkd.training.run import TrainingRun, ahead
 from prefkd.training.settings import TrainingConfig
 
 Collate = Callable[[Dataset, Microbatch], PairBatch | TokenPairBatch]
@@ -52,8 +51,7 @@ def add_own_start(
         config: Where it came from.
         collate: Makes a batch.
     """
-    ranks, display = run.ranks, run.display
-    lengths = pair_lengths(run.train_pairs)
+    ranks, lengths = run.ranks, pair_lengths(run.train_pairs)
     used = {row for rows in run.steps for row in rows}
     splits = {
         "train": _Rows(run.train_pairs, sorted(used, key=lengths.__getitem__, reverse=True)),
@@ -64,7 +62,9 @@ def add_own_start(
         "dtype": str(next(model.lm.parameters()).dtype),
         "precision": training.precision,
         # These decide about the last digits only; with them in it, a run gives the same numbers whatever ran before.
-        "microbatch_size": training.microbatch_size,
+        "microbatch_size": run.portions.size,
+        "microbatch_is_of": "rows" if run.portions.tokens is None else "tokens",
+        "attention": "varlen" if model.packs else "mask",
         "chunk_size": training.chunk_size,
         "share_prompt": config.share_prompt,
         "pairs_per_shard": PAIRS_PER_SHARD,
@@ -80,9 +80,9 @@ def add_own_start(
         left = [shard for shard in plan_shards(parts) if ranks.is_main and not is_finished(start.folder, shard)]
         left = ranks.gather(left)[0]
         if left:
-            was_training, size = model.training, training.microbatch_size
+            was_training = model.training
             model.eval()
-            _read_shards(start.folder, left, splits, model, collate=collate, size=size, ranks=ranks, display=display)
+            _read_shards(start.folder, left, splits, model, collate=collate, run=run)
             model.train(was_training)
     stored = {name: start.read(name) if ranks.is_main else None for name in splits}
     read = ranks.gather({name: rows and rows.select_columns(list(COLUMNS)).to_dict() for name, rows in stored.items()})
@@ -123,18 +123,17 @@ def _read_shards(
     model: LogprobModel,
     *,
     collate: Collate,
-    size: int,
-    ranks: Ranks,
-    display: Display,
+    run: TrainingRun,
 ) -> None:
     """Read the pairs of shards, each written as soon as it is complete."""
-    began, done = time.perf_counter(), 0
-    with display.progress(sum(len(shard.rows) for shard in shards)) as bar:
+    ranks, began, done = run.ranks, time.perf_counter(), 0
+    with run.display.progress(sum(len(shard.rows) for shard in shards)) as bar:
         for shard in shards:
             split, found = splits[shard.split], {}
             rows = [split.rows[index] for index in shard.rows]
-            for microbatch in split_step(rows, size, ranks.rank, ranks.world_size):
-                batch = collate(split.pairs, microbatch).to(ranks.device)
+            microbatches = run.portions.split(shard.split, rows, ranks)
+            batches = ahead(partial(collate, split.pairs), microbatches, ranks.device)
+            for microbatch, batch in zip(microbatches, batches, strict=True):
                 logprobs = _own_logprobs(model, batch)
                 counted = len(microbatch.rows) - microbatch.fillers
                 found |= zip(microbatch.rows[:counted], logprobs[:counted], strict=True)

@@ -1,23 +1,74 @@
 """What every training recipe has in its hands: pairs, which of them make each optimizer step, and what trains."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
 
+import torch
 from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import save_config
 from prefkd.data.aligned import AlignedPairs
-from prefkd.data.steps import pair_lengths, plan_epochs
+from prefkd.data.packing import Movable
+from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
 from prefkd.data.templates import ModelSide
+from prefkd.errors import PrefkdError
+from prefkd.models.compiled import Recompilations
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.watch import Watch
+
+Split = Literal["train", "held_out"]
+Batch = TypeVar("Batch", bound=Movable)
+
+
+@dataclass(frozen=True)
+class Portions:
+    """How the rows of a step, or of an evaluation, are shared out among forward passes.
+
+    Attributes:
+        size: Rows of a forward pass at most, or tokens.
+        tokens: Split -> tokens of each of its rows; None where rows are counted.
+    """
+
+    size: int
+    tokens: Mapping[str, Sequence[int]] | None = None
+
+    @classmethod
+    def of(
+        cls, training: TrainingConfig, count: Callable[[Dataset], Sequence[int]], *, train: Dataset, held_out: Dataset
+    ) -> Self:
+        """What a config asks for.
+
+        Args:
+            count: Tokens of each row that the model that learns reads.
+
+        Raises:
+            PrefkdError: The longest row is longer than `microbatch_tokens`.
+        """
+        budget = training.microbatch_tokens
+        if budget is None:
+            return cls(training.microbatch_size)
+        tokens = {"train": count(train), "held_out": count(held_out)}
+        longest = max(map(max, filter(len, tokens.values())))
+        if longest > budget:
+            raise PrefkdError(
+                f"training.microbatch_tokens: the longest row has {longest} tokens, more than {budget}; raise it, or "
+                "lower data.max_length"
+            )
+        return cls(budget, tokens)
+
+    def split(self, split: str, rows: Sequence[int], ranks: Ranks) -> list[Microbatch]:
+        """The microbatches of this rank."""
+        tokens = self.tokens[split] if self.tokens is not None else None
+        return split_step(rows, self.size, ranks.rank, ranks.world_size, tokens=tokens)
 
 
 @dataclass
@@ -29,6 +80,7 @@ class TrainingData:
         train_pairs, held_out_pairs: Tokenised pairs.
         steps: The rows of `train_pairs` that make each optimizer step.
         held_out_rows: All rows of `held_out_pairs`, the longest first.
+        portions: How rows are shared out among forward passes.
         report: The alignment report, None where one model reads them.
         description: Lines for the terminal.
     """
@@ -38,6 +90,7 @@ class TrainingData:
     held_out_pairs: Dataset
     steps: list[list[int]]
     held_out_rows: list[int]
+    portions: Portions
     report: dict[str, Any] | None
     description: dict[str, str]
 
@@ -52,20 +105,55 @@ class TrainingRun(TrainingData):
     lr_schedule: LRScheduler
     checkpoints: Checkpoints
     watch: Watch
+    recompilations: Recompilations = field(default_factory=Recompilations, init=False)
+
+    def batches(
+        self, collate: Callable[[Dataset, Microbatch], Batch], split: Split, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        """The microbatches of this rank, on its device; each is made while the one before is worked on."""
+        pairs = {"train": self.train_pairs, "held_out": self.held_out_pairs}[split]
+        self.recompilations.before_step()
+        yield from ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
+        if split == "train" and (new := self.recompilations.after_step()):
+            self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
 
 
-def share_out(pairs: AlignedPairs, side: ModelSide, training: TrainingConfig) -> TrainingData:
+def ahead(
+    make: Callable[[Microbatch], Batch], microbatches: Iterable[Microbatch], device: torch.device
+) -> Iterator[Batch]:
+    """Batches on a device. A thread makes the next while the last is worked on, and a GPU copies without blocking."""
+
+    def prepare(microbatch: Microbatch) -> Batch:
+        batch = make(microbatch)
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(1) as thread:
+        prepared = (thread.submit(prepare, microbatch) for microbatch in microbatches)
+        upcoming = next(prepared, None)
+        while upcoming is not None:
+            batch = upcoming.result()
+            upcoming = next(prepared, None)
+            yield batch.to(device, non_blocking=True)
+
+
+def share_out(pairs: AlignedPairs, side: ModelSide, training: TrainingConfig, *, shares_prompt: bool) -> TrainingData:
     """Share aligned pairs out among the steps of a run.
 
     Args:
         side: How the model that learns reads.
+        shares_prompt: Whether it reads the prompt once for both answers.
+
+    Raises:
+        PrefkdError: A pair has more tokens than a microbatch may have.
     """
+    count = partial(learner_tokens, shares_prompt=shares_prompt)
     return TrainingData(
         side=side,
         train_pairs=pairs.train,
         held_out_pairs=pairs.held_out,
         steps=epochs_of_steps(pair_lengths(pairs.train), training),
         held_out_rows=longest_first(pair_lengths(pairs.held_out)),
+        portions=Portions.of(training, count, train=pairs.train, held_out=pairs.held_out),
         report=pairs.report,
         description=pairs.description,
     )

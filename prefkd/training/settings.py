@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.errors import Problem
+from prefkd.models.compiled import compile_obstacle
+from prefkd.models.varlen import Attention
 
 # More passes over the data than this are planned ahead for minutes, and never end.
 MOST_EPOCHS = 10_000
@@ -17,6 +19,9 @@ MOST_EPOCHS = 10_000
 MOST_SAMPLES = 100
 
 LOWER_IS_BETTER = ("loss", "perplexity", "cross_entropy")
+
+# Of the GPUs that flash attention runs on.
+LEAST_CAPABILITY = (8, 0)
 
 Export = Literal["auto", "bfloat16", "float32", "checkpoint"]
 
@@ -30,12 +35,19 @@ class TrainingConfig:
         max_steps: End after so many optimizer steps, whatever `epochs` says.
         batch_size: Pairs of one optimizer step, over all ranks together.
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
+        microbatch_tokens: Instead, tokens of one forward pass at most: as many pairs as the student reads in so many
+            tokens, padding apart. So short pairs are many to a pass, and no pass needs more memory than another.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
         precision: Type in which the student computes; its weights and optimizer states are float32 in either case.
         export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
             number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
             precision and float32 for others. Adapters are float32 always.
+        attention: How tokens attend. `mask`: in padded rows under a mask; `varlen`: in packed rows without padding and
+            mask, by torch's kernel for GPUs (on a CPU by a stand-in for tests); `auto`: varlen on a GPU where it proves
+            to work on the first pair, else mask. The teacher's too.
+        compile: Whether torch compiles each layer, for all lengths at one time: `true`, `false`, or `auto`, on a GPU
+            where that proves to work on the first pair. The teacher's too.
         activation_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
@@ -64,9 +76,12 @@ class TrainingConfig:
     max_steps: int | None = None
     batch_size: int = 16
     microbatch_size: int = 4
+    microbatch_tokens: int | None = None
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     export: Export = "auto"
+    attention: Attention = "auto"
+    compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: bool = False
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
@@ -85,13 +100,18 @@ class TrainingConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What `prefkd.models.logprob_model.LogprobModel` is told of every model of a run."""
+        return {"chunk_size": self.chunk_size, "attention": self.attention, "compile": self.compile}
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """`precision` as torch names it."""
         return getattr(torch, self.precision)
 
     def problems(self) -> Iterator[Problem | str]:
         sizes = ("max_steps", "batch_size", "microbatch_size", "chunk_size", "evaluate_every")
-        yield from size_problems(self, *sizes, "checkpoint_every", "keep_checkpoints")
+        yield from size_problems(self, *sizes, "microbatch_tokens", "checkpoint_every", "keep_checkpoints")
         yield from size_problems(self, "stop_after", "export_every", "sample_tokens")
         yield from size_problems(self, "sample_answers", least=0, most=MOST_SAMPLES)
         if self.stop_after is not None and self.keep_best is None:
@@ -102,6 +122,25 @@ class TrainingConfig:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
+        yield from kernel_problems(self, self.precision)
+
+
+def kernel_problems(config: Any, precision: str) -> Iterator[Problem]:
+    """What a device or a machine cannot do that is demanded of it, as far as that is known before a model is loaded.
+
+    Args:
+        config: A section with `attention`, `compile` and `device`.
+        precision: Type in which the model computes.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.attention == "varlen" and has_gpu and config.device != "cpu":
+        if precision == "float32":
+            yield Problem("attention", "varlen has no float32; use auto, or bfloat16")
+        elif torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+            card = torch.cuda.get_device_name()
+            yield Problem("attention", f"varlen needs an NVIDIA GPU from Ampere on, and this is {card}; use auto")
+    if config.compile is True and (obstacle := compile_obstacle()):
+        yield Problem("compile", f"{obstacle}; install one, or use auto or false")
 
 
 def output_problems(output_dir: Path) -> Iterator[Problem]:

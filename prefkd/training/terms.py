@@ -250,6 +250,7 @@ def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:
 
 
 def _side(states: TokenStates) -> DualSpaceSide:
+    positions = torch.arange(len(states.targets), device=states.targets.device)
     return DualSpaceSide(
         states.inputs[None],
         states.targets[None],
@@ -258,6 +259,7 @@ def _side(states: TokenStates) -> DualSpaceSide:
         head=states.head,
         scale=states.scale,
         cap=states.cap,
+        targets=(torch.zeros_like(positions), positions),
     )
 
 

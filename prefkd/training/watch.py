@@ -91,7 +91,7 @@ class Watch:
             progress.since_best += 1
             return
         self._best.keep(step, previous=progress.best_step)
-        progress.best, progress.best_step, progress.since_best = dict(progress.latest), step, 0
+        progress.best, progress.best_step, progress.since_best = progress.latest, step, 0
 
     def _value(self, found: Mapping[str, float], metric: str) -> float:
         names = [name.removeprefix("held_out/") for name in found]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from prefkd.models.load import ModelConfig, load_causal_lm, stored_dtype
@@ -52,6 +53,8 @@ def measure_written(
         return Outcome(before, after, after)
     # A run that was resumed after its last step has no losses of single pairs.
     trained = after if isinstance(after, HeldOut) and after.losses is not None else evaluate()
+    if isinstance(model, FSDPModule):
+        model.reshard()  # a forward pass alone leaves the weights of the root whole, and parts are loaded
     load_written(model.lm, folder, ranks)
     written = evaluate()
     outcome = Outcome(before, after, written)

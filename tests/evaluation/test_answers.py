@@ -80,6 +80,16 @@ def test_samples_depend_on_the_seed_alone(model):
     assert answers(model, SamplingConfig(max_new_tokens=8, temperature=1.0, batch_size=7, seed=1)) == one
 
 
+def test_bad_rows_are_left_out_where_that_is_wanted(tmp_path, caplog):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "c", "chosen": "d", "rejected": "e"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"row 1 of .*leave such rows out with on_bad_row: skip"):
+        read_prompts(PromptsConfig(str(path)))
+    assert [prompt.references for prompt in read_prompts(PromptsConfig(str(path), on_bad_row="skip"))] == [["d"]]
+    assert "1 rows are left out" in caplog.text
+
+
 def test_each_answer_to_a_prompt_is_another_draw(model):
     lm, side = model
     config = SamplingConfig(max_new_tokens=8, temperature=1.0, batch_size=4)

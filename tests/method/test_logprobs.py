@@ -212,12 +212,10 @@ def test_no_tokens_give_no_logprobs_and_zero_gradients():
     assert (head_weight.grad == 0).all()
 
 
-def test_wrong_chunk_sizes_and_targets_are_refused():
+def test_wrong_chunk_sizes_are_refused():
     hidden, head_weight, targets = case()
     with pytest.raises(ValueError, match="chunk_size is 0"):
         linear_token_logprobs(hidden, head_weight, targets, chunk_size=0)
-    with pytest.raises(ValueError, match="outside the vocabulary"):
-        linear_token_logprobs(hidden, head_weight, targets.fill_(-100), chunk_size=4)
 
 
 class Largest(TorchDispatchMode):

@@ -274,7 +274,7 @@ PROBLEMS = [
 
 @pytest.mark.parametrize(("wrong", "message"), PROBLEMS)
 def test_wrong_settings(wrong, message):
-    [problem] = replace(ServerConfig("http://localhost:8000/v1", "m"), **wrong).problems()
+    [problem] = map(str, replace(ServerConfig("http://localhost:8000/v1", "m"), **wrong).problems())
     assert problem.startswith(message)
     assert "secret" not in problem
 

@@ -156,6 +156,7 @@ def test_what_another_rank_has_read_is_kept_here(aligned):
         type("Other", (Ranks,), {"gather": lambda self, value: told.append(value) or [value]})(1, 2, CPU)
     )
     there.keep(theirs, logprobs[0])
+    there.state_dict()  # what is on its way has come
     here = KeptLogprobs(one_of_two(told))
     here.keep(mine, logprobs[1])
     found = here.find(theirs)

@@ -66,6 +66,7 @@ class TextServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: TextServer
+    is_under_way = False
 
     def do_GET(self):
         self.server.keys.add(self.headers.get("Authorization"))
@@ -78,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
+            self.is_under_way = True
             server.bodies.append(body)
             server.keys.add(self.headers.get("Authorization"))
             act = server.script.pop(0) if server.script else server.always
@@ -86,8 +88,13 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client has lost patience
         finally:
-            with server.lock:
-                server.under_way -= 1
+            self.leave()
+
+    def leave(self) -> None:
+        """Count the request as done: before its answer is sent, since the client may then send the next."""
+        with self.server.lock:
+            self.server.under_way -= self.is_under_way
+            self.is_under_way = False
 
     def act(self, act: str, body: dict) -> None:
         match act:
@@ -177,6 +184,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
         content = text.encode()
+        self.leave()
         self.send_response(status)
         own = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         for name, value in (own | (headers or {})).items():

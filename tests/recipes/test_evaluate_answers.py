@@ -264,5 +264,5 @@ def test_a_file_in_the_layout_of_reward_bench_has_an_accuracy_for_each_subset(wo
             bench: {{source: {tmp_path}/bench.jsonl, by: subset}}
         """
     found = run_evaluation(settings, tmp_path / "out")
-    counts = {row["subset"]: row["n"] for row in found["rows"] if row["metric"] == "logprob_accuracy"}
+    counts = {row["subset"]: row["count"] for row in found["rows"] if row["metric"] == "logprob_accuracy"}
     assert counts == {"": 5, "easy": 2, "hard": 3}

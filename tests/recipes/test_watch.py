@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.training.samples import changed_answers
+from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.test_resume import killer, without_speed
 
@@ -90,6 +91,15 @@ def test_a_killed_run_resumes_with_the_best_that_it_knew(kept, world, tmp_path, 
     assert all(torch.equal(value, expected[name]) for name, value in single_model.saved_weights(out).items())
 
 
+def test_two_processes_keep_the_best_of_one_and_sample_nothing(kept, world, tmp_path):
+    out = tmp_path / "out"
+    settings = (*ROUGH, "training.keep_best=loss", "training.microbatch_size=2", "training.sample_answers=2")
+    metrics, _ = run_processes(lambda: run(world, out, *settings))
+    single_model.assert_same_run(kept, (out, metrics), 1e-3)
+    assert not (out / "samples.jsonl").exists()
+    assert "None were sampled" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_an_adapter_and_a_student_keep_their_best(world, tmp_path):
     rough = ("training.epochs=3", "training.evaluate_every=1", "training.keep_best=loss")
     metrics = run(world, tmp_path / "adapter", *rough, "lora={rank: 4}", "optimizer.lr=0.5")
@@ -167,6 +177,9 @@ def test_the_page_colours_parents_by_the_weights_of_a_live_teacher(world, tmp_pa
     run(world, tmp_path / "out", "weights.contrast=prompt_pair", recipe="tis_dpo_distill")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "weight of a parent:" in page and "counts more" in page
+    own = ("weights.contrast=prompt_pair", "reference=student")
+    run(world, tmp_path / "own", *own, recipe="tis_dpo_distill")
+    assert "weight of a parent:" in (tmp_path / "own" / "report.html").read_text(encoding="utf-8")
     run(world, tmp_path / "uniform", "weights.contrast=uniform", recipe="tis_dpo_distill")
     page = (tmp_path / "uniform" / "report.html").read_text(encoding="utf-8")
     assert "tokens of a parent, on its longer side:" in page

@@ -1,0 +1,117 @@
+"""Compiled layers: the same log-probs and gradients, few graphs for all lengths, and eager where it does not work."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from prefkd.errors import PrefkdError
+from prefkd.models import compiled, logprob_model
+from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count, is_compiled
+from prefkd.models.load import ModelConfig, decoder_layers, load_causal_lm
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import shard
+from prefkd.ranks import join_ranks
+from tests.models.test_varlen import assert_same, make, results, tokens_of
+from tests.processes import run_processes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """Traces layers without building anything, which takes a C++ compiler most of a minute."""
+    monkeypatch.setattr(logprob_model, "compile_layers", partial(compile_layers, backend="eager"))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
+    model = make(tmp_path, "mistral", "varlen")
+    expected = results(model, tokens_of([0, 1, 2]))
+    if recompute:
+        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    model.compiles = True
+    before = graph_count()
+    model.check(tokens_of([0]), "student")
+    model.train()
+    assert model.packs and graph_count() > before
+    assert_same(results(model, tokens_of([0, 1, 2])), expected)
+    settled = graph_count()
+    assert settled <= before + 4  # not one for each layer, nor for each length
+    for rows in ([1], [2, 0], [0, 0, 1, 2]):
+        results(model, tokens_of(rows))
+    assert graph_count() == settled
+
+
+def test_split_layers_are_compiled_too(tmp_path, traced):
+    logprobs, _ = results(make(tmp_path, "mistral", "mask"), tokens_of([0, 1, 2]))
+
+    def split() -> tuple[int, torch.Tensor]:
+        with join_ranks("cpu") as ranks:
+            lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=ranks.assembly_device)
+            model = LogprobModel(lm, attention="varlen", compile=True)
+            shard(model, ranks)
+            before = graph_count()
+            model.check(tokens_of([0]), "student")
+            return graph_count() - before, model(tokens_of([0, 1, 2])).detach()
+
+    for graphs, found in run_processes(split):
+        assert graphs > 0
+        torch.testing.assert_close(found, logprobs.detach(), rtol=1e-5, atol=1e-5)
+
+
+def broken(lm) -> None:
+    def fails(*_, **__):
+        raise RuntimeError("no triton here\nand more")
+
+    for layer in decoder_layers(lm):
+        layer.forward = fails
+
+
+def wrong(lm) -> None:
+    for layer in decoder_layers(lm):
+        layer.forward = lambda states, **_: states
+
+
+@pytest.mark.parametrize(("failing", "fault"), [(broken, "no triton here"), (wrong, "log-probs differ by")])
+def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, failing, fault):
+    model = make(tmp_path, "llama", "mask")
+    expected = results(model, tokens_of([0, 1]))
+    monkeypatch.setattr(logprob_model, "compile_layers", failing)
+    model.compiles = True
+    with pytest.raises(PrefkdError, match=rf"^student: compile: true cannot be done: .*{fault}.*; use auto or false$"):
+        model.check(tokens_of([0]), "student")
+    model.compiles = "auto"
+    monkeypatch.setattr(logprob_model, "tries_compiling", lambda wanted, device: True)  # as on a GPU
+    model.check(tokens_of([0]), "student")
+    (line,) = caplog.messages
+    assert line.startswith("student: layers run as they are, since compiling them failed: ") and fault in line
+    assert_same(results(model, tokens_of([0, 1])), expected)
+
+
+def test_auto_leaves_a_cpu_alone(tmp_path):
+    model = make(tmp_path, "llama", "mask")
+    model.compiles = "auto"
+    model.check(tokens_of([0]), "student")
+    assert not is_compiled(model.lm)
+    compile_layers(model.lm)
+    assert is_compiled(model.lm)
+
+
+def test_a_machine_without_a_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert compile_obstacle() == "there is no C++ compiler here (g++, c++, clang++)"
+    assert not compiled.tries_compiling("auto", torch.device("cuda"))
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert compile_obstacle() == "there is no C++ compiler here (/nowhere/g++)"
+
+
+def test_only_late_graphs_are_told(monkeypatch):
+    seen, told = Recompilations(settled=2), []
+    for before, count in [(0, 5), (5, 6), (9, 9), (9, 11), (11, 11)]:
+        monkeypatch.setattr(compiled, "graph_count", lambda count=before: count)
+        seen.before_step()
+        monkeypatch.setattr(compiled, "graph_count", lambda count=count: count)
+        told.append(seen.after_step())
+    assert told == [0, 0, 0, 2, 0]

@@ -1,0 +1,92 @@
+"""Nothing in a microbatch waits for the device: no number is fetched from it, no shape depends on its values.
+
+Counted on a CPU, where such an operation costs nothing, by what torch dispatches. On a GPU each of them would hold the
+host until all that was queued before is done.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prefkd.training import run as training_run
+from tests.recipes import single_model, two_models
+
+# `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that would make a host wait for its GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.rstrip("_")
+        indices = args[1] if name in ("index", "index_put") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if name in WAITING or func.overloadpacket.__name__ in WAITING or by_mask:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("worlds")
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    return {"one": single_model.make_world(folder / "one"), "two": two_models.make_world(folder / "two")}
+
+
+@pytest.fixture
+def waits(monkeypatch) -> Waits:
+    """Counts what happens between a batch and the next, in training: `compare`, the loss's backward and the sums."""
+    counting, batches = Waits(), training_run.TrainingRun.batches
+
+    def counted(self, collate, split, rows) -> Iterator:
+        for batch in batches(self, collate, split, rows):
+            if split != "train":
+                yield batch
+                continue
+            with counting:
+                yield batch
+
+    monkeypatch.setattr(training_run.TrainingRun, "batches", counted)
+    return counting
+
+
+DUAL_SPACE = "objective=[{_component_: prefkd.training.terms.dual_space, answers: both}]"
+RUNS = {
+    # Under a mask, transformers looks at each row of single answers for padding.
+    "sft": ("training.attention=varlen",),
+    "dpo": (),
+    "dpo_distill": (),
+    "tis_dpo_distill": (),
+    "tis_dpo_distill rank_based": ("weights.method=rank_based", "weights.reduce=mean"),
+    "tis_dpo_distill varlen": ("training.attention=varlen",),
+    "dskd_distill": (),
+    "dskd_distill dual_space": (DUAL_SPACE,),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_microbatch_waits_for_nothing(worlds, tmp_path, waits, name):
+    recipe = name.split()[0]
+    helper, world = (two_models, "two") if recipe.endswith("distill") else (single_model, "one")
+    steps = ("training.max_steps=2", "training.microbatch_size=2", "training.activation_checkpointing=true")
+    helper.run(recipe, worlds[world], tmp_path / "out", *steps, *RUNS[name])
+    assert not waits.found
+
+
+def test_a_wait_is_seen(waits):
+    with waits:
+        mask = torch.tensor([True, False])
+        assert torch.ones(2)[mask].sum().item() == 1.0
+        if mask.any():
+            pass
+    assert waits.found == {"index": 1, "_local_scalar_dense": 2}
