@@ -1,10 +1,10 @@
 """Distil a live teacher's hidden states into a student with another tokenizer, on top of its preferences.
 
 What is learned is a list of terms, each with a weight: how the teacher prefers (dpo, ipo, tis_dpo), how it writes
-(dual_space, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), and the chosen answers themselves
-(cross_entropy). By default it is parent-token importance-weighted DPO (CTPD, arXiv 2601.11865) with dual-space
-distillation (DSKD, arXiv 2406.17328). Of the teacher only what the terms need is computed.
-`prefkd.training.terms` explains them, and how to write one.
+(dual_space, dual_space_v2, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once
+(align_distil, dckd, adpa, tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is
+importance-weighted DPO on parents (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
+`prefkd.training.terms` explains the terms, and how to write one.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
@@ -32,12 +32,14 @@ from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
+from prefkd.models.contrast import ContrastConfig, require_one_tokenizer
 from prefkd.models.load import LearnerConfig, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
+from prefkd.training.asks import asks_of, asks_problems, kept_temperatures
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_trained
@@ -48,14 +50,14 @@ from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
-from prefkd.training.projectors import ProjectorConfig, make_projectors, parameter_groups, save_projectors
+from prefkd.training.projectors import ProjectorConfig, parameter_groups, projectors_for, save_projectors
 from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
-from prefkd.training.signals import Signals
+from prefkd.training.signals import PROJECTORS, Signals
 from prefkd.training.watch import Watch
-from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
+from prefkd.weighting import WeightConfig, parent_weights, weight_metrics
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Config:
             the whole step has of its unit: pairs, target tokens or parents.
         reference: The model whose log-probs the preference terms compare the student with: the teacher, or the
             student's frozen start.
+        contrast: pi+ and pi- of the terms that distil what teachers prefer (align_distil, dckd, adpa, tvkd).
     """
 
     output_dir: Path
@@ -86,6 +89,7 @@ class Config:
     )
     reference: Literal["teacher", "student"] = "teacher"
     weights: WeightConfig = field(default_factory=WeightConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     projectors: ProjectorConfig = field(default_factory=ProjectorConfig)
     optimizer: Component = component("torch.optim.AdamW", supplied=("params",), lr=1e-6, weight_decay=0.0)
     lr_schedule: Component = component(
@@ -103,26 +107,18 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
-        yield from objective_problems(self.objective, partial(read_vocabularies, self.student, self.teacher))
         objective = Objective([component for component in self.objective if is_sound(component)])
-        yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
+        vocabularies = partial(read_vocabularies, self.student, self.teacher)
+        yield from objective_problems(self.objective, vocabularies, kept_temperatures(self, objective))
+        yield from asks_problems(self, objective)
         if self.data.has_margins and "margin" not in objective.needs:
             yield "data.margin: no term of the objective asks for a margin; add dpo or tis_dpo, or remove it"
-        if "weights" in objective.needs:
-            yield from contrast_problems(self.weights, self.teacher.scores)
-        if self.projectors.warmup_steps and "projectors" not in objective.needs:
+        if self.projectors.warmup_steps and not objective.needs & PROJECTORS:
             yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
 
     def asks(self) -> Asks:
         """What the objective asks of the teacher."""
-        needs = Objective([component for component in self.objective if is_sound(component)]).needs
-        return Asks(
-            reference="reference" in needs and self.reference == "teacher",
-            instructions=self.weights.prompts if "weights" in needs else None,
-            logprobs="teacher_logprobs" in needs,
-            states="teacher_states" in needs,
-            own_start="reference" in needs and self.reference == "student",
-        )
+        return asks_of(self, Objective([component for component in self.objective if is_sound(component)]))
 
 
 @dataclass
@@ -145,6 +141,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
     side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
+    require_one_tokenizer(teacher.side, teacher.asks.pair)
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
     return share_out(pairs, side, config.training, shares_prompt=config.student.share_prompt)
@@ -152,16 +149,17 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training, sides = config.training, (config.student, config.teacher)
-    objective, projectors = Objective(config.objective), None
-    if "projectors" in objective.needs:
-        projectors = make_projectors(config.projectors, *sides, seed=training.seed, device=ranks.assembly_device)
+    training, device = config.training, ranks.assembly_device
+    objective, sides = Objective(config.objective), (config.student, config.teacher)
+    vocabularies = read_vocabularies(*sides) if "vocabularies" in objective.needs else None
+    made_for = (objective.needs, config.projectors, *sides, vocabularies)
+    projectors = projectors_for(*made_for, seed=training.seed, device=device)
     return Models(
         student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
         teacher=Teacher(config.teacher, config.asks()),
         collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
         objective=objective,
-        vocabularies=read_vocabularies(*sides) if "vocabularies" in objective.needs else None,
+        vocabularies=vocabularies,
     )
 
 
@@ -218,12 +216,10 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             policy=policy,
             parent_mask=batch.parent_mask,
             student=states,
-            reference=scores.reference if scores else None,
             weights=weights,
             pair_weight=batch.weight,
             margin=batch.margin,
-            teacher_logprobs=heard.logprobs,
-            teacher=heard.states,
+            **heard.signals,
             projectors=run.student.projectors,
             vocabularies=run.vocabularies,
             only_projectors=warms_up,

@@ -1,9 +1,10 @@
 """Let the teacher score pairs once, so that students are trained without it: log-probs of parent tokens, on disk.
 
-For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-. The reference is the
-teacher; pi+ and pi- are the teacher under two instructions, or two models trained on or towards opposite answers. Their
-difference is what importance weights are made of, as settings of the training: one scoring serves all of them.
-CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
+For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-; and with `keep` the
+most probable next tokens, for terms that compare distributions. The reference is the teacher; pi+ and pi- are the
+teacher under two instructions, or two models trained on or towards opposite answers. Their difference is what
+importance weights are made of, as settings of the training: one scoring serves all of them. CTPD, arXiv 2601.11865;
+TIS-DPO, arXiv 2410.04350.
 
     prefkd run score --config demo/score
 
@@ -29,7 +30,7 @@ from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, align_pairs
+from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import (
     ContrastConfig,
@@ -40,6 +41,7 @@ from prefkd.models.contrast import (
 )
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
+from prefkd.models.top_states import KeepConfig
 from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
@@ -58,6 +60,7 @@ class Config:
         student: The model that will be trained. Its tokenizer alone is read: parents depend on both tokenizers.
         teacher: The reference.
         contrast: pi+ and pi-.
+        keep: Next-token distributions that are kept; null = none.
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         chunk_size: Target tokens whose logits exist at one time.
@@ -70,6 +73,7 @@ class Config:
     teacher: TeacherConfig
     data: DataConfig
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    keep: KeepConfig | None = None
     pairs_per_shard: int = 256
     microbatch_size: int = 8
     chunk_size: int = 512
@@ -87,6 +91,10 @@ class Config:
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
         yield from kernel_problems(self, self.teacher.dtype)
+        if self.keep and any(model.server for model in (self.teacher, *self.contrast.models.values())):
+            yield "keep: a server gives no next-token distributions; use models in memory (path), or remove keep"
+        if self.keep and "positive" in self.keep.models and self.contrast.kind == "none":
+            yield "keep.models: positive is pi+ of a contrast, and contrast.kind is none; remove it, or name a contrast"
 
 
 @dataclass
@@ -131,6 +139,8 @@ def load_data(config: Config, ranks: Ranks) -> Data:
     folder = config.output_dir / "scores"
     readers = (config.teacher, *config.contrast.models.values())
     embeddings, positions = fewest_embeddings(readers), fewest_positions(readers)
+    if config.keep and embeddings is not None:
+        config.keep.require(embeddings)
     sides = {
         "student": ModelSide(load_tokenizer(config.student), config.student.template),
         "teacher": ModelSide(
@@ -147,6 +157,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
         parts = reading_fingerprint(config.data, **sides) | model_fingerprint("teacher", config.teacher)
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
+        parts |= config.keep.fingerprint(embeddings) if config.keep else {"keep.models": None}
         if ranks.is_main:
             begin_scores(folder, parts, sides["teacher"].tokenizer)
             save_config(config, config.output_dir / "config.yaml")
@@ -160,7 +171,9 @@ def load_data(config: Config, ranks: Ranks) -> Data:
 def load_models(config: Config, ranks: Ranks) -> Models:
     """The teacher, and pi+ and pi- as the contrast has them. Their weights come with `load`."""
     contrast = config.contrast
-    asks = Asks(reference=True, instructions=contrast.instructions, pair=contrast.models)
+    kept = config.keep.models if config.keep else []
+    states = tuple(name for name in INSTRUCTIONS if name in kept)
+    asks = Asks(True, contrast.instructions, contrast.models, states="teacher" in kept, contrast_states=states)
     collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
     return Models(Teacher(config.teacher, asks), collate)
 
@@ -204,9 +217,12 @@ def score(config: Config, run: Run) -> None:
             microbatches = split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size)
             batches = ahead(partial(run.collate, aligned), microbatches, ranks.device)
             for microbatch, batch in zip(microbatches, batches, strict=True):
-                heard = run.teacher.read(batch).scores
-                assert heard is not None, "a reference is asked for"
-                columns = heard.columns(batch.parent_mask)
+                heard = run.teacher.read(batch)
+                assert heard.scores is not None, "a reference is asked for"
+                columns = heard.scores.columns(batch.parent_mask)
+                if config.keep:
+                    kept = config.keep.columns(heard.states, run.sides["teacher"].embeddings)
+                    columns = [left | right for left, right in zip(columns, kept, strict=True)]
                 counted = len(columns) - microbatch.fillers
                 scores |= zip(microbatch.rows[:counted], columns[:counted], strict=True)
                 done += counted * ranks.world_size
@@ -223,9 +239,11 @@ def save(config: Config, run: Run) -> dict[str, object]:
     files = sorted(run.folder.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
     parents = sum(sum(aligned[f"{answer}_parents"][:]) for aligned in run.aligned.values() for answer in ANSWERS)
+    answers = [ids for aligned in run.aligned.values() for name in ANSWERS for ids in aligned[f"teacher_{name}"][:]]
     written: dict[str, object] = {
         "scores": run.folder,
-        "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent",
+        "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent"
+        + (f", {size / sum(map(len, answers)):.0f} bytes a token of the teacher" if config.keep else ""),
         "config": config.output_dir / "config.yaml",
     }
     if config.contrast.kind != "none":

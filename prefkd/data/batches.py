@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.arrow import list_lengths
+from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
 from prefkd.data.packing import Movable, Packing, pack
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.steps import Microbatch
@@ -106,6 +107,7 @@ class PairBatch(Movable):
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
         scores: Log-probs that the teacher gave them earlier, or None.
+        kept_teacher, kept_positive, kept_negative: Next-token distributions that were kept then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
@@ -138,6 +140,9 @@ class PairBatch(Movable):
     margin: Tensor
     sources: dict[str, Tensor]
     step: StepCounts | None = None
+    kept_teacher: KeptRows | None = None
+    kept_positive: KeptRows | None = None
+    kept_negative: KeptRows | None = None
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
@@ -249,6 +254,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         rows_of_step=microbatch.step or microbatch.rows,
         **pair_worth(aligned, microbatch),
         step=_step_counts(aligned, microbatch),
+        **{f"kept_{name}": kept_rows(rows, name) for name in KEPT},
     )
 
 

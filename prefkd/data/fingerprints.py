@@ -16,7 +16,7 @@ from prefkd.errors import ConfigError
 from prefkd.files import fingerprint, sha256
 
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
-Fingerprint = dict[str, str | int | bool | None]
+Fingerprint = dict[str, str | float | int | bool | None]
 HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content", ".probe")
 # Mean difference in nats a token of two readings of a probe by the same model. Rounding to bfloat16 makes it 0.02.
 SAME_MODEL = 0.1

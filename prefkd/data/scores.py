@@ -15,7 +15,8 @@ and a shard has the columns
     {answer}_positive             the same under pi+ and pi-, if there is a contrast
     {answer}_negative
 
-that is 12 bytes a parent. Weights are not in it: they follow from the scores by settings of the training.
+that is 12 bytes a parent; and what it was asked to keep of next-token distributions (`prefkd.data.kept_rows`). Weights
+are not in it: they follow from the scores by settings of the training.
 """
 
 import json
@@ -87,7 +88,8 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
         ConfigError: They are not; a line for each part that differs.
     """
     if (folder / FINGERPRINT).exists():
-        require_same(parts, _read_fingerprint(folder), remedy="restore it, or name another output_dir")
+        found = {"keep.models": None, **_read_fingerprint(folder)}
+        require_same(parts, found, remedy="restore it, or name another output_dir")
         return
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
@@ -102,24 +104,26 @@ def is_finished(folder: Path, shard: Shard) -> bool:
     return _damage(shard.path(folder)) is None
 
 
-def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[int, Mapping[str, Any]]) -> None:
     """Write a shard. It gets its name when it is whole, so that a process may end at any moment.
 
     Args:
         aligned: The data set of the shard's split.
-        scores: For each row of the shard `{answer}_reference` and so on, float32 (P,).
+        scores: For each row of the shard `{answer}_reference` and so on, float32 (P,), and what is kept, as bytes.
 
     Raises:
         PrefkdError: A score is not a number.
     """
     rows = aligned.select(shard.rows)
     names = list(scores[shard.rows[0]])
+    packed = {name for name in names if isinstance(scores[shard.rows[0]][name], bytes)}
     for (file, number), row in zip(_places(rows), shard.rows, strict=True):
-        if not all(np.isfinite(values).all() for values in scores[row].values()):
+        if not all(np.isfinite(values).all() for name, values in scores[row].items() if name not in packed):
             raise PrefkdError(f"row {number} of {file}: a log-prob is not a finite number; score with dtype: float32")
     columns = {"file": rows["file"][:], "row": rows["row"][:], "content": row_contents(rows)}
     columns |= {name: [scores[row][name] for row in shard.rows] for name in names}
-    schema = Features(PLACE | {name: List(Value("float32")) for name in names}).arrow_schema
+    kinds = {name: Value("binary") if name in packed else List(Value("float32")) for name in names}
+    schema = Features(PLACE | kinds).arrow_schema
     table = pa.table(columns, schema=schema)
     path = shard.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +198,16 @@ class Scores:
         return self.fingerprint["contrast.kind"] != "none"
 
     @property
+    def kept_models(self) -> tuple[str, ...]:
+        """The models of whose distributions something was kept, of teacher, positive and negative."""
+        return tuple(str(self.fingerprint.get("keep.models") or "").split())
+
+    @property
+    def kept_temperature(self) -> float:
+        """The temperature beside 1 at which the mass of other tokens is known, and that of the values."""
+        return cast(float, self.fingerprint["keep.temperature"])
+
+    @property
     def instructions(self) -> tuple[str, str] | None:
         """The positive and the negative instruction, if the contrast was made by such.
 
@@ -249,6 +263,13 @@ class Scores:
         if lines or scored is None:
             raise ConfigError(lines)
         columns = scored.select(found).remove_columns(list(PLACE))
+        if self.kept_models:
+            same = {
+                "kept_temperature": self.fingerprint["keep.temperature"],
+                "kept_tokens": self.fingerprint["keep.tokens"],
+            }
+            for name, value in same.items():
+                columns = columns.add_column(name, [value] * len(columns))  # pyright: ignore[reportArgumentType]
         return concatenate_datasets([aligned, columns], axis=1)
 
     def read(self, split: str) -> Dataset | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -76,12 +77,20 @@ class Vocabularies:
         return cls(token_texts(student), token_texts(teacher), (student, teacher), ends)
 
     @cached_property
+    def are_one(self) -> bool:
+        """Whether both models have the same tokens."""
+        return self.student == self.teacher
+
+    @cached_property
     def shared(self) -> SharedTokens:
-        """Pairs of tokens with the same bytes, and the two that end an answer.
+        """Pairs of tokens with the same bytes, and the two that end an answer; all tokens of one vocabulary.
 
         Raises:
             PrefkdError: There are none.
         """
+        if self.are_one:
+            ids = torch.arange(len(self.student))
+            return SharedTokens(ids, ids)
         assert self.tokenizers is not None
         found = find_shared_tokens(*map(token_bytes, self.tokenizers), ends=self.ends)
         sizes = len(found.student), len(self.student)

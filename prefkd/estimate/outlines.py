@@ -56,11 +56,9 @@ class Outlines:
         """The models that are only read, each base once, with its config."""
         if self.teacher is None or not self.teacher.models:
             return []
-        asked = (self.teacher.config, *self.teacher.asked.pair.values())
-        configs = [config for config in asked if config.server is None]
-        bases = {
-            id(model.base): (config, model.base) for config, model in zip(configs, self.teacher.models, strict=True)
-        }
+        configs = [config for config in self.teacher.configs if config.server is None]
+        models = zip(configs, self.teacher.models, strict=True)
+        bases = {id(model.base): (config, model.base) for config, model in models}
         return [*bases.values()]
 
 

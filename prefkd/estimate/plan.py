@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from prefkd.config.fields import setting
 from prefkd.data.batches import AnswerBatch, TokenBatch
+from prefkd.data.kept_rows import kept_bytes
 from prefkd.data.pairs import load_pairs
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import ANSWERS, align_pairs
@@ -22,8 +24,9 @@ from prefkd.estimate.models import (
 from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
 from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
-from prefkd.models.load import load_tokenizer
+from prefkd.models.load import TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.top_states import KeepConfig
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
 SPLIT = ("weights", "gradients", "optimizer")
@@ -159,10 +162,11 @@ def _counted(outlines: Outlines) -> list[Counted]:
             found.append(Counted("adapters", f"LoRA of rank {adapter.r}  float32", trained, 0))
         if learner.projectors is not None:
             found.append(Counted("projectors", "float32", count(learner.projectors), 0))
+    has_own = outlines.teacher is not None and outlines.teacher.asked.of_teacher
     for number, (base, model) in enumerate(outlines.frozen):
         quantized = "" if base.quantization == "none" else f" {base.quantization}"
         what = f"{base.path}  {base.dtype}{quantized}"
-        found.append(Counted("contrast" if number else "teacher", what, 0, count(model)))
+        found.append(Counted("contrast" if number or not has_own else "teacher", what, 0, count(model)))
     return found
 
 
@@ -211,14 +215,23 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     is_here = all(Path(part.source).exists() for part in config.data.parts)
     if not is_here or not all(_has_tokenizer(side.tokenizer_path) for side in sides):
         parents = 1000 * 2 * (config.data.max_length - config.data.max_prompt_length)
-        return score_cache_bytes(parents, logprobs), "1,000 pairs that fill data.max_length"
+        kept = _kept_bytes(config, teacher.config, parents)  # at most a parent a token
+        return score_cache_bytes(parents, logprobs) + kept, "1,000 pairs that fill data.max_length"
     pairs = load_pairs(config.data)
     readers = (ModelSide(load_tokenizer(side), side.template) for side in sides)
     sample = pairs.train.select(range(min(SAMPLE, len(pairs.train))))
     aligned = align_pairs(sample, *readers, config=replace(config.data, workers=1), description="Counting")
     total = len(pairs.train) + len(pairs.held_out)
     parents = sum(sum(aligned[f"{answer}_parents"][:]) for answer in ANSWERS) / max(len(sample), 1) * total
-    return score_cache_bytes(parents, logprobs), f"{total:,} pairs with about {parents:,.0f} parents"
+    tokens = sum(len(ids) for answer in ANSWERS for ids in aligned[f"teacher_{answer}"]) / max(len(sample), 1) * total
+    kept = _kept_bytes(config, teacher.config, tokens)
+    return score_cache_bytes(parents, logprobs) + kept, f"{total:,} pairs with about {parents:,.0f} parents"
+
+
+def _kept_bytes(config: Any, teacher: TeacherConfig, tokens: float) -> float:
+    """What is kept of next-token distributions, if anything is; log-probs hardly compress."""
+    keep = setting(config, KeepConfig)
+    return 0.0 if keep is None else tokens * kept_bytes(keep.top_k, embedding_count(teacher) or 2**17, keep.models)
 
 
 def _has_tokenizer(path: str | None) -> bool:

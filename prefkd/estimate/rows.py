@@ -3,15 +3,19 @@
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefkd.data.batches import count_targets
+from prefkd.data.kept_rows import KEPT, kept_columns
 from prefkd.data.pairs import DataConfig
 from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
+from prefkd.method.top_rows import rows_of
 
 SCORES = ("reference", *INSTRUCTIONS)
+TOKENS = 64  # of a vocabulary of which all are kept: without content it makes no difference
 
 
 def full_pairs(data: DataConfig, count: int) -> Dataset:
@@ -29,6 +33,10 @@ def full_pairs(data: DataConfig, count: int) -> Dataset:
         row |= {f"{side}_{name}_parents": [*range(answer)] for side in SIDES}  # a token each: the most there can be
         row |= {f"{name}_parents": answer, f"{name}_ends": True}
         row |= {f"{name}_{score}": [0.0] * answer for score in SCORES}
+        for model in KEPT:
+            kept = rows_of(torch.zeros(answer, TOKENS), torch.arange(64).expand(answer, -1), 2.0)
+            row |= kept_columns(model, name, kept, 0.0)
+    row |= {"kept_temperature": 2.0, "kept_tokens": TOKENS}
     return count_targets(Dataset.from_list([row] * count))
 
 

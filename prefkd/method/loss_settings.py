@@ -1,6 +1,4 @@
-"""What goes with a preference loss: weights, running means and references that move."""
-
-from collections.abc import Sequence
+"""What goes with a preference loss: weights and running means."""
 
 import torch
 from torch import Tensor
@@ -100,13 +98,3 @@ def gap_weights(gaps: Tensor, mean: float, std: float) -> Tensor:
 def dynamic_beta(beta: float, gaps: Tensor, mean: float, sensitivity: float = 0.6) -> float:
     """beta-DPO: the beta of a batch, ``max(1e-3, beta (1 + a (mean of the drawn h - M)))``."""
     return max(1e-3, beta * (1 + sensitivity * (gaps.mean().item() - mean)))
-
-
-@torch.no_grad()
-def refresh_reference(reference: Sequence[Tensor], policy: Sequence[Tensor], alpha: float = 0.6) -> None:
-    """TR-DPO (arXiv 2404.09656): move the weights of a reference towards the policy, in place.
-
-    ``reference <- alpha policy + (1 - alpha) reference``; alpha 1 copies.
-    """
-    for old, new in zip(reference, policy, strict=True):
-        old.copy_(alpha * new + (1 - alpha) * old)

@@ -23,7 +23,6 @@ from prefkd.method.loss_settings import (
     gap_weights,
     long_answer_weights,
     offset_per_parent,
-    refresh_reference,
     running_mean,
     update_gap,
     wpo_weights,
@@ -63,7 +62,6 @@ __all__ = [
     "parent_margin",
     "position_kl",
     "preference_loss",
-    "refresh_reference",
     "robust_loss",
     "running_mean",
     "sigmoid_norm_loss",
@@ -170,7 +168,7 @@ def tis_dpo_loss(
         label_smoothing: Probability that a preference label is wrong, in [0, 0.5).
         chosen_kl: (B,) `position_kl` of the chosen response; both or neither. It needs one vocabulary on both sides.
         rejected_kl: (B,) the same of the rejected response.
-        alpha: Weight of the KL difference in the loss.
+        alpha: Weight of the KL difference in the loss. It and both KLs are there for parity with the published code.
         offset: (B,) by how much the chosen reward must be above the rejected one (arXiv 2402.10571).
 
     Returns:

@@ -137,20 +137,34 @@ def lumped_divergence(
     Raises:
         ValueError: As `divergence`.
     """
+    student, teacher = lumped_logprobs(
+        (student_logits, shared.student), (teacher_logits, shared.teacher), temperature=temperature
+    )
+    return divergence(name, student, teacher, skew=skew, adaptive_alpha=adaptive_alpha)
+
+
+def lumped_logprobs(*sides: tuple[Tensor, Tensor], temperature: float = 1.0) -> list[Tensor]:
+    """Log-probs of the tokens that several models share, and of all their other tokens together.
+
+    Args:
+        sides: For each model its (..., V) logits, and the (A,) ids of the shared tokens in its vocabulary.
+        temperature: Temperature of all models, before tokens are put together.
+
+    Returns:
+        (..., A + 1) for each model, the bucket of other tokens last; (..., A) where no model has another token.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")
-    sides = [
-        _lumped(logits, ids, temperature)
-        for logits, ids in ((student_logits, shared.student), (teacher_logits, shared.teacher))
+    lumped = [_lumped(logits, ids, temperature) for logits, ids in sides]
+    if all(rest is None for _, rest in lumped):
+        return [own for own, _ in lumped]
+    return [
+        torch.cat([own, torch.full_like(own[..., :1], LEAST_REST) if rest is None else rest], -1)
+        for own, rest in lumped
     ]
-    if any(rest is not None for _, rest in sides):
-        least = LEAST_REST
-        buckets = [
-            torch.cat([own, torch.full_like(own[..., :1], least) if rest is None else rest], -1) for own, rest in sides
-        ]
-    else:
-        buckets = [own for own, _ in sides]
-    return divergence(name, *buckets, skew=skew, adaptive_alpha=adaptive_alpha)
 
 
 def renormalised_divergence(

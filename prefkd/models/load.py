@@ -268,9 +268,10 @@ def read_side(config: ModelConfig, template: str | None = None) -> ModelSide:
 
 def read_vocabularies(student: ModelConfig, teacher: ModelConfig) -> Vocabularies | None:
     """The tokens of two models; None if one of the models is not there."""
-    if teacher.path is None or any(any(config.problems()) for config in (student, teacher)):
+    source: ModelConfig = getattr(teacher, "tokenizer_source", teacher)  # with scores it lies beside them
+    if source.path is None or any(any(config.problems()) for config in (student, teacher)):
         return None
-    sides = [ModelSide(load_tokenizer(config), config.template) for config in (student, teacher)]
+    sides = [ModelSide(load_tokenizer(config), config.template) for config in (student, source)]
     return Vocabularies.of(sides[0].tokenizer, sides[1].tokenizer, (sides[0].eos_id, sides[1].eos_id))
 
 

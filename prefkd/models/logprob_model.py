@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from prefkd.data.batches import Segment, TokenBatch
 from prefkd.errors import PrefkdError, first_line
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
 from prefkd.models.compiled import Compile, compile_layers, is_compiled, tries_compiling, undo_compiling
@@ -71,6 +72,10 @@ class TokenStates:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
         return bounded_logits(F.linear(self.hidden, self.head), scale=self.scale, cap=self.cap)
 
+    def logits_at(self, temperature: float) -> Tensor:
+        """(N, V) for a softmax at a temperature."""
+        return self.logits()
+
     def answers(self) -> list["TokenStates"]:
         """The same, answer by answer."""
         return [
@@ -110,7 +115,7 @@ class LogprobModel(nn.Module):
         precision: torch.dtype = torch.float32,
         attention: Attention = "auto",
         compile: Compile = False,
-        projectors: DualSpaceProjectors | None = None,
+        projectors: DualSpaceProjectors | ExactProjectors | None = None,
     ):
         super().__init__()
         self.lm = lm

@@ -25,6 +25,7 @@ from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.server import open_served
+from prefkd.models.top_states import TopStates
 from prefkd.ranks import Ranks
 
 
@@ -40,6 +41,14 @@ class TeacherSource(TeacherConfig):
     """
 
     scores: Path | None = None
+
+    @property
+    def tokenizer_source(self) -> ModelConfig:
+        """Where its tokenizer lies, and how it reads."""
+        if self.path is not None or self.scores is None or any(scores_problems(self.scores)):
+            return self
+        stored = open_scores(self.scores)
+        return ModelConfig(str(stored.tokenizer), stored.template if self.template == "auto" else self.template)
 
     def problems(self) -> Iterator[Problem | str]:
         if self.path is None and self.server is None and self.scores is None:
@@ -60,6 +69,9 @@ class Asks:
         pair: Two models, `positive` and `negative`, that are pi+ and pi-.
         logprobs: Log-probs of the answers, for their own sake.
         states: Hidden states at the targets.
+        contrast_logprobs: Whether log-probs of pi+ and pi- are asked, for weights.
+        contrast_states: The names `positive` and `negative` of those of pi+ and pi- whose states are asked too.
+        kept: The names `own`, `positive` and `negative` of those whose distributions come from scores.
         own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
             that scores have.
     """
@@ -69,16 +81,30 @@ class Asks:
     pair: Mapping[str, TeacherConfig] = field(default_factory=dict)
     logprobs: bool = False
     states: bool = False
+    contrast_logprobs: bool = True
+    contrast_states: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     own_start: bool = False
 
     def beyond_scores(self) -> "Asks":
         """What scores do not answer."""
-        return Asks(logprobs=self.logprobs and self.own_start, states=self.states)
+        return Asks(
+            pair=self.pair if self.contrast_states else {},
+            logprobs=self.logprobs and self.own_start,
+            states=self.states,
+            contrast_logprobs=False,
+            contrast_states=self.contrast_states,
+        )
 
     @property
     def any(self) -> bool:
         """Whether anything is asked."""
-        return self.reference or self.has_contrast or self.logprobs or self.states
+        return self.of_teacher or bool(self.pair)
+
+    @property
+    def of_teacher(self) -> bool:
+        """Whether anything is asked of the teacher itself."""
+        return self.reference or self.instructions is not None or self.logprobs or self.states
 
     @property
     def has_contrast(self) -> bool:
@@ -87,7 +113,7 @@ class Asks:
 
     def problems(self, config: TeacherSource) -> Iterator[str]:
         """Why a teacher cannot answer, and when a model stands in the config in vain."""
-        if config.server is not None and self.states:
+        if config.server is not None and (self.states or (self.contrast_states and not self.pair)):
             yield (
                 "server: has neither hidden states nor logits, which the objective asks for; use a model in memory "
                 "(path), or terms that need log-probs alone"
@@ -95,10 +121,10 @@ class Asks:
         if config.scores is None:
             return
         asked, where = self.beyond_scores(), "path" if config.server is None else "server"
-        if config.path is None and config.server is None and asked.any:
+        if config.path is None and config.server is None and asked.of_teacher:
             what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
             yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
-        elif (config.path or config.server) and not asked.any:
+        elif (config.path or config.server) and not asked.of_teacher:
             yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
 
 
@@ -109,12 +135,20 @@ class TeacherOutput:
     Attributes:
         scores: The log-probs that the student is compared with, and those under pi+ and pi-.
         logprobs: (2, B, P) its own log-prob of each parent.
-        states: Its states at its targets.
+        states: The states at their targets of the teacher, `own`, and of pi+ and pi-, `positive` and `negative`, or
+            what scores keep of their distributions.
     """
 
     scores: ParentScores | None
     logprobs: Tensor | None
-    states: TokenStates | None
+    states: Mapping[str, TokenStates]
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """The same by the names that the terms of an objective have for it."""
+        reference = self.scores.reference if self.scores else None
+        states = {"teacher" if name == "own" else name: states for name, states in self.states.items()}
+        return {"reference": reference, "teacher_logprobs": self.logprobs, **states}
 
     @property
     def reference(self) -> Tensor:
@@ -130,9 +164,13 @@ class _Reader:
     model: Callable[[TokenBatch], Tensor]
     view: Literal["teacher", "positive", "negative"]
 
+    def tokens(self, batch: PairBatch) -> TokenBatch:
+        """What it reads of a batch."""
+        return getattr(batch, self.view)
+
     def __call__(self, batch: PairBatch) -> Tensor:
         """log-prob of each parent, (2, B, P)."""
-        tokens: TokenBatch = getattr(batch, self.view)
+        tokens = self.tokens(batch)
         return batch.parent_sums(self.model(tokens), tokens)
 
 
@@ -147,6 +185,7 @@ class Teacher:
         asked: The questions for a model in memory or behind a server; answers to the others come with the batches.
         models: Models in memory, not those of servers: the teacher, then pi+ and pi- where they are models of their
             own.
+        configs: The configs of all models, in memory and behind servers.
         description: A line for the terminal.
     """
 
@@ -156,10 +195,14 @@ class Teacher:
         self._folder = config.scores if isinstance(config, TeacherSource) else None
         self.asked = asks if self._folder is None else asks.beyond_scores()
         self.models: list[FrozenModel] = []
+        own = [config] if self.asked.of_teacher else []
+        self.configs: list[TeacherConfig] = [*own, *self.asked.pair.values()]
         source = "nothing is asked of it" if self._folder is None else f"scores in {self._folder}"
         self.description = f"{source}, no model in memory"
         self._readers: dict[str, _Reader] = {}
+        self._stated: dict[str, _Reader] = {}
         self._kept: KeptLogprobs | None = None
+        self._chunk_size = 0
 
     @property
     def has_scores(self) -> bool:
@@ -209,27 +252,33 @@ class Teacher:
         Raises:
             PrefkdError: See `load_frozen`.
         """
-        self._kept = KeptLogprobs(ranks)
+        self._kept, self._chunk_size = KeptLogprobs(ranks), reading.get("chunk_size", 512)
         if not self.asked.any:
             return
-        configs = [self.config, *self.asked.pair.values()]
-        local = [config for config in configs if config.server is None]
+        local = [config for config in self.configs if config.server is None]
         self.models = load_frozen(local, probe=probe, ranks=ranks, **reading)
         in_memory = iter(self.models)
-        own, *pair = [
+        opened = [
             next(in_memory) if config.server is None else open_served(config.server, read_side(config), probe, ranks)
-            for config in configs
+            for config in self.configs
         ]
-        if self.asked.reference or self.asked.logprobs:
-            self._readers["own"] = _Reader(own, "teacher")
+        names = ["own"] * self.asked.of_teacher + [*self.asked.pair]
+        readers = {name: _Reader(model, "teacher") for name, model in zip(names, opened, strict=True)}
         if self.asked.instructions is not None:
-            self._readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
-        self._readers |= {name: _Reader(model, "teacher") for name, model in zip(self.asked.pair, pair, strict=True)}
+            own = opened[0]
+            readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
+        asked_for = {"own"} if self.asked.reference or self.asked.logprobs else set()
+        asked_for |= set(INSTRUCTIONS) if self.asked.has_contrast and self.asked.contrast_logprobs else set()
+        self._readers = {name: reader for name, reader in readers.items() if name in asked_for}
+        stated = ("own",) * self.asked.states + self.asked.contrast_states
+        self._stated = {name: reader for name, reader in readers.items() if name in stated}
         bases = {id(model.base): model.base for model in self.models}
         size = " + ".join(parameter_count(base) for base in bases.values())
         stored = f"; log-probs from {self._folder}" if self._folder is not None else ""
-        storage = f"{size} parameters, {own.storage}" if isinstance(own, FrozenModel) else f"{own.config.engine} server"
-        self.description = f"{self.config.label}  {storage}{stored}"
+        first = opened[0]
+        is_here = isinstance(first, FrozenModel)
+        storage = f"{size} parameters, {first.storage}" if is_here else f"{first.config.engine} server"
+        self.description = f"{self.configs[0].label}  {storage}{stored}"
 
     def __call__(self, batch: PairBatch) -> TeacherOutput:
         """What it says of a microbatch. Log-probs of a pair that was read before are not read again."""
@@ -266,15 +315,22 @@ class Teacher:
         states = self._states(batch)
         logprobs = {
             # The states that are asked for too make a second reading of the same tokens needless.
-            name: batch.parent_sums(states.logprobs(), batch.teacher) if states and name == "own" else reader(batch)
+            name: batch.parent_sums(states[name].logprobs(), reader.tokens(batch)) if name in states else reader(batch)
             for name, reader in self._readers.items()
         }
         return self._output(batch, logprobs, states), logprobs
 
-    def _states(self, batch: PairBatch) -> TokenStates | None:
-        return self.models[0].states(batch.teacher) if self.asked.states else None
+    def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
+        found = {}
+        for name, reader in self._stated.items():
+            assert isinstance(reader.model, FrozenModel), "a server has no states"
+            found[name] = reader.model.states(reader.tokens(batch))
+        for name in self.asks.kept:
+            kept = getattr(batch, f"kept_{'teacher' if name == 'own' else name}")
+            found[name] = TopStates.of(kept, batch, self._chunk_size)
+        return found
 
-    def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: TokenStates | None) -> TeacherOutput:
+    def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: dict[str, TokenStates]) -> TeacherOutput:
         """Put together what its models say and what came with the batch."""
         found = {name: logprobs[name] for name in INSTRUCTIONS if name in logprobs}
         if self.asked.reference:

@@ -9,20 +9,20 @@ from torch.utils.checkpoint import checkpoint
 from prefkd.models.logprob_model import TokenStates
 
 
-def in_chunks(loss: Callable[[TokenStates, TokenStates], Tensor], student: TokenStates, teacher: TokenStates) -> Tensor:
+def in_chunks(loss: Callable[..., Tensor], student: TokenStates, *others: TokenStates) -> Tensor:
     """A loss, or a tensor of sums, that compares target i with target i, of an answer: the sum over chunks of them."""
-    length = min(len(student.targets), len(teacher.targets))
+    length = min(len(states.targets) for states in (student, *others))
     ends = [min(start + student.chunk_size, length) for start in range(0, max(length, 1), student.chunk_size)]
     starts = [0, *ends[:-1]]
     chunks = [
-        made_anew(loss, student.part(start, end), teacher.part(start, end))
+        made_anew(loss, *(states.part(start, end) for states in (student, *others)))
         for start, end in zip(starts, ends, strict=True)
     ]
     return torch.stack(chunks).sum(0)
 
 
-def made_anew(loss: Callable[[TokenStates, TokenStates], Tensor], student: TokenStates, teacher: TokenStates) -> Tensor:
+def made_anew(loss: Callable[..., Tensor], *states: TokenStates) -> Tensor:
     """A loss whose logits are not kept for backward, which makes them once more."""
-    value = checkpoint(loss, student, teacher, use_reentrant=False, preserve_rng_state=False)
+    value = checkpoint(loss, *states, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(value, Tensor)
     return value

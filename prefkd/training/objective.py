@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.signals import Losses, Need, Signals, Unit
+from prefkd.models.top_states import smallest_top_states
+from prefkd.training.signals import PROJECTORS, Answers, Losses, Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
-TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Literal["chosen", "rejected", "both"]}
+TERM_SETTINGS: Mapping[str, Any] = {"weight": float, "answers": Answers}
 ANSWERS = {"chosen": (0,), "rejected": (1,), "both": (0, 1)}
 
 
@@ -31,6 +33,7 @@ class Term:
         function: Called with `Signals`.
         weight: Its factor in the objective; with 0 it is only logged.
         sides: The answers it is about, if it is counted in tokens or parents.
+        cached: Whether it can do with what scores keep of distributions.
         needs, unit: See `prefkd.training.signals.term`.
     """
 
@@ -40,6 +43,7 @@ class Term:
     sides: tuple[int, ...]
     needs: frozenset[Need]
     unit: Unit
+    cached: bool = False
 
     def values(self, signals: Signals) -> tuple[Tensor, dict[str, tuple[Tensor, Unit]]]:
         """What it has for each pair, (B,), and what is logged besides, each with the unit that it is a sum over.
@@ -80,6 +84,10 @@ class Objective:
             taken = sum(name == term.name.partition(" ")[0] for term in self.terms)
             self.terms.append(_term(component, f"{name} {taken + 1}" if taken else name))
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
+        # Of the terms for which what scores keep of distributions will not do.
+        self.uncached_needs: frozenset[Need] = frozenset().union(
+            *(term.needs for term in self.terms if not term.cached)
+        )
 
     def __call__(self, signals: Signals, step: StepCounts | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
@@ -94,7 +102,7 @@ class Objective:
             if term.unit == "pair":
                 values = values * signals.pair_weight
             share = step.pairs / term.count(step, term.unit)
-            if not signals.only_projectors or "projectors" in term.needs:
+            if not signals.only_projectors or term.needs & PROJECTORS:
                 losses = losses + term.weight * share * values
             metrics[term.name] = share * values.detach()
             for name, (value, unit) in details.items():
@@ -107,24 +115,34 @@ class Objective:
 
 
 def objective_problems(
-    components: Sequence[Component], vocabularies: Callable[[], Vocabularies | None]
+    components: Sequence[Component],
+    vocabularies: Callable[[], Vocabularies | None],
+    kept: Mapping[Need, float] | None = None,
 ) -> Iterator[str]:
     """Why an objective cannot be computed, found by doing so on a pair of one token.
 
     Args:
         components: The terms of the config. One that `component_problems` finds fault with is left alone.
         vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
+        kept: The states in whose place scores keep distributions, and the temperature at which these are known.
     """
     vocabularies = cache(vocabularies)
     sound = [is_sound(component) for component in components]
     if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
         yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
+    needs = Objective([component for component, fine in zip(components, sound, strict=True) if fine]).needs
+    if needs >= PROJECTORS:
+        yield "objective: dual_space and dual_space_v2 have projectors of two kinds; use one of the two"
     for index, component in enumerate(components):
         if sound[index]:
-            yield from (f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies))
+            yield from (
+                f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies, kept or {})
+            )
 
 
-def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies | None]) -> Iterator[str]:
+def _term_problems(
+    component: Component, vocabularies: Callable[[], Vocabularies | None], kept: Mapping[Need, float]
+) -> Iterator[str]:
     term = _term(component, component["_component_"])
     if term.weight == math.inf:
         yield ".weight: inf leaves nothing to the other terms; use a number"
@@ -143,19 +161,24 @@ def _term_problems(component: Component, vocabularies: Callable[[], Vocabularies
             return
     try:
         with torch.no_grad():
-            term.values(_smallest_signals(term.needs, texts))
+            term.values(_smallest_signals(term.needs, texts, kept))
     except (ValueError, PrefkdError) as error:
         yield f": {error}"
     except Exception as error:  # a user's own function may raise anything
         yield f": {term.name} fails on a pair of one token ({type(error).__name__}: {error}); is all in its needs?"
 
 
-def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None) -> Signals:
+def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None, kept: Mapping[Need, float]) -> Signals:
     """A pair of answers of one token, with what is needed and no more."""
 
     def states(tokens: int) -> TokenStates:
         ids, table = torch.zeros(2, dtype=torch.long), torch.zeros(tokens, 1)
         return TokenStates(ids, ids, torch.arange(2), torch.zeros(2, 1), table, table, (1, 1), chunk_size=1)
+
+    def read(need: Need) -> TokenStates | None:
+        if need not in needs:
+            return None
+        return smallest_top_states(states(sizes[1]), kept[need]) if need in kept else states(sizes[1])
 
     parents = -torch.ones(2, 1, 1)
     sizes = (2, 2) if vocabularies is None else (len(vocabularies.student), len(vocabularies.teacher))
@@ -166,10 +189,17 @@ def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None)
         reference=parents if "reference" in needs else None,
         weights=-parents if "weights" in needs else None,
         teacher_logprobs=parents if "teacher_logprobs" in needs else None,
-        teacher=states(sizes[1]) if "teacher_states" in needs else None,
-        projectors=DualSpaceProjectors(1, 1) if "projectors" in needs else None,
+        teacher=read("teacher_states"),
+        positive=read("positive_states"),
+        negative=read("negative_states"),
+        projectors=_smallest_projectors(needs),
         vocabularies=vocabularies,
     )
+
+
+def _smallest_projectors(needs: frozenset[Need]) -> DualSpaceProjectors | ExactProjectors | None:
+    kinds = {"projectors": DualSpaceProjectors, "exact_projectors": ExactProjectors}
+    return next((kind(1, 1) for need, kind in kinds.items() if need in needs), None)
 
 
 def is_sound(component: Component) -> bool:
@@ -184,7 +214,8 @@ def _term(component: Component, name: str) -> Term:
         name=name,
         function=bind(own),
         weight=component.get("weight", 1.0),
-        sides=ANSWERS[component.get("answers", "chosen")],
+        sides=ANSWERS[component.get("answers", getattr(function, "answers", "chosen"))],
         needs=cast(Any, getattr(function, "needs", frozenset())),
         unit=cast(Any, getattr(function, "unit", "pair")),
+        cached=getattr(function, "cached", False),
     )

@@ -1,7 +1,7 @@
 """Projectors: what dual-space distillation trains besides the student, with a learning rate of its own."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem
 from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.models.load import ModelConfig
+from prefkd.method.dual_space_v2 import ExactProjectors, head_map
+from prefkd.models.head import head_scale_and_cap
+from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 
@@ -24,10 +28,12 @@ from prefkd.ranks import Ranks
 class ProjectorConfig:
     """How projectors are trained; of no effect where no term of the objective has any.
 
+    Those of dual_space start at random, that of dual_space_v2 where the heads of both models agree best.
+
     Attributes:
         lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
         warmup_steps: Number of steps at the start that train the projectors alone.
-        path: The projectors.safetensors of an earlier run to start from; null = start at random.
+        path: The projectors.safetensors of an earlier run to start from.
     """
 
     lr: float = 1e-3
@@ -42,6 +48,29 @@ class ProjectorConfig:
         if self.path is not None and not self.path.is_file():
             text = f"{self.path} does not exist; name the projectors.safetensors of an earlier run"
             yield Problem("path", text, about="projectors", paths=(self.path,))
+
+
+def projectors_for(
+    needs: Collection[str],
+    config: ProjectorConfig,
+    student: ModelConfig,
+    teacher: TeacherConfig,
+    vocabularies: Vocabularies | None,
+    *,
+    seed: int,
+    device: torch.device,
+) -> DualSpaceProjectors | ExactProjectors | None:
+    """The projectors that an objective asks for, None if it asks for none.
+
+    Args:
+        needs: Needs of the objective.
+        vocabularies: The tokens of both models, which dual_space_v2 needs.
+    """
+    if "projectors" in needs:
+        return make_projectors(config, student, teacher, seed=seed, device=device)
+    if "exact_projectors" in needs and vocabularies is not None:
+        return make_exact_projectors(config, student, teacher, vocabularies, device=device)
+    return None
 
 
 def make_projectors(
@@ -60,7 +89,46 @@ def make_projectors(
     return projectors.to(device)
 
 
-def load_projectors(path: Path, projectors: DualSpaceProjectors) -> None:
+def make_exact_projectors(
+    config: ProjectorConfig,
+    student: ModelConfig,
+    teacher: TeacherConfig,
+    vocabularies: Vocabularies,
+    *,
+    device: torch.device,
+) -> ExactProjectors:
+    """The projector of dual_space_v2; on the meta device without values.
+
+    Raises:
+        PrefkdError: That to start from belongs to models of other sizes, or a model cannot be loaded.
+    """
+    projectors = ExactProjectors(_hidden_size(student), _hidden_size(teacher))
+    if config.path is not None and device.type != "meta":
+        load_projectors(config.path, projectors)
+    elif device.type != "meta":
+        # Only rows of the heads are kept in memory, since the models may be split over the ranks later.
+        (own, own_scale), (its, its_scale) = (_stored_head(model) for model in (student, teacher))
+        shared = vocabularies.shared.within(len(own), len(its))
+        with torch.no_grad():
+            projectors.t2s.weight.copy_(
+                head_map(own_scale * own[shared.student].float(), its_scale * its[shared.teacher].float())
+            )
+    return projectors.to(device)
+
+
+def _stored_head(model: ModelConfig) -> tuple[Tensor, float]:
+    """The output layer of a checkpoint, (V, H), and the factor of its logits."""
+    lm = load_causal_lm(model, dtype=stored_dtype(model), device=torch.device("cpu"))
+    return _head(lm).detach(), head_scale_and_cap(lm.config)[0]
+
+
+def _head(lm: PreTrainedModel) -> Tensor:
+    weight = lm.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def load_projectors(path: Path, projectors: DualSpaceProjectors | ExactProjectors) -> None:
     """Read projectors from a file.
 
     Raises:

@@ -1,25 +1,31 @@
 """Terms that compare next-token distributions across tokenizers, where a parent is one token on each side.
 
-There both models predict what follows the same text. A term is a sum over such places, divided by all target tokens of
-the student, so that its size shows how many there are. Logged are `one_token_parents`, their share of all parents, and
-`student_shared_mass` and `teacher_shared_mass`, the mean probability of shared tokens at these places.
+There both models predict what follows the same text; models of one vocabulary do so at every target. A term is a sum
+over such places, divided by all target tokens of the student, so that its size shows how many there are. Logged are
+`one_token_parents`, their share of all parents, and `student_shared_mass` and `teacher_shared_mass`, the mean
+probability of shared tokens at these places.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from prefkd.method import shared_tokens as across
+from prefkd.method.divergences import divergence as divergence_of
+from prefkd.method.top_rows import TopRows, lumped_rows
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.top_states import TopStates
 from prefkd.training.chunks import in_chunks
-from prefkd.training.signals import Losses, Signals, term
+from prefkd.training.signals import Losses, Signals, Unit, term
 
+# What a model says of the next token at n places: (n, V) logits, or what scores keep of them.
+Distributions = Tensor | TopRows
 SURE = 0.6  # weight in a map from which h_kl takes two tokens for the same
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
 def shared_tokens(
     signals: Signals,
     form: Literal["lumped", "renormalised"] = "lumped",
@@ -35,17 +41,21 @@ def shared_tokens(
         divergence: A name of `prefkd.method.divergences`, where the other settings are explained.
         temperature: Temperature of both sides.
     """
-    shared = _shared(signals)
-    compare = {"lumped": across.lumped_divergence, "renormalised": across.renormalised_divergence}[form]
+    shared = shared_of(signals)
+    how = {"skew": skew, "adaptive_alpha": adaptive_alpha}
 
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        how = {"temperature": temperature, "skew": skew, "adaptive_alpha": adaptive_alpha}
-        return compare(divergence, student, teacher, shared, **how)
+    def loss(student: Tensor, teacher: Distributions) -> Tensor:
+        if form == "renormalised" and not isinstance(teacher, TopRows):
+            return across.renormalised_divergence(divergence, student, teacher, shared, temperature=temperature, **how)
+        sides = lumped(student, teacher, shared=shared, temperature=temperature)
+        if form == "renormalised":
+            sides = [side[:, :-1] for side in sides]  # kept tokens alone
+        return divergence_of(divergence, *sides, **how)
 
     return _at_one_token_parents(signals, loss, shared)
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_weight: float | None = None) -> Losses:
     """GOLD of TRL: shared tokens by a generalised Jensen-Shannon divergence, all others by sorted probabilities.
 
@@ -55,20 +65,21 @@ def gold(signals: Signals, beta: float = 0.5, temperature: float = 1.0, shared_w
         shared_weight: Weight of the divergence; sorted probabilities have 1 - shared_weight. null is the share of the
             teacher's tokens that are shared.
     """
-    shared, tokens = _shared(signals), _tokens(signals)
+    shared, tokens = shared_of(signals), token_counts(signals)
     weight = len(shared.teacher) / tokens[1] if shared_weight is None else shared_weight
     if not 0 <= weight <= 1:
         raise ValueError(f"shared_weight is {weight}, but must lie in 0..1")
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
-        matched, rest = across.hybrid_divergence(*logprobs, shared, beta=beta)
+        sides = (student, tokens[0]), (teacher, tokens[1])
+        p, q = (_logprobs(*side, temperature) for side in sides)
+        matched, rest = across.hybrid_divergence(p, q, shared, beta=beta)
         return weight * matched + (1 - weight) * rest
 
     return _at_one_token_parents(signals, loss, shared)
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token")
 def x_token(
     signals: Signals,
     form: Literal["p_kl", "h_kl"] = "p_kl",
@@ -89,15 +100,16 @@ def x_token(
         largest: Most tokens of each side that h_kl sorts.
     """
     assert signals.vocabularies is not None
-    tokens = _tokens(signals)
+    tokens = token_counts(signals)
     token_map = signals.vocabularies.token_map.within(*tokens)
-    shared = _shared(signals)
+    shared = shared_of(signals)
     if form == "h_kl":
         shared = across.common_pairs(token_map, SURE).to(shared.student.device)
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
-            logprobs = _logprobs(student, tokens[0], temperature), _logprobs(teacher, tokens[1], temperature)
-            matched, rest = across.hybrid_divergence(*logprobs, shared, beta=float(reverse), largest=largest)
+            sides = (student, tokens[0]), (teacher, tokens[1])
+            p, q = (_logprobs(*side, temperature) for side in sides)
+            matched, rest = across.hybrid_divergence(p, q, shared, beta=float(reverse), largest=largest)
             return temperature**2 * (matched + rest)
 
     else:
@@ -113,44 +125,111 @@ def x_token(
 
 
 def _at_one_token_parents(
-    signals: Signals, compare: Callable[[Tensor, Tensor], Tensor], shared: across.SharedTokens
+    signals: Signals, compare: Callable[[Tensor, Any], Tensor], shared: across.SharedTokens
 ) -> Losses:
-    """The sum of ``compare(student's logits, teacher's logits)``, (n,) of (n, V) each, over parents of one token."""
+    """The sum of ``compare(student's logits, teacher's)``, (n,) of (n, V) each, over parents of one token."""
+    values, logged = at_shared_places(signals, compare, shared, signals.teacher)
+    return signals.pair_sums(values), logged
 
-    def sums(student: TokenStates, teacher: TokenStates) -> Tensor:
-        logits, teacher_logits = student.logits(), teacher.logits().detach()
-        masses = [
-            across.shared_mass(values.detach(), ids).sum()
-            for values, ids in ((logits, shared.student), (teacher_logits, shared.teacher))
-        ]
-        return torch.stack([compare(logits, teacher_logits).sum(), *masses])
 
-    values, places = [], []
-    for student, teacher in signals.answers():
-        own, other = across.one_token_parents(student.parents, teacher.parents)
-        values.append(in_chunks(sums, student.at(own), teacher.at(other)))
-        places.append(len(own))
-    losses, *masses = (signals.pair_sums(list(column)) for column in torch.stack(values).unbind(1))
-    found = signals.pair_sums([losses.new_tensor(float(count)) for count in places])
-    return losses, {
-        "one_token_parents": (found, "parent"),
-        "student_shared_mass": ((masses[0] / found.clamp_min(1)).detach(), "pair"),
-        "teacher_shared_mass": ((masses[1] / found.clamp_min(1)).detach(), "pair"),
+def at_shared_places(
+    signals: Signals, compare: Callable[..., Tensor], shared: across.SharedTokens, *models: TokenStates | None
+) -> tuple[list[Tensor], Mapping[str, tuple[Tensor, Unit]]]:
+    """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
+
+    Args:
+        compare: From (n, V) logits of the student and `Distributions` of each model to (n,).
+        shared: The shared tokens, for what is logged.
+        models: The models.
+
+    Returns:
+        Its sum over each of `Signals.student_answers`, and what is logged.
+    """
+
+    def sums(student: TokenStates, *others: TokenStates) -> Tensor:
+        logits = student.logits()
+        known = [side.rows if isinstance(side, TopStates) else side.logits().detach() for side in others]
+        return torch.stack([compare(logits, *known).sum(), *shared_masses(logits.detach(), known[0], shared)])
+
+    places = shared_places(signals, *models)
+    losses, *masses = torch.stack([in_chunks(sums, *states) for states in places]).unbind(1)
+    count = place_counts(signals, places, losses)
+    shares = [(signals.pair_sums(list(mass)) / count.clamp_min(1)).detach() for mass in masses]
+    return list(losses), {
+        "one_token_parents": (count, "parent"),
+        "student_shared_mass": (shares[0], "pair"),
+        "teacher_shared_mass": (shares[1], "pair"),
     }
 
 
-def _tokens(signals: Signals) -> tuple[int, int]:
+def lumped(
+    student: Tensor, *models: Distributions, shared: across.SharedTokens, temperature: float = 1.0
+) -> Sequence[Tensor]:
+    """Log-probs of shared tokens and of all others together, of the student and of each model.
+
+    Of what scores keep it is the kept tokens that are shared.
+
+    Args:
+        student: (n, V) logits.
+        models: n distributions of each model, all of one kind.
+    """
+    rows = [model for model in models if isinstance(model, TopRows)]
+    if rows:
+        return lumped_rows(student, *rows, shared=shared, temperature=temperature)
+    sides = ((model, shared.teacher) for model in models if isinstance(model, Tensor))
+    return across.lumped_logprobs((student, shared.student), *sides, temperature=temperature)
+
+
+def shared_masses(student: Tensor, model: Distributions, shared: across.SharedTokens) -> list[Tensor]:
+    """The probability of shared tokens under the student, (n, V) logits, and under a model, summed over n places."""
+    if isinstance(model, TopRows):
+        return [(1 - side[:, -1].exp()).sum() for side in lumped_rows(student, model, shared=shared)]
+    sides = (student, shared.student), (model, shared.teacher)
+    return [across.shared_mass(logits, ids).sum() for logits, ids in sides]
+
+
+def shared_places(signals: Signals, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
+    """Where the student and models of the teacher's vocabulary predict what follows the same text.
+
+    That is where a parent is one token on each side; with one vocabulary it is every target.
+
+    Returns:
+        The states of the student and of each model, for each of `Signals.student_answers`.
+    """
+    found = []
+    for student, *others in signals.answers_of(*models):
+        if _has_one_tokenization(signals, student, others[0]):
+            found.append((student, *others))
+        else:
+            own, other = across.one_token_parents(student.parents, others[0].parents)
+            found.append((student.at(own), *(states.at(other) for states in others)))
+    return found
+
+
+def place_counts(signals: Signals, places: Sequence[tuple[TokenStates, ...]], like: Tensor) -> Tensor:
+    """(B,) how many of `shared_places` a pair has."""
+    return signals.pair_sums([like.new_tensor(float(len(states[0].targets))) for states in places])
+
+
+def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenStates) -> bool:
+    one = signals.vocabularies is not None and signals.vocabularies.are_one
+    return one and torch.equal(student.targets, other.targets)
+
+
+def token_counts(signals: Signals) -> tuple[int, int]:
     """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
-    assert signals.vocabularies is not None and signals.teacher is not None
+    other = signals.teacher or signals.positive
+    assert signals.vocabularies is not None and other is not None
     texts = signals.vocabularies.student, signals.vocabularies.teacher
-    heads = signals.student.head, signals.teacher.head
+    heads = signals.student.head, other.head
     student, teacher = (min(len(own), len(head)) for own, head in zip(texts, heads, strict=True))
     return student, teacher
 
 
-def _shared(signals: Signals) -> across.SharedTokens:
+def shared_of(signals: Signals) -> across.SharedTokens:
+    """The shared tokens that both heads have a row for, where the student is."""
     assert signals.vocabularies is not None
-    return signals.vocabularies.shared.within(*_tokens(signals)).to(signals.student.hidden.device)
+    return signals.vocabularies.shared.within(*token_counts(signals)).to(signals.student.hidden.device)
 
 
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:

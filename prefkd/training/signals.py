@@ -1,7 +1,7 @@
 """What the terms of an objective are computed from, and how a term says which of it it needs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -9,16 +9,21 @@ from torch import Tensor
 
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.logprob_model import TokenStates
 
 Unit = Literal["pair", "token", "parent"]
+Answers = Literal["chosen", "rejected", "both"]
 Need = Literal[
     "reference",
     "weights",
     "margin",
     "teacher_logprobs",
     "teacher_states",
+    "positive_states",
+    "negative_states",
     "projectors",
+    "exact_projectors",
     "vocabularies",
     "one_vocabulary",
 ]
@@ -26,9 +31,11 @@ Need = Literal[
 IMPLIED: dict[Need, tuple[Need, ...]] = {
     "weights": ("reference",),
     "projectors": ("teacher_states",),
-    "vocabularies": ("teacher_states",),
+    "exact_projectors": ("teacher_states", "vocabularies"),
     "one_vocabulary": ("teacher_states",),
 }
+# Of which an objective has one kind, whose warm-up trains nothing else.
+PROJECTORS: frozenset[Need] = frozenset(["projectors", "exact_projectors"])
 # What a term returns: a value for each pair, (B,), and what is logged besides; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,6 +59,7 @@ class Signals:
         margin: (B,) by how much, in units of the reward, the chosen answer must win.
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.
+        positive, negative: The states of pi+ and pi- at the teacher's targets, in the same order of answers.
         projectors: Projectors between the hidden states of both models.
         vocabularies: The tokens of both models.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
@@ -67,7 +75,9 @@ class Signals:
     margin: Tensor | float = 0.0
     teacher_logprobs: Tensor | None = None
     teacher: TokenStates | None = None
-    projectors: DualSpaceProjectors | None = None
+    positive: TokenStates | None = None
+    negative: TokenStates | None = None
+    projectors: DualSpaceProjectors | ExactProjectors | None = None
     vocabularies: Vocabularies | None = None
     sides: tuple[int, ...] = (0,)
     only_projectors: bool = False
@@ -78,8 +88,20 @@ class Signals:
 
     def answers(self) -> list[tuple[TokenStates, TokenStates]]:
         """What student and teacher say of each of these."""
-        assert self.teacher is not None, "a term that reads the teacher's states says so"
-        return list(zip(self.student_answers(), self._asked_about(self.teacher.answers()), strict=True))
+        return [(student, teacher) for student, teacher in self.answers_of(self.teacher)]
+
+    def answers_of(self, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
+        """What the student and then other models say of each of these."""
+        return list(zip(self.student_answers(), *(self.of_model(model) for model in models), strict=True))
+
+    def of_model(self, model: TokenStates | None) -> list[TokenStates]:
+        """What a model says of each of these."""
+        assert model is not None, "a term that reads the states of a model says so"
+        return self._asked_about(model.answers())
+
+    def of_sides(self, *sides: int) -> "Signals":
+        """The same for a part of a term that is about some answers: 0 for the chosen, 1 for the rejected ones."""
+        return replace(self, sides=sides)
 
     def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
         """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
@@ -94,7 +116,9 @@ class Signals:
         return [answer for side in self.sides for answer in answers[side * pairs : (side + 1) * pairs]]
 
 
-def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Function], Function]:
+def term(
+    *, needs: Collection[Need] = (), unit: Unit = "pair", answers: Answers = "chosen", cached: bool = False
+) -> Callable[[Function], Function]:
     """Mark a function as a term of an objective.
 
     Args:
@@ -102,10 +126,14 @@ def term(*, needs: Collection[Need] = (), unit: Unit = "pair") -> Callable[[Func
             models must have the same tokens. `margin` says that it asks for one.
         unit: The unit that its values are sums over: they are divided by the pairs, by the student's target tokens or
             by the parents of the whole step.
+        cached: Whether what scores keep of distributions will do in the place of a model's states.
+        answers: The answers that it is about unless a config says otherwise, if it is counted in tokens or parents.
     """
 
     def mark(function: Function) -> Function:
         function.needs, function.unit = with_implied(needs), unit  # pyright: ignore[reportFunctionMemberAccess]
+        function.cached = cached  # pyright: ignore[reportFunctionMemberAccess]
+        function.answers = answers  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
     return mark

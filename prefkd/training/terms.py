@@ -28,15 +28,34 @@ A term of your own lies in a file of your own, mine.py say, and `_component_: mi
         return signals.pair_sums(values)
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from prefkd.errors import PrefkdError
-from prefkd.method import baselines, divergences, preference
-from prefkd.method.dual_space import DualSpaceSide, DualSpaceTerms, dual_space_loss, same_vocabulary_loss
+from prefkd.method import baselines, divergences
+from prefkd.method import preference as preference_losses
+from prefkd.method.dual_space import (
+    DualSpaceProjectors,
+    DualSpaceSide,
+    DualSpaceTerms,
+    dual_space_loss,
+    same_vocabulary_loss,
+)
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.dual_space_v2_term import dual_space_v2 as dual_space_v2
+from prefkd.training.preference_terms import adpa as adpa
+from prefkd.training.preference_terms import align_distil as align_distil
+from prefkd.training.preference_terms import dckd as dckd
+from prefkd.training.preference_terms import distillm2 as distillm2
+from prefkd.training.preference_terms import pad as pad
+from prefkd.training.preference_terms import preference as preference
+from prefkd.training.preference_terms import rewarded
+from prefkd.training.preference_terms import tvkd as tvkd
 from prefkd.training.shared_token_terms import gold as gold
+from prefkd.training.shared_token_terms import shared_places
 from prefkd.training.shared_token_terms import shared_tokens as shared_tokens
 from prefkd.training.shared_token_terms import x_token as x_token
 from prefkd.training.signals import Losses, Signals, term
@@ -47,7 +66,9 @@ def dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Lo
     """DPO on whole answers (arXiv 2305.18290); with label smoothing conservative DPO."""
     assert signals.reference is not None
     inputs = *signals.policy.sum(-1), *signals.reference.sum(-1)
-    return _rewarded(*preference.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing, offset=signals.margin))
+    return rewarded(
+        *preference_losses.dpo_loss(*inputs, beta=beta, label_smoothing=label_smoothing, offset=signals.margin)
+    )
 
 
 @term(needs=["reference"])
@@ -56,16 +77,16 @@ def ipo(signals: Signals, beta: float = 0.1) -> Losses:
     assert signals.reference is not None
     parents = signals.parent_mask.sum(-1)
     inputs = *signals.policy.sum(-1) / parents, *signals.reference.sum(-1) / parents
-    return _rewarded(*preference.ipo_loss(*inputs, beta=beta))
+    return rewarded(*preference_losses.ipo_loss(*inputs, beta=beta))
 
 
 @term(needs=["weights", "margin"])
 def tis_dpo(signals: Signals, beta: float = 0.1, label_smoothing: float = 0.0) -> Losses:
     """Importance-weighted DPO on parents (CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350)."""
     assert signals.reference is not None and signals.weights is not None
-    margins = preference.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
-    return _rewarded(
-        *preference.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing, offset=signals.margin)
+    margins = preference_losses.parent_margin(signals.policy, signals.reference, signals.weights, signals.parent_mask)
+    return rewarded(
+        *preference_losses.tis_dpo_loss(*margins, beta=beta, label_smoothing=label_smoothing, offset=signals.margin)
     )
 
 
@@ -89,7 +110,7 @@ def dual_space(
         temperature: Temperature of both sides of both divergences.
         teacher_temperature: Further temperature of the projected teacher.
     """
-    assert signals.projectors is not None
+    assert isinstance(signals.projectors, DualSpaceProjectors)
     return _dual_space(
         signals,
         [
@@ -112,7 +133,7 @@ def dual_space(
 @term(needs=["projectors", "one_vocabulary"], unit="token")
 def same_vocabulary_dual_space(signals: Signals, divergence: str = "forward_kl", temperature: float = 2.0) -> Losses:
     """DSKD (arXiv 2406.17328) for models of one vocabulary, whose positions need no attention to find each other."""
-    assert signals.projectors is not None
+    assert isinstance(signals.projectors, DualSpaceProjectors)
     return _dual_space(
         signals,
         [
@@ -160,18 +181,24 @@ def same_vocabulary(
     return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
 
 
-@term(needs=["teacher_states"], unit="token")
-def uld(signals: Signals) -> Losses:
-    """Universal logit distillation (arXiv 2402.12030): sorted probabilities of the i-th tokens of both answers."""
+@term(needs=["teacher_states"], unit="token", cached=True)
+def uld(signals: Signals, align: Literal["position", "parent"] = "position") -> Losses:
+    """Universal logit distillation (arXiv 2402.12030): how probable tokens are, whichever they are.
+
+    Args:
+        align: `position` compares the i-th tokens of both answers, as published, though they stand in other places of
+            the text; `parent` compares where a parent is one token on each side.
+    """
 
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         labels = student.targets[None], teacher.targets[None]
         return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
 
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in signals.answers()])
+    answers = signals.answers() if align == "position" else shared_places(signals, signals.teacher)
+    return signals.pair_sums([in_chunks(loss, *answer) for answer in answers])
 
 
-@term(needs=["vocabularies"], unit="token")
+@term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
 def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     """MinED (FuseLLM, arXiv 2401.10491): the teacher's logits, carried over to the tokens that are spelled most alike.
 
@@ -186,7 +213,7 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         return baselines.min_ed_loss(
             student.logits()[None],
-            teacher.logits()[None],
+            teacher.logits_at(temperature)[None],
             student.targets[None],
             teacher.targets[None],
             student_input_ids=student.inputs[None],
@@ -216,18 +243,6 @@ def alm(signals: Signals, temperature: float = 100.0) -> Losses:
         for answer in zip(*answers, strict=True)
     ]
     return signals.pair_sums(values)
-
-
-def _rewarded(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Losses:
-    """The losses of a preference term, and what is logged about them."""
-    margin = chosen_rewards - rejected_rewards
-    return losses, {
-        "margin": margin,
-        "accuracy": (margin > 0).float(),
-        "saturated": (margin.abs() > 10).float(),  # there the sigmoid is flat and a pair teaches nothing
-        "chosen_reward": chosen_rewards,
-        "rejected_reward": rejected_rewards,
-    }
 
 
 def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:

@@ -77,6 +77,13 @@ def test_config_json_is_enough(plan, world, recipe, capsys):
     assert "fits" in capsys.readouterr().out
 
 
+def test_kept_distributions_are_planned(plan):
+    """For each of 64 targets of 1,000 pairs: ids of 9 bits and log-probs of 2 bytes, and two masses of others."""
+    whole, kept = plan("score"), plan("score", "keep={top_k: 32, models: [teacher, positive, negative]}")
+    added = 1000 * 64 * (2 * (36 + 64 + 4) + 64 + 4)
+    assert kept["scores"][0] - whole["scores"][0] == pytest.approx(added)
+
+
 def test_what_changes_memory(plan):
     whole = plan("sft", "training.activation_checkpointing=none")
     split = plan("sft", "--nproc-per-node", "2", "training.activation_checkpointing=none")

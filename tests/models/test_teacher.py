@@ -76,6 +76,8 @@ def values(output: TeacherOutput) -> dict[str, torch.Tensor]:
         (Asks(reference=True, logprobs=True), 1, 0),
         (Asks(reference=True, instructions=INSTRUCTIONS, states=True), 3, 1),
         (Asks(states=True), 1, 1),
+        (Asks(instructions=INSTRUCTIONS, contrast_logprobs=False, contrast_states=("positive",)), 1, 1),
+        (Asks(reference=True, instructions=INSTRUCTIONS, contrast_states=("positive", "negative")), 3, 2),
         (Asks(), 0, 0),
     ],
 )
@@ -92,7 +94,8 @@ def test_a_pair_is_read_once(config, aligned, passes, asks, readings, kept_readi
         assert values(one).keys() == values(other).keys()
         for name, value in values(one).items():
             assert torch.equal(value, values(other)[name]), name
-        assert (one.states is None) == (other.states is None) == (not asks.states)
+        asked = {*asks.contrast_states} | ({"own"} if asks.states else set())
+        assert one.states.keys() == other.states.keys() == asked
 
 
 def test_kept_values_are_those_of_the_pair_in_any_company(config, aligned, passes):

@@ -35,7 +35,9 @@ def split(term: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    make_model(folder / "positive", "llama", "byte_level", seed=5)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,7 @@ def everything(world) -> str:
         "uld", "min_ed", "alm answers: both, temperature: 10.0",
         "dual_space divergence: reverse_kl, answers: rejected",
         "shared_tokens", "gold answers: both, beta: 0.3", "x_token temperature: 2.0", "x_token form: h_kl",
+        "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2", "preference loss: hinge_loss", "uld align: parent",
     )  # fmt: skip
 
 
@@ -67,7 +70,8 @@ def test_every_term_is_logged(plain):
     assert [line["step"] for line in metrics] == [0, 1, 2, 3]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     names = {"dpo", "ipo", "tis_dpo", "cross_entropy", "dual_space", "uld", "min_ed", "alm", "dual_space 2",
-             "shared_tokens", "gold", "x_token", "x_token 2"}  # fmt: skip
+             "shared_tokens", "gold", "x_token", "x_token 2",
+             "align_distil", "dckd", "adpa", "tvkd", "pad", "distillm2", "preference", "uld 2"}  # fmt: skip
     parts = {
         "t2s_ce",
         "t2s_kd",
@@ -223,6 +227,36 @@ def test_warming_up_leaves_the_student_alone(world, tmp_path):
     assert changed == {"query", "t2s"}
 
 
+@pytest.fixture(scope="module")
+def exact(world, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A run with the projectors of DSKD v2, which start where the heads agree."""
+    out = tmp_path_factory.mktemp("runs") / "exact"
+    return out, run(world, out, EXACT, *SLOWLY)
+
+
+EXACT = objective("dual_space_v2 answers: both", "cross_entropy")
+
+
+@pytest.mark.parametrize(
+    "override", ["training.microbatch_size=1", "training.chunk_size=3", "student.share_prompt=false"]
+)
+def test_how_a_batch_of_dual_space_v2_is_computed_changes_nothing(world, exact, tmp_path, override):
+    out = tmp_path / "out"
+    assert_same(exact, (out, run(world, out, EXACT, *SLOWLY, override)))
+
+
+def test_two_processes_of_dual_space_v2_are_one(world, exact, tmp_path):
+    out = tmp_path / "out"
+    two, _ = run_processes(lambda: run(world, out, EXACT, *SLOWLY, "training.microbatch_size=2"))
+    assert_same(exact, (out, two))
+
+
+def test_projectors_of_dual_space_v2_are_read_again(world, exact, tmp_path):
+    settings = (EXACT, f"projectors.path={exact[0] / 'projectors.safetensors'}", "training.max_steps=1", AT_ONCE)
+    again = run(world, tmp_path / "again", *settings)
+    assert again[0]["held_out/t2s_ce"] != pytest.approx(exact[1][0]["held_out/t2s_ce"], rel=1e-6)
+
+
 def test_projected_teacher_learns_to_hit_the_targets(world, tmp_path):
     settings = ("training.epochs=20", "projectors.lr=1e-2", "optimizer=torch.optim.AdamW", "optimizer.lr=1e-4")
     metrics = run(world, tmp_path / "out", objective("dual_space"), *settings, "training.evaluate_every=60")
@@ -245,6 +279,38 @@ def test_scores_beside_a_live_teacher(world, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_module, "load_causal_lm", refuse)
     run(world, tmp_path / "on_scores", objective("tis_dpo", "alm"), *cached, "~teacher.path", "training.max_steps=1")
     run(world, tmp_path / "sft", objective("cross_entropy"), "training.max_steps=1")
+
+
+def test_pi_plus_and_pi_minus_are_models_of_their_own(world, tmp_path, monkeypatch):
+    """By the numbers of these models alone: the teacher itself is neither loaded nor asked."""
+    loaded = []
+    load = frozen_module.load_causal_lm
+    monkeypatch.setattr(
+        frozen_module,
+        "load_causal_lm",
+        lambda config, **how: loaded.append(Path(config.path).name) or load(config, **how),
+    )
+    models = tuple(text.replace("{world}", str(world)) for text in (*MODELS, "contrast.negative.dtype=float32"))
+    settings = (*models, "contrast.positive.dtype=float32", "training.max_steps=1", AT_ONCE)
+    metrics = run(world, tmp_path / "out", objective("align_distil", "dckd"), *settings)
+    assert loaded == ["positive", "teacher"]
+    alone = run(world, tmp_path / "alone", objective("dckd"), *settings)
+    assert loaded[2:] == ["positive"]  # what pi- says is not asked
+    assert alone[0]["held_out/dckd"] == pytest.approx(metrics[0]["held_out/dckd"], rel=1e-6)
+    teacher = run(world, tmp_path / "teacher", objective("shared_tokens answers: both"), "training.max_steps=1",
+                  f"teacher.path={world}/positive", AT_ONCE)  # fmt: skip
+    assert alone[0]["held_out/dckd"] == pytest.approx(teacher[0]["held_out/shared_tokens"], rel=1e-6)
+
+
+def test_a_contrast_of_another_tokenizer_is_refused(world, tmp_path, capsys):
+    models = (
+        "contrast.kind=models",
+        f"contrast.positive.path={world}/student",
+        f"contrast.negative.path={world}/teacher",
+    )
+    run(world, tmp_path / "out", objective("adpa"), *models, code=2)
+    (line,) = errors(capsys)
+    assert line.startswith("contrast.positive: ") and line.endswith("name a model of the teacher's family")
 
 
 def test_students_own_start_as_reference(world, tmp_path):
@@ -286,6 +352,7 @@ def errors(capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
+MODELS = ("contrast.kind=models", "contrast.positive.path={world}/positive", "contrast.negative.path={world}/teacher")
 DUAL = "prefkd.training.terms.dual_space"
 MISTAKES = {
     ("objective=[]",): "objective: no term has a weight above 0, so that nothing would be learned; give one",
@@ -330,6 +397,27 @@ MISTAKES = {
     "use scores (whichever contrast was scored) or uniform",
     (objective("dpo"), "projectors.warmup_steps=3"): "projectors.warmup_steps: no term of the objective has "
     "projectors; add dual_space, or use 0",
+    (objective("adpa"), "contrast.kind=none"): "contrast.kind: none, but the objective asks for pi+ and pi-; use "
+    "prompts or models",
+    (objective("dckd"), "~teacher.path", "teacher.scores={scores}"): "contrast.kind: prompts needs a teacher in memory "
+    "to be pi+, of which the scores keep nothing; use models, remove scores, or score with keep.models",
+    (objective("dpo"), *MODELS): "contrast: no term of the objective compares with pi+ or pi-; add align_distil, or "
+    "remove it",
+    (objective("tis_dpo", "tvkd"), *MODELS): "weights.contrast: prompt_pair stands next to contrast.kind: models; use "
+    "scores or uniform",
+    (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
+    "not those of weights; give both the same",
+    (objective("preference loss: nca_loss"),): "objective[0].loss: nca_loss looks at each answer apart, and the "
+    "teacher as reference shifts both by tens of nats; set reference: student, or use recipe dpo_distill with "
+    "centre: true",
+    (objective("preference loss: cpo_loss"),): "objective[0]: cpo_loss compares with no reference; use recipe dpo",
+    (objective("dual_space", "dual_space_v2"),): "objective: dual_space and dual_space_v2 have projectors of two "
+    "kinds; use one of the two",
+    (objective("align_distil beta: 0.0"),): "objective[0]: beta is 0.0, but must be above 0, below which a loss "
+    "teaches the opposite",
+    (objective("distillm2 skew: 1.0"),): "objective[0]: skew is 1.0, but must lie between 0 and 1",
+    (objective("pad form: jsd"),): "objective[0].form: 'jsd' is not one of published, js, ranking, which "
+    "prefkd.training.terms.pad asks for",
     ("projectors.lr=0.0",): "projectors.lr: 0.0 would stop the projectors from learning; use a positive number, 1e-3 "
     "say",
     ("projectors.path=no.file",): "projectors.path: no.file does not exist; name the projectors.safetensors of an "
@@ -344,8 +432,11 @@ def scores(world, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("overrides", MISTAKES, ids=lambda overrides: overrides[0].replace(f"{TERM}.", ""))
 def test_mistakes_are_one_line(world, scores, tmp_path, capsys, overrides):
-    run(world, tmp_path / "out", *(text.replace("{scores}", str(scores)) for text in overrides), code=2)
-    assert errors(capsys) == [MISTAKES[overrides]]
+    expected, places = MISTAKES[overrides], {"{scores}": scores, "{world}": world}
+    for name, place in places.items():
+        overrides = tuple(text.replace(name, str(place)) for text in overrides)
+    run(world, tmp_path / "out", *overrides, code=2)
+    assert errors(capsys) == [expected]
     assert not (tmp_path / "out").exists()
 
 

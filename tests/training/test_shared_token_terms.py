@@ -172,3 +172,12 @@ def test_a_head_with_fewer_rows_than_its_tokenizer_has_tokens(signals):
     ):
         values, _ = function(fewer, **settings)
         assert values.isfinite().all() and (values != 0).all()
+
+
+def test_uld_by_parents_compares_what_follows_the_same_text(signals):
+    values = terms.uld(signals, align="parent")
+    for pair in (0, 1):
+        p, q = (logits.softmax(-1).sort(descending=True).values for logits in alone(signals, pair))
+        width = max(len(p), len(q))
+        left, right = (F.pad(side, (0, width - len(side))) for side in (p, q))
+        torch.testing.assert_close(values[pair], (left - right).abs().sum())

@@ -1,0 +1,106 @@
+"""What scores keep of next-token distributions besides log-probs of parents, as columns of a data set.
+
+For each of the models teacher, positive (pi+) and negative (pi-), and each target of the teacher's tokenizer, it is the
+log-probs of the k most probable tokens and of all others together. The tokens of pi- are those of pi+, so that both can
+be compared. A row of a data set has for each answer
+
+    {answer}_{model}_ids          the ids in as few bits as they need; none for pi-
+    {answer}_{model}_top          float16 log-probs of these tokens, (n, k)
+    {answer}_{model}_rests        float16 log of the mass of all others, (n, 2), at temperature 1 and at the kept one
+    {answer}_{model}_value        float32, what the states after each target but the last are worth (TVKD)
+
+and, the same in all rows, kept_temperature and kept_tokens, the size of the vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefkd.data.packing import Movable
+from prefkd.data.tokenizing import ANSWERS
+from prefkd.method.top_rows import TopRows, id_bits, pack_ids, unpack_ids
+
+KEPT: tuple[Literal["teacher", "positive", "negative"], ...] = ("teacher", "positive", "negative")
+LEAST_HALF = -65504.0  # what float16 has for -inf
+
+
+@dataclass(frozen=True)
+class KeptRows(Movable):
+    """What was kept of a model, of the N targets of a microbatch.
+
+    Attributes:
+        ids, logprobs: (N, k) the most probable tokens.
+        rest, cooled_rest: (N,) log of the mass of all others, at temperature 1 and at the kept one.
+        temperature, tokens: See `TopRows`.
+        values: (A,) what the states of each answer are worth, or None.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    rest: Tensor
+    cooled_rest: Tensor
+    temperature: float
+    tokens: int
+    values: Tensor | None
+
+    @property
+    def rows(self) -> TopRows:
+        """The same as the losses take it."""
+        return TopRows(self.ids, self.logprobs, self.rest, self.cooled_rest, self.temperature, self.tokens)
+
+
+def kept_columns(name: str, answer: str, rows: TopRows, value: float | None) -> dict[str, Any]:
+    """The columns of an answer."""
+    rests = torch.stack([rows.rest, rows.cooled_rest], -1)
+    found: dict[str, Any] = {f"{answer}_{name}_top": _halves(rows.logprobs), f"{answer}_{name}_rests": _halves(rests)}
+    if name != "negative":
+        found[f"{answer}_{name}_ids"] = pack_ids(rows.ids.cpu().numpy(), rows.tokens)
+    if value is not None:
+        found[f"{answer}_{name}_value"] = np.array([value], dtype=np.float32)
+    return found
+
+
+def kept_rows(rows: Sequence[Mapping[str, Any]], name: str) -> KeptRows | None:
+    """What was kept of a model of the pairs of a microbatch; None if nothing was."""
+    if f"chosen_{name}_top" not in rows[0]:
+        return None
+    tokens, temperature = rows[0]["kept_tokens"], rows[0]["kept_temperature"]
+    ids, tops, rests, values = [], [], [], []
+    for answer in ANSWERS:
+        for row in rows:
+            targets = len(row[f"teacher_{answer}"])
+            top = np.frombuffer(row[f"{answer}_{name}_top"], dtype=np.float16).reshape(targets, -1)
+            packed = row[f"{answer}_{'positive' if name == 'negative' else name}_ids"]
+            ids.append(unpack_ids(packed, top.shape[1], tokens))
+            tops.append(top)
+            rests.append(np.frombuffer(row[f"{answer}_{name}_rests"], dtype=np.float16).reshape(targets, 2))
+            values += row.get(f"{answer}_{name}_value") or []
+    logprobs, masses = (_wide(np.concatenate(parts)) for parts in (tops, rests))
+    return KeptRows(
+        ids=torch.from_numpy(np.concatenate(ids)),
+        logprobs=logprobs,
+        rest=masses[:, 0],
+        cooled_rest=masses[:, 1],
+        temperature=temperature,
+        tokens=tokens,
+        values=torch.tensor(values) if values else None,
+    )
+
+
+def kept_bytes(k: int, tokens: int, models: Sequence[str]) -> int:
+    """Bytes that are kept of a target of the teacher, before compression."""
+    ids = -(-k * id_bits(tokens) // 8)
+    return sum(2 * k + 4 + (ids if name != "negative" else 0) for name in models)
+
+
+def _halves(values: Tensor) -> bytes:
+    return values.float().clamp_min(LEAST_HALF).cpu().numpy().astype(np.float16).tobytes()
+
+
+def _wide(halves: np.ndarray) -> Tensor:
+    values = torch.from_numpy(halves.astype(np.float32))
+    return values.masked_fill(values <= LEAST_HALF, -torch.inf)

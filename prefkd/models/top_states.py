@@ -1,0 +1,156 @@
+"""What scores keep of a model's next-token distributions, in the place of its hidden states."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from prefkd.data.batches import PairBatch
+from prefkd.data.kept_rows import KEPT, KeptRows, kept_columns
+from prefkd.errors import PrefkdError
+from prefkd.method.preference_distillation import state_values
+from prefkd.method.top_rows import TopRows, rows_of
+from prefkd.models.logprob_model import TokenStates
+
+
+@dataclass
+class KeepConfig:
+    """What is kept of next-token distributions, for terms that compare them without the teacher in memory.
+
+    Attributes:
+        top_k: The most probable tokens of each target.
+        target: The target is always among them, in the place of the least probable one if need be.
+        value: Also what the states after each target are worth, a number for each answer (TVKD).
+        temperature: Beside 1, at which the mass of all other tokens is known; and that of the values.
+        models: Models whose distributions are kept: the teacher, and with a contrast pi+ and pi-. The tokens of pi+ are
+            kept of pi- too, so that both can be compared.
+    """
+
+    top_k: int = 64
+    target: bool = True
+    value: bool = True
+    temperature: float = 2.0
+    models: list[Literal["teacher", "positive", "negative"]] = field(default_factory=lambda: ["teacher"])
+
+    def problems(self) -> Any:
+        if self.top_k < 1:
+            yield f"top_k: {self.top_k} keeps nothing; use 64, or remove keep"
+        if not self.temperature > 0:
+            yield f"temperature: {self.temperature} is not a temperature; use a positive number"
+        if not self.models:
+            yield "models: none is named; name teacher, or remove keep"
+        if "negative" in self.models and "positive" not in self.models:
+            yield "models: negative is kept on the tokens of positive; name both"
+
+    def fingerprint(self, tokens: int | None) -> dict[str, str | float | int | bool | None]:
+        """What the kept columns depend on; `tokens` is the size of the vocabulary."""
+        return {
+            "keep.top_k": self.top_k,
+            "keep.target": self.target,
+            "keep.value": self.value,
+            "keep.temperature": self.temperature,
+            "keep.models": " ".join(name for name in KEPT if name in self.models),
+            "keep.tokens": tokens,
+        }
+
+    def require(self, tokens: int) -> None:
+        """Make sure that a vocabulary has so many tokens.
+
+        Raises:
+            PrefkdError: It has fewer.
+        """
+        if self.top_k > tokens:
+            raise PrefkdError(f"keep.top_k: {self.top_k} is more than the {tokens} tokens of the teacher; use 64")
+
+    def columns(self, states: Mapping[str, TokenStates], tokens: int | None) -> list[dict[str, Any]]:
+        """What is kept of each pair of a microbatch, from the states of the models that are named.
+
+        Args:
+            tokens: Size of the vocabulary; a head may have more rows.
+        """
+        answers = {"teacher" if name == "own" else name: model.answers() for name, model in states.items()}
+        count = len(next(iter(answers.values()))) // 2
+        found: list[dict[str, Any]] = [{} for _ in range(count)]
+        for index in range(2 * count):
+            side, pair = divmod(index, count)
+            ids: Tensor | None = None
+            for name in KEPT:
+                if name in answers:
+                    rows, value = self._of_answer(answers[name][index], ids if name == "negative" else None, tokens)
+                    ids = rows.ids
+                    found[pair] |= kept_columns(name, ("chosen", "rejected")[side], rows, value)
+        return found
+
+    @torch.no_grad()
+    def _of_answer(self, states: TokenStates, ids: Tensor | None, tokens: int | None) -> tuple[TopRows, float | None]:
+        parts, value = [], 0.0
+        for start in range(0, len(states.targets), states.chunk_size):
+            end = start + states.chunk_size
+            part = states.part(start, end)
+            logprobs = part.logits()[:, :tokens].log_softmax(-1)
+            own = logprobs.topk(self.top_k).indices if ids is None else ids[start:end]
+            if self.target and ids is None:
+                missing = (own != part.targets[:, None]).all(-1)
+                own[missing, -1] = part.targets[missing]
+            parts.append(rows_of(logprobs, own, self.temperature))
+            worth = state_values(logprobs, temperature=self.temperature)
+            value += worth[1 if start == 0 else 0 :].sum().item()
+        merged = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("ids", "logprobs", "rest", "cooled_rest")
+        }
+        return replace(parts[0], **merged), value if self.value else None
+
+
+@dataclass(frozen=True)
+class TopStates(TokenStates):
+    """Targets whose distributions are known by their most probable tokens. There are no states, and no head.
+
+    Attributes:
+        rows: The distributions.
+        values: (A,) what the states of each answer are worth at the temperature of the rows, or None.
+    """
+
+    rows: TopRows = cast(Any, None)
+    values: Tensor | None = None
+
+    @classmethod
+    def of(cls, kept: KeptRows, batch: PairBatch, chunk_size: int) -> "TopStates":
+        """Those of a microbatch."""
+        tokens = batch.teacher
+        return cls(
+            inputs=tokens.input_ids.flatten()[tokens.predictors],
+            targets=tokens.targets,
+            parents=tokens.parents,
+            hidden=kept.logprobs.new_zeros(len(tokens.targets), 0),
+            embedding=kept.logprobs.new_zeros(kept.tokens, 0),
+            head=kept.logprobs.new_zeros(kept.tokens, 0),
+            lengths=tokens.lengths,
+            chunk_size=chunk_size,
+            rows=kept.rows,
+            values=kept.values,
+        )
+
+    def logits(self) -> Tensor:
+        """(N, V), all tokens that were not kept alike."""
+        return self.rows.logits()
+
+    def logits_at(self, temperature: float) -> Tensor:
+        """As `logits`, for a softmax at a temperature."""
+        return self.rows.logits(temperature)
+
+    def at(self, which: slice | Tensor) -> "TopStates":
+        """The targets of a slice or at some indices, as if they were one answer."""
+        return replace(super().at(which), rows=self.rows.at(which))  # pyright: ignore[reportReturnType, reportCallIssue]
+
+
+def smallest_top_states(states: TokenStates, temperature: float) -> TopStates:
+    """Some targets as if they had been kept, for looking whether a term can be computed."""
+    tokens, count = len(states.head), len(states.targets)
+    logprobs = torch.zeros(count, tokens).log_softmax(-1)
+    rows = rows_of(logprobs, logprobs.topk(min(2, tokens)).indices, temperature)
+    values = torch.zeros(len(states.lengths))
+    parts: Sequence[str] = ("inputs", "targets", "parents", "hidden", "embedding", "head", "lengths", "chunk_size")
+    return TopStates(**{name: getattr(states, name) for name in parts}, rows=rows, values=values)
