@@ -235,6 +235,8 @@ def _resolve(config: Any, key: str, found: _Findings) -> None:
     names: Any = range(len(config)) if in_list else config
     for name in names:
         path = f"{key}[{name}]" if in_list else _join(key, name)
+        if path in found.broken:
+            continue
         if OmegaConf.is_missing(config, name):
             if not found.touch(path):
                 found.add(path, f"missing; give {describe(hints.get(name, Any))}")

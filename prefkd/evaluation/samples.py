@@ -1,10 +1,13 @@
 """Answers of a model in training to a few held-out prompts, `prefkd.training.samples`."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.templates import ModelSide
+from prefkd.errors import DataError
 from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
 from prefkd.evaluation.prompts import Prompt
 from prefkd.models.logprob_model import LogprobModel
@@ -35,10 +38,10 @@ class Samples:
         asked = training.sample_answers if ranks.world_size == 1 else 0
         self._prompts: list[Prompt] = []
         if asked:
-            held_out = load_pairs(data).held_out
-            rows: list[Any] = [held_out[i] for i in range(min(asked, len(held_out)))]
             better = "rejected" if data.reverse else "chosen"
-            self._prompts = [Prompt(f"{row['file']}:{row['row']}", row["prompt"], [row[better]]) for row in rows]
+            rows: Iterator[Any] = map(dict, load_pairs(data).held_out)
+            prompts = (Prompt(f"{row['file']}:{row['row']}", row["prompt"], [row[better]]) for row in rows)
+            self._prompts = list(islice(filter(self._can_read, prompts), asked))
 
     def __call__(self, step: int) -> dict[str, float]:
         """Answer the prompts after a step, and append the answers to samples.jsonl.
@@ -51,6 +54,13 @@ class Samples:
             return {}
         write_samples(self._output_dir, found)
         return {"samples/words": sum(len(sample.answer.split()) for sample in found) / len(found)}
+
+    def _can_read(self, prompt: Prompt) -> bool:
+        """Whether the model takes a prompt; a pair that it refuses is left out of the training too."""
+        try:
+            return not self._side.unreadable(self._side.encode_prompts([self._side.frame(prompt.messages)])[0])
+        except DataError:
+            return False
 
     def _answer(self, step: int) -> list[Sample]:
         """Answer the prompts with the weights as they are."""

@@ -29,10 +29,11 @@ def shard(
 ) -> None:
     """Split the weights of a model over the ranks, in place; without torchrun, and for a plan, nothing happens.
 
-    Each decoder layer is a group of its own, and each projector. Embeddings, final norm and head stay in the group of
-    the root, because a tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it
-    directly). A model whose weights are wider than its precision computes with weights that are cast once, when they
-    are gathered; gradients are summed in float32, and projectors are float32 throughout.
+    Each decoder layer is a group of its own. Embeddings, final norm and head stay in the group of the root, because a
+    tied head must be gathered together with its embedding (and `LogprobModel.forward` uses it directly). So do
+    projectors, which are called once for each answer: ranks with unequally many answers would gather a group of theirs
+    unequally often, and wait for each other for ever. A model whose weights are wider than its precision computes with
+    weights that are cast once, when they are gathered; gradients are summed in float32.
 
     Args:
         model: Put together on `ranks.assembly_device`: the main rank has read its weights into main memory. Group by
@@ -60,9 +61,6 @@ def shard(
         cast_forward_inputs=False,
     )
     model.autocasts = model.precision == torch.float32
-    for projector in model.projectors.children() if model.projectors is not None else ():
-        _hand_out(projector, ranks)
-        fully_shard(projector, mesh=mesh, offload_policy=policy)
     for group in (*decoder_layers(model.lm), model):
         _hand_out(group, ranks)
         if prepare is not None and group is not model:

@@ -25,9 +25,9 @@ SHORT = ["training.max_steps=2", "training.batch_size=4", "training.microbatch_s
 ADAPTED = {"score": [], "sft": SHORT, "dpo": SHORT}
 
 
-def ultrafeedback(source: str, *, name: str | None, split: str) -> Dataset:
+def ultrafeedback(source: str, *, name: str | None, split: str, revision: str | None) -> Dataset:
     """Rows as HuggingFaceH4/ultrafeedback_binarized has them, one of them with two equal answers."""
-    assert (source, name) == ("HuggingFaceH4/ultrafeedback_binarized", None)
+    assert (source, name, revision) == ("HuggingFaceH4/ultrafeedback_binarized", None, None)
     count = {"train_prefs": 10, "test_prefs": 4}[split]
     rows = []
     for i in range(count):

@@ -53,7 +53,7 @@ def look(folder: Path, monkeypatch) -> tuple[torch.Tensor, list[float], set[torc
         used.clear()
 
         def read(states: TokenStates) -> torch.Tensor:
-            assert model.projectors is not None and model.projectors.t2s(torch.ones(2, 32)).dtype == torch.float32
+            assert model.projectors is not None and model.projectors.t2s.weight.dtype == torch.bfloat16
             assert not torch.is_autocast_enabled("cpu")
             return states.logprobs()
 
