@@ -22,6 +22,7 @@ from tests.tiny import TEXTS, write_pairs
 
 # What is smaller here than in the files. All else is as it is shipped.
 SHORT = ["training.max_steps=2", "training.batch_size=4", "training.microbatch_size=2", "training.evaluate_every=2"]
+SHORT += ["training.sample_answers=0"]
 ADAPTED = {"score": [], "sft": SHORT, "dpo": SHORT}
 
 

@@ -19,7 +19,7 @@ CHAIN = """
 output_dir: runs
 values:
   data: {source: pairs.jsonl, held_out_source: held_out.jsonl}
-  training: {batch_size: 4, microbatch_size: 4, max_steps: 2, precision: float32}
+  training: {batch_size: 4, microbatch_size: 4, max_steps: 2, precision: float32, sample_answers: 0}
 stages:
   sft:
     recipe: sft
