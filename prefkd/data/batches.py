@@ -238,6 +238,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     reference = scores("reference")
     has_contrast = "positive_prompt" in rows[0]
     student_shares, teacher_shares = share_prompt
+    kept: dict[str, Any] = {f"kept_{name}": kept_rows(rows, name) for name in KEPT}
     return PairBatch(
         student=tokens("student_prompt", "student", student_shares),
         teacher=tokens("teacher_prompt", "teacher", teacher_shares),
@@ -254,7 +255,7 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         rows_of_step=microbatch.step or microbatch.rows,
         **pair_worth(aligned, microbatch),
         step=_step_counts(aligned, microbatch),
-        **{f"kept_{name}": kept_rows(rows, name) for name in KEPT},
+        **kept,
     )
 
 

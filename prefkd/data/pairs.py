@@ -180,7 +180,8 @@ def load_pairs(config: DataConfig) -> PairSplits:
     if not len(mixed):
         raise DataError(f"{config.label}: no pairs are left to train on")
     mixed = _limited(mixed, config.limit, config.seed)
-    unread = sum((_counts(pc.list_flatten(column(rows, "unread"))) for rows in read.values()), Counter[str]())
+    lists = (pc.list_flatten(column(rows, "unread")) for rows in read.values())  # pyright: ignore[reportAttributeAccessIssue]
+    unread = sum(map(_counts, lists), Counter[str]())
     if unread:
         logger.warning("%s: fields that hold something and are not read: %s", config.label, in_rows(unread))
     return PairSplits(

@@ -1,9 +1,9 @@
 """Settings of the data: which rows are read and how, how sources are mixed, what is left out, and the lengths."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prefkd.config import Component
 from prefkd.config.hints import LARGEST_SEED, size_problems
@@ -179,7 +179,7 @@ class DataConfig(Rows):
         """The sources, at least one. A source takes over `margin` where it has none of its own."""
         own = {one.name: getattr(self, one.name) for one in fields(Rows)}
         parts = self.sources or [MixedRows(**own)]
-        return [MixedRows(**(_values(part) | {"margin": part.margin or self.margin})) for part in parts]
+        return [replace(part, margin=part.margin or self.margin) for part in parts]
 
     @property
     def held_out(self) -> MixedRows | None:
@@ -240,7 +240,3 @@ class DataConfig(Rows):
         twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
         if twice is not None:
             yield f"sources[{labels.index(twice)}].name: {twice} is the name of two sources; give one of them another"
-
-
-def _values(section: Any) -> dict[str, Any]:
-    return {one.name: getattr(section, one.name) for one in fields(section)}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prefkd.config.fields import name_of, setting
 from prefkd.errors import PrefkdError
 from prefkd.method.dual_space import DualSpaceProjectors
+from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.load import LearnerConfig, base_dtype, load_causal_lm, parameter_count
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, adapter_misfit, add_adapter
@@ -49,7 +50,7 @@ def load_learner(
     training: TrainingConfig,
     ranks: Ranks,
     *,
-    projectors: DualSpaceProjectors | None = None,
+    projectors: DualSpaceProjectors | ExactProjectors | None = None,
 ) -> LogprobModel:
     """Load the model that learns, put adapters on it if they are what learns, and split it over the ranks.
 
