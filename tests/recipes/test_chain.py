@@ -14,7 +14,7 @@ from prefkd.cli.main import main
 from prefkd.training.publish import try_it
 from tests.tiny import make_model, write_pairs
 
-PAIRS = 300
+PAIRS = 120
 CHAIN = """
 output_dir: runs
 values:
