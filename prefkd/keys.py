@@ -8,3 +8,8 @@ def find_key(variable: str) -> str | None:
     from dotenv import dotenv_values
 
     return os.environ.get(variable) or dotenv_values(".env").get(variable) or None
+
+
+def hub_token() -> str | None:
+    """The token of the Hugging Face Hub; None leaves it to huggingface_hub, which knows of a login."""
+    return find_key("HF_TOKEN")

@@ -149,11 +149,11 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
-    training, device = config.training, ranks.assembly_device
-    objective, sides = Objective(config.objective), (config.student, config.teacher)
+    training, objective, sides = config.training, Objective(config.objective), (config.student, config.teacher)
     vocabularies = read_vocabularies(*sides) if "vocabularies" in objective.needs else None
-    made_for = (objective.needs, config.projectors, *sides, vocabularies)
-    projectors = projectors_for(*made_for, seed=training.seed, device=device)
+    projectors = projectors_for(
+        objective.needs, config.projectors, *sides, vocabularies, seed=training.seed, device=ranks.assembly_device
+    )
     return Models(
         student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
         teacher=Teacher(config.teacher, config.asks()),

@@ -124,15 +124,12 @@ def load_data(config: Config, ranks: Ranks) -> list[Task]:
     return tasks
 
 
-def name_checkpoints(config: Config, ranks: Ranks) -> list[Checkpoint]:
-    """The checkpoints, none of them loaded: each is in memory only while it is asked."""
-    return [Checkpoint(name, model, ranks.device) for name, model in config.checkpoints.items()]
-
-
 def setup(config: Config, ranks: Ranks) -> Run:
     """Read the data, and say what is going to happen."""
     display = Display(ranks)
-    tasks, checkpoints = load_data(config, ranks), name_checkpoints(config, ranks)
+    tasks = load_data(config, ranks)
+    # Each is in memory only while it is asked.
+    checkpoints = [Checkpoint(name, model, ranks.device) for name, model in config.checkpoints.items()]
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")

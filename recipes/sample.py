@@ -10,7 +10,6 @@ A killed run resumes when the same command is given again; what is answered is o
 answers its part.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from prefkd.errors import Problem
 from prefkd.evaluation.checkpoints import Checkpoint
 from prefkd.evaluation.generation import SamplingConfig
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, read_prompts
-from prefkd.files import whole
+from prefkd.files import write_json
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.terminal import table
 from prefkd.training.display import Display
@@ -136,8 +135,7 @@ def save(config: Config, run: Run, found: dict[str, dict[str, Any]]) -> dict[str
         shown.add_row(name, str(numbers["answers"]), *lengths, *counts)
     run.display.console.print(shown)
     report = config.output_dir / "sample_report.json"
-    with whole(report) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(report, found)
     return {"candidates": config.output_dir / "candidates", "report": report}
 
 
@@ -149,4 +147,6 @@ def main(config: Config) -> None:
         if ranks.is_main:
             run.display.table("files", save(config, run, found))
             candidates = config.output_dir / "candidates"
-            run.display.say(f"next: prefkd run rank --config demo/rank candidates={candidates}")
+            run.display.say(
+                f"next, with your config in place of CONFIG: prefkd run rank --config CONFIG candidates={candidates}"
+            )

@@ -11,7 +11,7 @@ from prefkd.catalog import hush_libraries
 from prefkd.cli.arguments import optional
 from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
-from prefkd.hub import hub_token
+from prefkd.keys import hub_token
 
 MAIN_DEMO = "demo/quickstart"
 # Seconds until a demo model is taken from PyPI instead.

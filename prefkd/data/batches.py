@@ -100,7 +100,33 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
-class PairBatch(Movable):
+class NumberedPairs(Movable):
+    """The B pairs of a microbatch, whoever reads them.
+
+    Attributes:
+        counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
+        names: B texts "file:row" that name the pairs in messages.
+        data: Names the data set.
+        rows: B row indices of the pairs in their data set.
+        rows_of_step: Row indices of all pairs of the step, on all ranks.
+        weight: (B,) weight of each pair in the loss, over the mean weight of the step.
+        margin: (B,) by how much, in units of the reward, the chosen answer must win.
+        sources: Name of each source, where there are several -> (B,) 1 over its share of the step for its pairs, 0 for
+            others.
+    """
+
+    counted: Tensor
+    names: list[str]
+    data: str
+    rows: Sequence[int]
+    rows_of_step: Sequence[int]
+    weight: Tensor
+    margin: Tensor
+    sources: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PairBatch(NumberedPairs):
     """A microbatch of preference pairs, tokenised for the student and the teacher.
 
     Attributes:
@@ -111,15 +137,6 @@ class PairBatch(Movable):
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
-        counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
-        names: B texts "file:row" that name the pairs in messages.
-        data: Names the data set.
-        rows: B row indices of the pairs in their data set.
-        rows_of_step: Row indices of all pairs of the step, on all ranks.
-        weight: (B,) weight of each pair in the loss, over the mean weight of the step.
-        margin: (B,) by how much, in units of the reward, the chosen answer must win.
-        sources: Name of each source, where there are several -> (B,) 1 over its share of the step for its pairs, 0 for
-            others.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
     """
 
@@ -131,14 +148,6 @@ class PairBatch(Movable):
     parent_mask: Tensor
     eos_mask: Tensor
     text_parents: tuple[list[int], list[int]]
-    counted: Tensor
-    names: list[str]
-    data: str
-    rows: Sequence[int]
-    rows_of_step: Sequence[int]
-    weight: Tensor
-    margin: Tensor
-    sources: dict[str, Tensor]
     step: StepCounts | None = None
     kept_teacher: KeptRows | None = None
     kept_positive: KeptRows | None = None
@@ -155,32 +164,18 @@ class PairBatch(Movable):
 
 
 @dataclass(frozen=True)
-class TokenPairBatch(Movable):
+class TokenPairBatch(NumberedPairs):
     """A microbatch of preference pairs, tokenised for one model. T: target tokens of the longest answer.
 
     Attributes:
         tokens: The pairs as the model reads them.
         mask: (2, B, T) True for the tokens that exist; index 0 is the chosen answer, 1 the rejected one.
         reference: (2, B, T) log-prob of each token under the model's own start, or None.
-        counted: (B,) 1.0 for a pair, 0.0 for a filler that keeps ranks in step and must not count.
-        names: B texts "file:row" that name the pairs in messages.
-        data: Names the data set.
-        rows: B row indices of the pairs in their data set.
-        rows_of_step: Row indices of all pairs of the step, on all ranks.
-        weight, margin, sources: As in `PairBatch`.
     """
 
     tokens: TokenBatch
     mask: Tensor
     reference: Tensor | None
-    counted: Tensor
-    names: list[str]
-    data: str
-    rows: Sequence[int]
-    rows_of_step: Sequence[int]
-    weight: Tensor
-    margin: Tensor
-    sources: dict[str, Tensor]
 
     def padded(self, token_values: Tensor) -> Tensor:
         """Values of target tokens (N,), answer by answer: (2, B, T), 0 where there is no token."""

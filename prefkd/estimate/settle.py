@@ -1,6 +1,6 @@
 """What a config leaves to the memory of the GPU: settled by plans, the fastest choice that fits."""
 
-import sys
+import logging
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
@@ -10,6 +10,8 @@ from prefkd.errors import PrefkdError
 from prefkd.estimate.memory import Card
 from prefkd.estimate.plan import Plan, make_plan
 from prefkd.training.settings import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 # The fastest first.
 KINDS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
@@ -39,7 +41,7 @@ def settle_for_run(recipe: ModuleType, name: str, config: Any, ranks: int, card:
     try:
         return settle(recipe, name, config, ranks, card)[0]
     except PrefkdError as error:
-        print(f"activation_checkpointing: full, since there is no plan to settle it by: {error}", file=sys.stderr)
+        logger.warning("activation_checkpointing: full, since there is no plan to settle it by: %s", error)
         return _with(config, KINDS[-1])
 
 

@@ -263,7 +263,7 @@ def skewed_reverse_kl(student_logprobs: Tensor, teacher_logprobs: Tensor, skew: 
 def adapted_skew(own: Tensor, other: Tensor, gap: float) -> Tensor:
     """DistiLLM-2: the skew of an answer, ``clip(1 - 0.9 gap / (e^own - e^other), 0.01, 0.1)``.
 
-    The published code has it, and its released settings switch it off.
+    Here for parity alone: the published code has it, its released settings switch it off, and no term calls it.
 
     Args:
         own: (...) mean log-prob of the answer under the model whose own text it is like: q for the forward KL, p for

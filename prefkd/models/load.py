@@ -51,6 +51,11 @@ class ModelConfig:
         return {"trust_remote_code": self.trust_remote_code, "revision": self.revision or "main"}
 
     @property
+    def tokenizer_source(self) -> "ModelConfig":
+        """Where its tokenizer lies, and how it reads."""
+        return self
+
+    @property
     def tokenizer_path(self) -> str:
         """Folder or Hub id of its tokenizer."""
         return self.path
@@ -165,6 +170,11 @@ class TeacherConfig(ModelConfig):
             yield Problem("tokenizer", str(error), about="model", paths=(folder,))
 
     @property
+    def tokenizer_source(self) -> "ModelConfig":
+        """Where its tokenizer lies, and how it reads."""
+        return self
+
+    @property
     def tokenizer_path(self) -> str:
         """Folder or Hub id of its tokenizer."""
         found = self.path if self.server is None else self.tokenizer
@@ -268,7 +278,7 @@ def read_side(config: ModelConfig, template: str | None = None) -> ModelSide:
 
 def read_vocabularies(student: ModelConfig, teacher: ModelConfig) -> Vocabularies | None:
     """The tokens of two models; None if one of the models is not there."""
-    source: ModelConfig = getattr(teacher, "tokenizer_source", teacher)  # with scores it lies beside them
+    source = teacher.tokenizer_source
     if source.path is None or any(any(config.problems()) for config in (student, teacher)):
         return None
     sides = [ModelSide(load_tokenizer(config), config.template) for config in (student, source)]

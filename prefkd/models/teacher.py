@@ -44,7 +44,7 @@ class TeacherSource(TeacherConfig):
 
     @property
     def tokenizer_source(self) -> ModelConfig:
-        """Where its tokenizer lies, and how it reads."""
+        """Itself, or the folder of scores, in which the tokenizer of their teacher lies."""
         if self.path is not None or self.scores is None or any(scores_problems(self.scores)):
             return self
         stored = open_scores(self.scores)

@@ -11,7 +11,7 @@ from prefkd.data.batches import PairBatch
 from prefkd.data.kept_rows import KEPT, KeptRows, kept_columns
 from prefkd.errors import PrefkdError
 from prefkd.method.preference_distillation import state_values
-from prefkd.method.top_rows import TopRows, rows_of
+from prefkd.method.top_rows import TopRows, keep_top, rows_of
 from prefkd.models.logprob_model import TokenStates
 
 
@@ -149,8 +149,7 @@ class TopStates(TokenStates):
 def smallest_top_states(states: TokenStates, temperature: float) -> TopStates:
     """Some targets as if they had been kept, for looking whether a term can be computed."""
     tokens, count = len(states.head), len(states.targets)
-    logprobs = torch.zeros(count, tokens).log_softmax(-1)
-    rows = rows_of(logprobs, logprobs.topk(min(2, tokens)).indices, temperature)
+    rows = keep_top(torch.zeros(count, tokens), min(2, tokens), temperature)
     values = torch.zeros(len(states.lengths))
     parts: Sequence[str] = ("inputs", "targets", "parents", "hidden", "embedding", "head", "lengths", "chunk_size")
     return TopStates(**{name: getattr(states, name) for name in parts}, rows=rows, values=values)

@@ -15,13 +15,13 @@ def in_chunks(loss: Callable[..., Tensor], student: TokenStates, *others: TokenS
     ends = [min(start + student.chunk_size, length) for start in range(0, max(length, 1), student.chunk_size)]
     starts = [0, *ends[:-1]]
     chunks = [
-        made_anew(loss, *(states.part(start, end) for states in (student, *others)))
+        recomputed(loss, *(states.part(start, end) for states in (student, *others)))
         for start, end in zip(starts, ends, strict=True)
     ]
     return torch.stack(chunks).sum(0)
 
 
-def made_anew(loss: Callable[..., Tensor], *states: TokenStates) -> Tensor:
+def recomputed(loss: Callable[..., Tensor], *states: TokenStates) -> Tensor:
     """A loss whose logits are not kept for backward, which makes them once more."""
     value = checkpoint(loss, *states, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(value, Tensor)

@@ -19,7 +19,7 @@ from prefkd.config import read_yaml
 from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError
 from prefkd.files import sha256
-from prefkd.hub import hub_token
+from prefkd.keys import hub_token
 from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
 from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks

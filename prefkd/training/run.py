@@ -1,6 +1,5 @@
 """What every training recipe has in its hands: pairs, which of them make each optimizer step, and what trains."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from prefkd.data.packing import Movable
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
+from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
@@ -180,5 +180,4 @@ def begin_output(config: Any, data: TrainingData, ranks: Ranks) -> None:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
         if data.report is not None:
-            report = json.dumps(data.report, indent=2) + "\n"
-            (config.output_dir / "alignment_report.json").write_text(report)
+            write_json(config.output_dir / "alignment_report.json", data.report)

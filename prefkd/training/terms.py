@@ -44,7 +44,7 @@ from prefkd.method.dual_space import (
     same_vocabulary_loss,
 )
 from prefkd.models.logprob_model import TokenStates
-from prefkd.training.chunks import in_chunks, made_anew
+from prefkd.training.chunks import in_chunks, recomputed
 from prefkd.training.dual_space_v2_term import dual_space_v2 as dual_space_v2
 from prefkd.training.preference_terms import adpa as adpa
 from prefkd.training.preference_terms import align_distil as align_distil
@@ -224,7 +224,7 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
             temperature=temperature,
         )
 
-    return signals.pair_sums([made_anew(loss, *answer) for answer in signals.answers()])
+    return signals.pair_sums([recomputed(loss, *answer) for answer in signals.answers()])
 
 
 @term(needs=["teacher_logprobs"], unit="parent")
