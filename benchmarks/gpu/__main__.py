@@ -287,7 +287,7 @@ def training(bench: Bench) -> dict[str, Any]:
 
 
 def teachers(bench: Bench) -> dict[str, Any]:
-    """A live teacher beside the student, by how its weights are stored."""
+    """A live teacher next to the student, by how its weights are stored."""
     found = {}
     for kind in ("nf4",) if bench.smoke else ("none", "float8", "int8", "nf4", "int4"):
         config = TeacherConfig("owner/name", quantization=kind)

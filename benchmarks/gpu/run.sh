@@ -1,6 +1,6 @@
 #!/bin/bash
 # Measures this checkout on one GPU in at most eight minutes, without network: bash benchmarks/gpu/run.sh [--only part,...]
-# Wheels in benchmarks/gpu/wheels/, if there are any, are installed beside the machine's own packages for this run alone:
+# Wheels in benchmarks/gpu/wheels/, if there are any, are installed on top of the machine's own packages for this run alone:
 #   pip download --no-deps -d benchmarks/gpu/wheels torchao==0.15.0 peft==0.18.1 omegaconf tyro datasets
 # Results: benchmarks/gpu/out/results.json, and log.txt with what the recipes printed.
 set -e

@@ -66,7 +66,7 @@ class Arguments:
     development_pairs: int = 48
     """Pairs that learning rates are chosen on."""
     tokens: int = 224
-    """Pairs of which a model would read more tokens are left out."""
+    """Pairs for which a model would read more tokens are left out."""
     minutes: float = 60.0
     """When this time is over, the run that is going on writes a checkpoint and ends."""
     overrides: tuple[str, ...] = field(default=())

@@ -21,7 +21,7 @@ class PairingConfig:
             score is below.
         threshold: See `kind`; the mean over several rankers is in their standard deviations.
         minimum_gap: Pairs whose scores differ by this much or less are dropped as ties.
-        length_ratio: Pairs of which one answer has more than so many times the characters of the other are dropped, so
+        length_ratio: Pairs are dropped if one answer has more than so many times the characters of the other, so
             that length is not what is learned. None keeps all.
         drop_cut: Leave out candidates that `max_new_tokens` ended.
         seed: Seed of `best_random`.

@@ -79,7 +79,7 @@ def rank_by_contrast(
     implicit reward of the pair of teachers.
 
     Returns:
-        A candidate of which truncation leaves nothing, or which a template refuses, has no score.
+        A candidate has no score if truncation leaves nothing of it, or a template refuses it.
 
     Raises:
         PrefkdError: A model cannot be loaded, or its server does not answer.
@@ -139,7 +139,7 @@ def rank_by_judge(questions: Sequence[Question], config: JudgeConfig, path: Path
     prompt costs N (N - 1) requests.
 
     Returns:
-        A candidate of which no comparison was decided has no score.
+        A candidate has no score if none of its comparisons was decided.
 
     Raises:
         PrefkdError: The endpoint refuses, or does not answer any more.

@@ -64,7 +64,7 @@ def laid_over_base(base: str, own: dict[str, Any], values: dict[str, Any]) -> di
 
 
 def as_yaml(keys: dict[Any, Any]) -> str:
-    """The keys of a config as YAML, what it is for first, a blank line between its sections."""
+    """The keys of a config as YAML, its purpose first, a blank line between its sections."""
     first = {key: keys[key] for key in ("recipe", "output_dir", "values") if key in keys}
     sections = [first, *({key: value} for key, value in keys.items() if key not in first)]
     return "\n".join(

@@ -4,7 +4,7 @@
       source: rows.jsonl
       reader: {_component_: mine.read_row}
 
-in a file mine.py beside the config,
+in a file mine.py next to the config,
 
     from prefkd.data.formats import Pair
 

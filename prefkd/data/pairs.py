@@ -133,7 +133,7 @@ class PairSplits:
 
     @property
     def omissions(self) -> str:
-        """What is left out of the data, and what it is mixed of, for one line of the terminal."""
+        """Omissions and mixture of the data, in one line for the terminal."""
         ties = f", {self.ties} without a preference" if self.ties else ""
         fields = f", not read: {in_rows(self.unread)}" if self.unread else ""
         filtered = "".join(f", {count} by filters.{name}" for name, count in self.filtered.items() if count)

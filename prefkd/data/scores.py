@@ -204,7 +204,7 @@ class Scores:
 
     @property
     def kept_temperature(self) -> float:
-        """The temperature beside 1 at which the mass of other tokens is known, and that of the values."""
+        """The temperature besides 1 at which the mass of other tokens is known, and that of the values."""
         return cast(float, self.fingerprint["keep.temperature"])
 
     @property

@@ -16,7 +16,7 @@ from prefkd.data.arrow import list_lengths
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Row indices of one forward pass, of which the last `fillers` are repeats that must not count.
+    """Row indices of one forward pass; the last `fillers` of them are repeats that must not count.
 
     Attributes:
         step: The row indices of all forward passes that this one belongs to, on all ranks; empty where it is alone.

@@ -15,7 +15,7 @@ from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
 from prefkd.method.top_rows import rows_of
 
 SCORES = ("reference", *INSTRUCTIONS)
-TOKENS = 64  # of a vocabulary of which all are kept: without content it makes no difference
+TOKENS = 64  # all of a small vocabulary are kept: without content it makes no difference
 
 
 def full_pairs(data: DataConfig, count: int) -> Dataset:

@@ -261,7 +261,7 @@ def _nonsense(error: Exception) -> str:
 
 
 def _filled(instruction: str, messages: Sequence[Message], answer_a: str, answer_b: str) -> str:
-    """The instruction with its three texts, of which none is looked into for the names of the others."""
+    """The instruction with its three texts; none is searched for the names of the others."""
     template = PlainTemplate()
     prompt = template.write(messages).removesuffix(f"{template.headings['assistant']}:\n").rstrip()
     texts = {"{prompt}": prompt, "{answer_a}": answer_a, "{answer_b}": answer_b}

@@ -296,7 +296,7 @@ def _subsets(parts: Sequence[MixedRows], config: PairsConfig) -> dict[str, str]:
             name = file_name(part, file, mixed=bool(config.sources))
             for number, row in read():
                 if not isinstance(row, dict):
-                    continue  # a bad row, of which reading the pairs has said what belongs to be said
+                    continue  # a bad row; reading the pairs has reported it
                 if config.by not in row:
                     raise DataError(f"row {number} of {name}: there is no field {config.by}{nearest(config.by, row)}")
                 found[pair_key({"file": name, "row": number})] = str(row[config.by])

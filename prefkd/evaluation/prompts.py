@@ -1,7 +1,7 @@
 """Prompts that models answer, with the references that answers are compared with, if there are any.
 
 A row is {"prompt": text or messages, "references": a text or several} ("reference" for one), or a preference pair in
-any of its forms (`prefkd.data.formats`), of which the chosen answer is the reference. AlpacaEval has `instruction` in
+any of its forms (`prefkd.data.formats`); the chosen answer is the reference. AlpacaEval has `instruction` in
 place of `prompt`; questions of Arena-Hard have a `uid`.
 """
 

@@ -23,7 +23,7 @@ class KeepConfig:
         top_k: The most probable tokens of each target.
         target: The target is always among them, in the place of the least probable one if need be.
         value: Also what the states after each target are worth, a number for each answer (TVKD).
-        temperature: Beside 1, at which the mass of all other tokens is known; and that of the values.
+        temperature: Temperature of the values, and besides 1 the one at which the mass of all other tokens is known.
         models: Models whose distributions are kept: the teacher, and with a contrast pi+ and pi-. The tokens of pi+ are
             kept of pi- too, so that both can be compared.
     """

@@ -6,7 +6,7 @@
     round:
       student:
         first: ${stages.sft.output_dir}/model      what `${round.student}` is in the first round
-        then: ${stages.distil.output_dir}/student  and what it is after it, of the round before
+        then: ${stages.distil.output_dir}/student  and in later rounds, from the round before
       stages:
         sample: {..., overrides: {models: {student: {path: "${round.student}"}}}}
         rank: {..., overrides: {candidates: "${stages.sample.output_dir}/candidates"}}
@@ -14,7 +14,7 @@
 
 Round 1 has the stages sample_1, rank_1 and distil_1, and so on. `${stages.sample...}` is the stage of the same round,
 and outside of rounds that of the last one; `${round.number}` counts from 1. What is finished is kept, so that more
-rounds go on where fewer have ended.
+rounds continue where fewer have ended.
 """
 
 import re

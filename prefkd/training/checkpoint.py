@@ -133,9 +133,9 @@ class Checkpoints:
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
-        beside = config.training.async_checkpoints
-        beside = ranks.device.type == "cuda" if beside == "auto" else beside
-        self._background = ranks.in_background() if beside else None
+        chosen = config.training.async_checkpoints
+        in_background = ranks.device.type == "cuda" if chosen == "auto" else chosen
+        self._background = ranks.in_background() if in_background else None
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
         resume = config.training.resume

@@ -119,7 +119,7 @@ class PairSums:
 
 
 def brief(metrics: Mapping[str, float]) -> str:
-    """The metrics of a step beside a progress bar."""
+    """The metrics of a step next to a progress bar."""
     preference = f"margin {metrics['margin']:+.1f} accuracy {metrics['accuracy']:.0%} " if "margin" in metrics else ""
     return f"loss {metrics['loss']:.3f} {preference}{metrics['tokens_per_second']:.0f} tokens/s"
 

@@ -1,7 +1,7 @@
 """Terms that distil what teachers prefer (`prefkd.method.preference_distillation`).
 
 pi+ and pi- are what the section `contrast` of the config says: the teacher under two instructions, or two models of the
-teacher's family, of which one learned the preferences by DPO and the other is its reference, or learned the opposite.
+teacher's family: one learned the preferences by DPO and the other is its reference, or learned the opposite.
 
 Distributions are compared as by term `shared_tokens`: over the tokens that both vocabularies have and one bucket for
 all others, where a parent is one token on each side; models of one vocabulary are compared over all tokens at every
@@ -56,7 +56,7 @@ def named_loss(name: str, average: bool) -> tuple[Any, frozenset[str]]:
     """A preference loss that `preference` can call, and what it needs.
 
     Raises:
-        ValueError: There is no such loss, or it needs what a term has not.
+        ValueError: The loss is unknown, or it needs something that a term does not have.
     """
     known = [key for key in losses_by_name.__all__ if key.endswith("_loss")]
     function = getattr(losses_by_name, name) if name in known else None

@@ -34,7 +34,7 @@ IMPLIED: dict[Need, tuple[Need, ...]] = {
     "exact_projectors": ("teacher_states", "vocabularies"),
     "one_vocabulary": ("teacher_states",),
 }
-# Of which an objective has one kind, whose warm-up trains nothing else.
+# An objective has one kind of these, whose warm-up trains nothing else.
 PROJECTORS: frozenset[Need] = frozenset(["projectors", "exact_projectors"])
 # What a term returns: a value for each pair, (B,), and what is logged besides; a sum over another unit says which.
 Losses = Tensor | tuple[Tensor, Mapping[str, Tensor | tuple[Tensor, Unit]]]
@@ -126,7 +126,7 @@ def term(
             models must have the same tokens. `margin` says that it asks for one.
         unit: The unit that its values are sums over: they are divided by the pairs, by the student's target tokens or
             by the parents of the whole step.
-        cached: Whether what scores keep of distributions will do in the place of a model's states.
+        cached: Whether kept distributions can take the place of a model's states.
         answers: The answers that it is about unless a config says otherwise, if it is counted in tokens or parents.
     """
 
