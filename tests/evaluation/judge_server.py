@@ -1,30 +1,24 @@
 """A judge behind an OpenAI-compatible endpoint that likes long answers, and that can be made to misbehave."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.servers import ScriptedServer, serving
 
 
-class JudgeServer(ThreadingHTTPServer):
-    """Counts what it gets. `script` holds what it does to the next requests; once empty, it judges."""
-
-    daemon_threads = True
+class JudgeServer(ScriptedServer):
+    """Without a script it judges."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[str] = []
-        self.always = ""
+        super().__init__(Handler)
         self.requests: list[dict] = []
-        self.keys: set[str | None] = set()
-        self.under_way = self.most_under_way = 0
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"{self.address}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,12 +88,5 @@ def completion(text: str) -> str:
 
 @contextmanager
 def judge_server() -> Iterator[JudgeServer]:
-    server = JudgeServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(JudgeServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -1,45 +1,38 @@
 """A server of a tiny model that answers as vLLM and SGLang do, and that can be made to misbehave."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.servers import ScriptedServer, serving
+
 NAME = "big"
 REFUSAL = '{"error": {"message": "This key is wrong: sk-very-secret"}}'
 
 
-class TextServer(ThreadingHTTPServer):
-    """`script` holds what it does to the next requests that read a text; once empty, it does `always`."""
-
-    daemon_threads = True
-    allow_reuse_address = True
+class TextServer(ScriptedServer):
+    """Its script is for requests that read a text."""
 
     def __init__(self, models: dict[str, Path], port: int = 0):
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(Handler, port)
         self.models = {
             name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             for name, folder in models.items()
         }
         self.tokenizer: Any = AutoTokenizer.from_pretrained(next(iter(models.values())))
         self.context = 512
-        self.script: list[str] = []
-        self.always = ""
         self.bodies: list[dict] = []
-        self.keys: set[str | None] = set()
-        self.under_way = self.most_under_way = 0
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return self.address
 
     @torch.no_grad()
     def logprobs(self, name: str, ids: list[int]) -> list[float | None]:
@@ -202,12 +195,5 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def text_server(models: dict[str, Path], port: int = 0) -> Iterator[TextServer]:
-    server = TextServer(models, port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(TextServer(models, port)) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
