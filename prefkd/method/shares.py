@@ -19,4 +19,5 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     z = 1.959964  # of the normal distribution, 95 % lies within so many standard deviations
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # Rounding must not put an end on the wrong side of a share of exactly 0 or 1.
+    return min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)
