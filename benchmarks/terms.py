@@ -63,7 +63,7 @@ class Arguments:
     """Rows to compute, for instance `shared_tokens "shared_tokens cached"`."""
     steps: int = 30
     """Training steps; the first ones warm up."""
-    batch_size: int = 2
+    batch_size: int = 1
     """Pairs of a step."""
     held_out: int = 8
     """Pairs that are held out, on which a term is measured before and after."""
@@ -103,6 +103,7 @@ def config_of(row: str, arguments: Arguments, folder: Path) -> tuple[str, dict[s
             "microbatch_size": arguments.batch_size,
             "precision": "float32",
             "evaluate_every": arguments.steps,
+            "sample_answers": 0,
         },
     }
     if row != term:

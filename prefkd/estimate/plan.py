@@ -26,10 +26,12 @@ from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
 from prefkd.models.load import TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import tensor_bytes
 from prefkd.models.top_states import KeepConfig
+from prefkd.training.following import Refresh
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
-SPLIT = ("weights", "gradients", "optimizer")
+SPLIT = ("weights", "gradients", "optimizer", "reference")
 # So many pairs tell how many parents the others have.
 SAMPLE = 200
 
@@ -108,6 +110,9 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         weights = learner_bytes(outlines.quantization, learner, ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
+        if setting(config, Refresh) is not None:  # a copy of what learns
+            copied = sum(tensor_bytes(weight) for weight in learner.parameters() if weight.requires_grad) / ranks
+            memory["reference"] = Need(copied, copied)
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
         if gathered:
             memory["gathered weights"] = Need(gathered, gathered)
@@ -116,7 +121,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
     memory |= {kind: Need(tracker.most[kind], tracker.peak[kind]) for kind in ("gradients", "casts", "activations")}
-    order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "teacher", "activations")
+    order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "reference", "teacher", "activations")
     memory = {kind: memory[kind] for kind in order if kind in memory and memory[kind].most}
     if learner is not None and config.training.cpu_offload:
         memory = {

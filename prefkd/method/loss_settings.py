@@ -79,6 +79,17 @@ def wpo_weights(logits: Tensor, labels: Tensor) -> Tensor:
         return (sums / mask.sum(-1)).exp()
 
 
+def refreshed_reference(reference: Tensor, policy: Tensor, alpha: float) -> Tensor:
+    """TR-DPO (arXiv 2404.09656): a weight of the new reference, ``alpha theta + (1 - alpha) theta_ref``.
+
+    Args:
+        reference: A weight of the reference, of any shape.
+        policy: The same weight of the policy.
+        alpha: Share of the policy; 1 is a copy of it.
+    """
+    return alpha * policy + (1 - alpha) * reference
+
+
 def update_gap(mean: float, std: float, gaps: Tensor, momentum: float = 0.9) -> tuple[float, float]:
     """beta-DPO (arXiv 2407.08639): running mean M and deviation S of h after a batch of h, (B,); both begin at 0."""
     batch_std = gaps.std().item() if len(gaps) > 1 else 0.0

@@ -268,6 +268,15 @@ def test_published_beta_dpo(golden: Path):
                 close(gradient, stored[f"{key}/grad_{side}_masked_sum"])
 
 
+def test_published_refresh_of_a_reference(golden: Path):
+    stored = np.load(golden / "beta_trdpo.npz")
+    for case in cases(stored):
+        policy, reference = (torch.from_numpy(stored[f"{case}/trdpo/{name}"]) for name in ("policy", "reference"))
+        for alpha in (0.6, 1.0):
+            reference = p.refreshed_reference(reference, policy, alpha)
+            close(reference, stored[f"{case}/trdpo/after_alpha{alpha}"])
+
+
 # Finite differences
 
 
