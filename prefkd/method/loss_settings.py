@@ -69,14 +69,14 @@ def wpo_weights(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, S), unshifted, -100 where there is no target.
 
     Returns:
-        (B,) weights without gradient, above 1 where tokens are more likely than the expected one.
+        (B,) weights without gradient, above 1 where tokens are more likely than the expected one; 1 without a target.
     """
     with torch.no_grad():
         kept, targets, mask = predicting_logits(logits, labels)
         logprobs = kept.log_softmax(-1)
         found = logprobs.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(2 * logprobs, -1)
         sums = found.new_zeros(labels.shape).masked_scatter(mask, found).sum(-1)
-        return (sums / mask.sum(-1)).exp()
+        return (sums / mask.sum(-1).clamp_min(1)).exp()
 
 
 def refreshed_reference(reference: Tensor, policy: Tensor, alpha: float) -> Tensor:

@@ -56,12 +56,13 @@ class FollowingReference:
         learning = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
         self.tensors = {name: weight.clone() for name, weight in learning.items()}  # in a checkpoint, too
         self._pairs = [(_local(weight), _local(self.tensors[name])) for name, weight in learning.items()]
+        self._learns = False  # since the last step; checkpoints let an optimizer step that has no state yet
         optimizer.register_step_post_hook(self._after_step)
 
-    @torch.no_grad()
     def read(self, batch: Batch) -> Batch:
         """A microbatch with what the reference says of it. All ranks call it together."""
-        with self._in_place_of_the_model():
+        self._learns |= torch.is_grad_enabled()
+        with torch.no_grad(), self._in_place_of_the_model():
             if isinstance(batch, TokenPairBatch):
                 return replace(batch, reference=batch.padded(self._model(batch.tokens)))
             logprobs = batch.parent_sums(self._model(batch.student), batch.student)
@@ -90,7 +91,8 @@ class FollowingReference:
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        if (self._lr_schedule.last_epoch + 1) % self._settings.every == 0:
+        learnt, self._learns = self._learns, False
+        if learnt and (self._lr_schedule.last_epoch + 1) % self._settings.every == 0:
             for weight, copy in self._pairs:
                 copy.copy_(refreshed_reference(copy, weight, self._settings.alpha))
 

@@ -472,6 +472,7 @@ def test_long_answers_count_less_beyond_the_shorter_one():
 def test_a_policy_that_draws_evenly_has_weights_of_1():
     logits, labels = torch.zeros(2, 4, 6), torch.tensor([[-100, 1, 2, -100], [-100, -100, 0, 3]])
     close(p.wpo_weights(logits, labels), [1.0, 1.0], 1e-6)
+    assert p.wpo_weights(logits, torch.full_like(labels, -100)).tolist() == [1.0, 1.0]  # answers without a target
     sure = logits.clone()
     sure[..., 1] = 50.0
     assert p.wpo_weights(sure.requires_grad_(), labels)[1] < 1e-6
