@@ -94,7 +94,8 @@ class PairLoss:
     def own_reference(self) -> str:
         """A few words about a reference that is the model's own."""
         refresh = self._config.refresh
-        return "the own start, read ahead" if refresh is None else f"the own start, refreshed every {refresh.every} steps"
+        how = "read ahead" if refresh is None else f"refreshed every {refresh.every} steps"
+        return f"its own start, {how}"
 
     def follow(self, model: LogprobModel, optimizer: Optimizer, lr_schedule: LRScheduler) -> None:
         """With `refresh`, have a reference that follows the model from here on."""

@@ -262,7 +262,7 @@ MISTAKES = [
     ("dpo", (loss("aot_loss"), "wpo=true"), "wpo: weighs each pair apart"),
     ("dpo", (loss("tis_dpo_loss"),), "loss.chosen_margin: missing"),
     ("dpo", (loss("cpo_loss"), "refresh={}"), "refresh: cpo_loss compares with no reference; remove it"),
-    ("dpo_distill", ("refresh={}",), "refresh: the teacher is the reference, and does not learn; set reference: student"),
+    ("dpo_distill", ("refresh={}",), "refresh: the teacher is the reference, and does not learn; set"),
     ("dpo", ("refresh={}", "training.keep_best=loss"), "refresh: held-out metrics against another reference cannot be"),
     ("dpo", ("refresh={every: 0}",), "refresh.every: 0 is not a number of steps"),
     ("dpo", ("refresh={alpha: 1.5}",), "refresh.alpha: 1.5 is not a share of the model"),
