@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from prefkd.data.rows import SIDES
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import SIDES
 from prefkd.reports.alignment.answers import Answer, InspectedPair, token_texts
 from prefkd.reports.pairs import FEWEST_PARENTS
 
@@ -163,10 +163,9 @@ def pair_tokens(pairs: Sequence[InspectedPair]) -> dict[str, dict[str, int]]:
     numbers = {}
     for side in SIDES:
         totals = [
-            len(pair.aligned[f"{side}_prompt"])
-            + pair.aligned[f"{side}_prompt_cut"]
-            + max(len(answer.ids[side]) + 1 for answer in pair.answers)
+            len(reading.prompt) + reading.cut[0] + max(len(answer.ids[side]) + 1 for answer in pair.answers)
             for pair in pairs
+            for reading in [pair.aligned.sides[side]]
         ]
         named = {f"percentile_{p}": int(np.percentile(totals, p, method="higher")) for p in PERCENTILES}
         numbers[side] = named | {"maximum": max(totals)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.data.tokenizing import ANSWERS
+from prefkd.data.rows import ANSWERS
 from prefkd.method.weights import TRANSFORMS, importance_weights
 from prefkd.reports.weights.answers import WeightedAnswers
 from prefkd.training.contrast_verdict import judge_contrast
