@@ -31,7 +31,7 @@ from prefkd.data.sources import open_source
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import DataError, PrefkdError, Problem, nearest
-from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
+from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, on_all
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
@@ -207,10 +207,10 @@ class PreferenceTask:
         left = [microbatch for microbatch in planned if any(keys[row] not in records.rows for row in microbatch.rows)]
         bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))
         if left:
-            together(self.ranks, checkpoint.load)
+            on_all(self.ranks, checkpoint.load)
             model = checkpoint.reader(self.config.chunk_size)
             probe = collate(Microbatch([0])).to(self.ranks.device).tokens
-            together(self.ranks, lambda: model.check(probe, checkpoint.description))
+            on_all(self.ranks, lambda: model.check(probe, checkpoint.description))
 
             @torch.no_grad()
             def read(microbatch: Microbatch) -> list[dict[str, Any]]:
