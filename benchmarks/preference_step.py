@@ -1,4 +1,4 @@
-r"""Time and peak memory of a preference step beside TRL's DPOTrainer, on the same pairs, in the same run.
+r"""Time and peak memory of a preference step compared with TRL's DPOTrainer, on the same pairs, in the same run.
 
 A model against its own frozen start, float32 on the CPU. Each side runs in a process of its own, TRL in its own
 environment (see trl_side.py), because its versions need not agree with ours:

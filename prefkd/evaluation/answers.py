@@ -132,7 +132,7 @@ class AnswersTask:
         yield from self._scores
 
     def notes(self) -> Iterator[str]:
-        """What became of comparisons that are no plain win or loss."""
+        """What became of comparisons that are neither a win nor a loss."""
         yield from self._notes
 
     def _answer(self, checkpoint: Checkpoint, records: Records, settings: Fingerprint, bar: Bar) -> None:

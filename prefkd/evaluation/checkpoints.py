@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 class CheckpointConfig(TeacherConfig):
     """A model that is evaluated: a base, one that was trained, an adapter on its base, or one behind a server.
 
-    One that is missing or damaged is no mistake in the config: the others are evaluated, and the table says `failed`.
+    A missing or damaged model is not a mistake in the config: the others are evaluated, and the table says `failed`.
     """
 
     def problems(self) -> Iterator[Problem | str]:

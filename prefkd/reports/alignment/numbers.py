@@ -149,7 +149,7 @@ def changed_by_decoding(pairs: Sequence[InspectedPair], name: str, side: ModelSi
     places = [(pair, answer) for pair in pairs for answer in pair.answers]
     rows = [list(answer.ids[name]) for _, answer in places]
     decoded = side.tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
-    # A blank before the text is no loss: some tokenizers add one, some decoders take one away.
+    # A blank before the text is not a loss: some tokenizers add one, some decoders take one away.
     changed = [
         {"file": pair.file, "row": pair.row, "answer": answer.name}
         for (pair, answer), text in zip(places, decoded, strict=True)
