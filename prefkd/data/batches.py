@@ -144,7 +144,7 @@ class PairBatch(NumberedPairs):
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
         scores: Log-probs that the teacher gave them earlier, or None.
-        kept: What was kept then of next-token distributions, by the names of `prefkd.data.rows.KEPT`.
+        kept: Next-token distributions that were kept then, by the names of `prefkd.data.rows.KEPT`.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
