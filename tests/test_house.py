@@ -86,3 +86,20 @@ def test_columns_of_rows_are_spelled_in_one_module() -> None:
         if spelled.search(line)
     ]
     assert not found
+
+
+def test_contributing_answers_are_true() -> None:
+    """Each file of an answer is there, and each name stands in one of its files."""
+    root = PACKAGE.parent
+    lines = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where do I look?")[2].splitlines()
+    answers = [line.split("|")[2] for line in lines if line.startswith("| ")]
+    checked = 0
+    for answer in answers:
+        words = re.findall(r"`([^`]+)`", answer)
+        files = [root / word for word in words if "/" in word]
+        assert all(file.exists() for file in files), answer
+        text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+        for name in (word.lstrip("@") for word in words if "/" not in word and " " not in word):
+            assert name in text, f"{name} is not in {answer}"
+            checked += 1
+    assert checked > 8

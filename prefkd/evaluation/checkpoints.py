@@ -132,7 +132,7 @@ class Checkpoint:
             raise PrefkdError(problem)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why something failed, in one line."""
     return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
 
