@@ -139,7 +139,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         step=f"{outlines.step_pairs} pairs",
         models=_counted(outlines),
         memory=memory,
-        flops=_flops(outlines, found, data.max_prompt_length),
+        flops=_flops(outlines, found, data.max_prompt_length, follows=setting(config, Refresh) is not None),
         scores=_scores(config, outlines),
     )
 
@@ -176,11 +176,12 @@ def _counted(outlines: Outlines) -> list[Counted]:
     return found
 
 
-def _flops(outlines: Outlines, step: Step, prompt: int) -> dict[str, float]:
+def _flops(outlines: Outlines, step: Step, prompt: int, *, follows: bool) -> dict[str, float]:
     """What the models were seen to read in a microbatch, for all microbatches of a step.
 
     Args:
         prompt: Tokens of a prompt.
+        follows: Whether a reference that follows the model reads what the model reads.
     """
     microbatches = outlines.step_pairs / outlines.pairs
     read = {model: [_pass(model, batch, prompt) for batch in batches] for model, batches in step.passes.items()}
@@ -194,6 +195,8 @@ def _flops(outlines: Outlines, step: Step, prompt: int) -> dict[str, float]:
         found[outlines.role] = microbatches * sum(
             training_flops(one, trained=trained, recomputed=recomputed) for one in each
         )
+        if follows:
+            found["reference"] = microbatches * sum(map(forward_flops, each))
     if read:
         found["teacher"] = microbatches * sum(forward_flops(one) for each in read.values() for one in each)
     return found
