@@ -84,7 +84,7 @@ def refreshed_reference(reference: Tensor, policy: Tensor, alpha: float) -> Tens
 
     Args:
         reference: A weight of the reference, of any shape.
-        policy: That weight of the policy, of the same shape.
+        policy: Its counterpart in the policy, of equal shape.
         alpha: Share of the policy; 1 is a copy of it.
     """
     return alpha * policy + (1 - alpha) * reference
