@@ -22,7 +22,7 @@ def plan(
     gpu: Annotated[str | None, optional("NAME|GIB")] = None,
     json: Annotated[Path | None, optional("FILE")] = None,
 ) -> None:
-    """Tell what a run will need, from the config.json of its models: parameters, memory, work, disk.
+    """Say what a run will need, from the config.json of its models: parameters, memory, work, disk.
 
     Neither weights nor data need be there. Memory is that of the largest microbatch that the config allows.
 
