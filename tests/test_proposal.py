@@ -39,8 +39,15 @@ def test_the_file_runs_and_says_what_was_chosen(new, capsys):
     said, text = capsys.readouterr().out, Path("mine.yaml").read_text()
     assert keys["weights"]["contrast"] == "uniform"  # the teacher has no chat template
     assert keys["data"]["max_length"] % 64 == 0 and keys["data"]["max_prompt_length"] * 2 <= keys["data"]["max_length"]
-    assert keys["training"]["precision"] == "float32"
-    for what in ("data.max_length", "vocabularies", "weights.contrast", "training.batch_size", "microbatch_size"):
+    assert keys["training"]["precision"] == "float32" and keys["optimizer"]["lr"] == pytest.approx(1e-5)
+    for what in (
+        "data.max_length",
+        "vocabularies",
+        "weights.contrast",
+        "training.batch_size",
+        "microbatch_size",
+        "optimizer.lr",
+    ):
         assert f"{what}: " in said
         assert f"#   {what}: " in text
     assert not {"base", "values"} & keys.keys()
@@ -75,7 +82,9 @@ def test_adapters_are_chosen_where_all_weights_do_not_fit(new, tmp_path, capsys)
     sizes = {"hidden_size": 512, "intermediate_size": 8192, "head_dim": 128, "num_hidden_layers": 1}
     make_model(tmp_path / "large", "qwen2", "byte_level", **sizes)
     keys = new("--recipe", "dpo_distill", student=str(tmp_path / "large"), gpu="0.2")
-    assert keys["lora"]["rank"] == 16 and keys["optimizer"]["lr"] == pytest.approx(1e-5)
+    assert keys["lora"]["rank"] == 16 and keys["optimizer"]["lr"] == pytest.approx(
+        1e-4
+    )  # ten times that of a small student
     assert "lora: adapters learn" in capsys.readouterr().out
     assert main(["plan", "mine.yaml", "--gpu", "0.2", "--json", str(tmp_path / "plan.json")]) == 0
     assert json.loads((tmp_path / "plan.json").read_text())["fits"]

@@ -4,9 +4,15 @@ r"""Train and evaluate the rows of the study (plan.md); stopped at any moment, t
         --data Anthropic/hh-rlhf --subset harmless-base --split test --minutes 90
     python benchmarks/study/summary.py
 
-Rows are entries of rows.yaml, a training of one of prefkd's recipes each. They run one after the other, each a process
-of its own, on a GPU if there is one: first the teachers that a row needs, then the row, then its held-out pairs. A seed
-is finished before the next one begins, so that whatever time there was, the table compares rows on equal terms.
+Rows are entries of rows.yaml, a training of one of prefkd's recipes each. Each training is a process of its own, on a
+GPU if there is one: first the teachers that a row needs, then the row, then its held-out pairs. A seed is finished
+before the next one begins, so that whatever time there was, the table compares rows on equal terms. On a GPU with room,
+`--parallel 4` runs four rows at a time.
+
+The other direction is the same command with the two models swapped and another `--out`. Its DPO teacher is a judge that
+no row of this direction has trained on:
+
+    ... --judge runs/study_reverse/dpo_teacher/adapter
 """
 
 import json
@@ -15,9 +21,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 MAIN = ("dpo", "dpo_distill", "tis_teacher", "tis_student", "sft")
 # What a template may add to a text, in tokens.
 TEMPLATE = 32
+LOCKS: dict[str, Lock] = defaultdict(Lock)
 
 
 @dataclass
@@ -68,7 +78,15 @@ class Arguments:
     tokens: int = 224
     """Pairs for which a model would read more tokens are left out."""
     minutes: float = 60.0
-    """When this time is over, the run that is going on writes a checkpoint and ends."""
+    """When this time is over, the runs that are under way write a checkpoint and end."""
+    parallel: int = 1
+    """Rows that run at the same time, on the same device."""
+    judge: str | None = None
+    """Adapter of the student's base that judges answers: the DPO teacher of the study in the other direction."""
+    answered: int = 64
+    """Held-out prompts that are answered for the judge."""
+    answer_tokens: int = 64
+    """Most tokens of such an answer."""
     overrides: tuple[str, ...] = field(default=())
     """Settings of every training, key=value."""
 
@@ -101,8 +119,9 @@ def main(arguments: Arguments) -> None:
         raise SystemExit(f"no row is named {', '.join(sorted(unknown))}; there are {', '.join(entries['rows'])}")
     split_pairs(arguments)
     try:
-        for job in jobs(arguments, entries):
-            finish(job, arguments, deadline)
+        for chains in plan(arguments, entries):
+            with ThreadPoolExecutor(arguments.parallel) as pool:
+                list(pool.map(lambda jobs: finish_all(jobs, arguments, deadline), chains))
     except OutOfTime:
         print("the time is over; the same command resumes", flush=True)
     else:
@@ -175,27 +194,37 @@ def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
 
 
-def jobs(arguments: Arguments, entries: dict[str, Any]) -> Iterator[Job]:
-    """All runs in order. Those after a choice of learning rates are known when it has been made."""
-    for part in ("held_out", *(("development",) if arguments.rates else ())):
-        yield evaluation("start", {"path": arguments.student}, part, arguments)
-    taught: dict[str, None] = {}
+def plan(arguments: Arguments, entries: dict[str, Any]) -> Iterator[list[Iterator[Job]]]:
+    """Chains of runs that may run at the same time, one group after the other."""
+    yield [start_jobs(arguments)]
     for seed in arguments.seeds:
-        for row in arguments.rows:
-            settings = entries["rows"][row]
-            for needed in teachers(settings, entries, arguments.out):
-                if entries["teachers"][needed]["recipe"] == "dpo":
-                    taught[needed] = None
-                yield training(needed, entries["teachers"][needed], arguments)
-            rate = None
-            if arguments.rates:
-                for tried in arguments.rates:
-                    yield from row_jobs(row, settings, arguments.seeds[0], arguments, rate=tried, part="development")
-                rate = best_rate(row, arguments)
-            yield from row_jobs(row, settings, seed, arguments, rate=rate, part="held_out")
-    for name in taught:
-        adapted = {"path": arguments.teacher, "adapter": str(arguments.out / name / "adapter")}
-        yield evaluation(name, adapted, "held_out", arguments)
+        yield [chain(row, seed, arguments, entries) for row in arguments.rows]
+    built = {name for row in arguments.rows for name in teachers(entries["rows"][row], entries, arguments.out)}
+    taught = [name for name in entries["teachers"] if name in built and entries["teachers"][name]["recipe"] == "dpo"]
+    adapted = {name: {"path": arguments.teacher, "adapter": f"{arguments.out}/{name}/adapter"} for name in taught}
+    yield [iter([evaluation(name, checkpoint, "held_out", arguments)]) for name, checkpoint in adapted.items()]
+
+
+def start_jobs(arguments: Arguments) -> Iterator[Job]:
+    """What is read of the untrained student."""
+    start = {"path": arguments.student}
+    for part in ("held_out", *(("development",) if arguments.rates else ())):
+        yield evaluation("start", start, part, arguments)
+    if arguments.judge:
+        yield answering("start", start, arguments)
+
+
+def chain(row: str, seed: int, arguments: Arguments, entries: dict[str, Any]) -> Iterator[Job]:
+    """The teachers of a row, the choice of its learning rate, and the row; each job is known when the last is done."""
+    settings = entries["rows"][row]
+    for needed in teachers(settings, entries, arguments.out):
+        yield training(needed, entries["teachers"][needed], arguments)
+    rate = None
+    if arguments.rates:
+        for tried in arguments.rates:
+            yield from row_jobs(row, settings, arguments.seeds[0], arguments, rate=tried, part="development")
+        rate = best_rate(row, arguments)
+    yield from row_jobs(row, settings, seed, arguments, rate=rate, part="held_out")
 
 
 def teachers(settings: Any, entries: dict[str, Any], out: Path) -> list[str]:
@@ -216,7 +245,12 @@ def row_jobs(
         changed["optimizer"] = settings["optimizer"] | {"lr": rate}
     job = training(name, changed, arguments)
     yield job
-    yield evaluation(name, {"path": str(job.proof)}, part, arguments)
+    checkpoint = {"path": str(job.proof)}
+    yield evaluation(name, checkpoint, part, arguments)
+    if arguments.judge and part == "held_out":
+        yield answering(name, checkpoint, arguments)
+        if write_comparisons(name, arguments):
+            yield judging(name, arguments)
 
 
 def training(name: str, settings: dict[str, Any], arguments: Arguments) -> Job:
@@ -240,8 +274,56 @@ def evaluation(name: str, checkpoint: dict[str, Any], part: str, arguments: Argu
     return Job(f"read/{part}/{name}", "evaluate", settings, out / "table.json")
 
 
+def answering(name: str, checkpoint: dict[str, Any], arguments: Arguments) -> Job:
+    """The answers of a checkpoint to held-out prompts."""
+    out = arguments.out / "read" / "answers" / name
+    prompts = {"source": str(arguments.out / "held_out.jsonl"), "limit": arguments.answered}
+    sampling = {"max_new_tokens": arguments.answer_tokens, "batch_size": 16}
+    scorers = {"words": {"_component_": "prefkd.evaluation.scorers.words"}}
+    settings = {
+        "recipe": "evaluate",
+        "output_dir": str(out),
+        "checkpoints": {"model": {"dtype": "float32", **checkpoint}},
+        "answers": {"held_out": {"prompts": prompts, "sampling": sampling, "scorers": scorers}},
+    }
+    return Job(f"read/answers/{name}", "evaluate", settings, out / "table.json")
+
+
+def write_comparisons(name: str, arguments: Arguments) -> int:
+    """Pairs of a row's answers with those of the start, where they differ and none is empty; returns how many."""
+    own, start = answers(arguments.out, name), answers(arguments.out, "start")
+    rows = [
+        {"prompt": own[key]["prompt"], "chosen": own[key]["answer"], "rejected": start[key]["answer"]}
+        for key in start
+        if own[key]["answer"] != start[key]["answer"] and own[key]["answer"] and start[key]["answer"]
+    ]
+    path = comparisons(arguments.out, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_pairs(path, rows)
+    return len(rows)
+
+
+def comparisons(out: Path, name: str) -> Path:
+    """The file of answers that are judged."""
+    return out / "read" / "answers" / name / "against_start.jsonl"
+
+
+def judging(name: str, arguments: Arguments) -> Job:
+    """The log-probs that the judge and its base give a row's answers and those of the start."""
+    out = arguments.out / "read" / "judged" / name
+    data = {"source": str(comparisons(arguments.out, name)), "max_length": 512, "max_prompt_length": 384}
+    base = {"path": arguments.student, "dtype": "float32"}
+    settings = {
+        "recipe": "evaluate",
+        "output_dir": str(out),
+        "checkpoints": {"judge": base | {"adapter": arguments.judge}, "base": base},
+        "preferences": {"data": {"pairs": data}, "microbatch_size": 8},
+    }
+    return Job(f"read/judged/{name}", "evaluate", settings, out / "table.json")
+
+
 def best_rate(row: str, arguments: Arguments) -> float:
-    """The learning rate of a row with the largest mean reward margin on the development pairs."""
+    """The learning rate of a row with the highest reward accuracy on the development pairs."""
     start = records(arguments.out, "development", "start")
     seed = arguments.seeds[0]
 
@@ -253,15 +335,31 @@ def best_rate(row: str, arguments: Arguments) -> float:
     return max(arguments.rates, key=accuracy)
 
 
-def records(out: Path, part: str, name: str) -> dict[str, dict[str, Any]]:
+def records(out: Path, part: str, name: str, checkpoint: str = "model") -> dict[str, dict[str, Any]]:
     """What `evaluate` has written of a model, by pair."""
-    path = out / "read" / part / name / "preferences" / "pairs" / "model.jsonl"
+    return by_key(out / "read" / part / name / "preferences" / "pairs" / f"{checkpoint}.jsonl")
+
+
+def answers(out: Path, name: str) -> dict[str, dict[str, Any]]:
+    """What a row has answered, by prompt."""
+    return by_key(out / "read" / "answers" / name / "answers" / "held_out" / "answers" / "model.jsonl")
+
+
+def by_key(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a file of JSON lines."""
     return {row["key"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
 
 
 def margin(row: dict[str, Any]) -> float:
     """log pi(chosen) - log pi(rejected), in nats."""
     return row["chosen_logprob"] - row["rejected_logprob"]
+
+
+def finish_all(jobs: Iterable[Job], arguments: Arguments, deadline: float) -> None:
+    """Run a chain of jobs. Of two chains that need the same teacher, one waits for the other."""
+    for job in jobs:
+        with LOCKS[job.name]:
+            finish(job, arguments, deadline)
 
 
 def finish(job: Job, arguments: Arguments, deadline: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tyro
 import yaml
-from run import HERE, margin, records
+from run import HERE, answers, comparisons, margin, records
 
 BASELINE = "dpo"
 # Rows that train without a teacher are not hypotheses of their own.
@@ -65,6 +65,7 @@ def main(arguments: Arguments) -> None:
         table.append(
             f"| {row} | {' | '.join(cells)} | {p} | {corrected.get(row, float('nan')):.3f} |".replace("nan", "")
         )
+    table += ["", *judged_lines(arguments, [row for row in values if row != "start"], generator)]
     table += ["", *teacher_lines(arguments, generator)]
     text = "\n".join(table) + "\n"
     (arguments.out / "table.md").write_text(text, encoding="utf-8")
@@ -141,6 +142,45 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(values) - place) * p))
         corrected[name] = highest
     return corrected
+
+
+def judged_lines(arguments: Arguments, rows: list[str], generator: np.random.Generator) -> list[str]:
+    """How often a row's sampled answers are better than those of the start, and their lengths; if there is a judge."""
+    lines = ["| row | seeds | win rate against the start | words | words of the start |", "|---|---|---|---|---|"]
+    for row in rows:
+        read = {seed: wins(arguments.out, name) for seed, name in seeds_of(arguments.out, row).items()}
+        whole = {seed: values for seed, values in read.items() if values is not None}
+        if whole:
+            length = [length_of(arguments.out, f"{row}/{seed}") for seed in whole]
+            cells = f"{len(whole)} | {cell(whole, arguments.draws, generator)} | {np.mean(length):.1f}"
+            lines.append(f"| {row} | {cells} | {length_of(arguments.out, 'start'):.1f} |")
+    return lines if len(lines) > 2 else []
+
+
+def wins(out: Path, name: str) -> np.ndarray | None:
+    """(n,) 1 for each prompt whose answer the judge prefers to that of the start, 1/2 for equal answers; None if open.
+
+    The judge prefers the answer whose log-prob its training has raised more. An empty answer loses.
+    """
+    if not comparisons(out, name).exists():
+        return None
+    own, start = answers(out, name), answers(out, "start")
+    settled = {key: preferred(bool(own[key]["answer"]) - bool(start[key]["answer"])) for key in start}
+    different = [key for key in start if own[key]["answer"] != start[key]["answer"] and settled[key] == 0.5]
+    if different:
+        if not (out / "read" / "judged" / name / "table.json").exists():
+            return None
+        judge, base = (records(out, "judged", name, checkpoint) for checkpoint in ("judge", "base"))
+        numbered = sorted(judge, key=lambda key: int(key.rpartition(":")[2]))
+        settled |= {
+            key: preferred(margin(judge[row]) - margin(base[row])) for key, row in zip(different, numbered, strict=True)
+        }
+    return np.array([settled[key] for key in start])
+
+
+def length_of(out: Path, name: str) -> float:
+    """Mean words of a row's answers."""
+    return float(np.mean([len(row["answer"].split()) for row in answers(out, name).values()]))
 
 
 def teacher_lines(arguments: Arguments, generator: np.random.Generator) -> list[str]:

@@ -44,12 +44,12 @@ def new(
         raise PrefkdError(f"{output} is already there; name another file with --output")
     if output.suffix not in (".yaml", ".yml"):
         raise PrefkdError(f"{output} is not a name for a config; end it in .yaml")
-    with Console(stderr=True).status("reading models and data"):
+    with Console(stderr=True).status("reading models and data, and planning runs of them"):
+        hush_libraries()
         from datasets import disable_progress_bars
 
         from prefkd.proposal import propose
 
-        hush_libraries()
         disable_progress_bars()
         found = propose(
             recipe, student=student, teacher=teacher, source=data, split=split, subset=subset, gpu=gpu, name=output.stem
@@ -57,4 +57,5 @@ def new(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(found.text(output), encoding="utf-8")
     say("\n".join(f"{what}: {why}" for what, why in found.reasons.items()))
-    say(f"\nwrote {output}\nsee what it needs: prefkd plan {output}\nrun it: prefkd run {recipe} --config {output}")
+    say(f"\nwrote {output}\nsee what it needs: prefkd plan {recipe} --config {output}")
+    say(f"run it: prefkd run {recipe} --config {output}")

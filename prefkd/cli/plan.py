@@ -22,7 +22,7 @@ def plan(
     gpu: Annotated[str | None, optional("NAME|GIB")] = None,
     json: Annotated[Path | None, optional("FILE")] = None,
 ) -> None:
-    """Tell what a run will need, from the config.json of its models: parameters, memory, work, disk.
+    """Say what a run will need, from the config.json of its models: parameters, memory, work, disk.
 
     Neither weights nor data need be there. Memory is that of the largest microbatch that the config allows.
 
@@ -42,7 +42,7 @@ def plan(
     """
     if nproc_per_node < 1:
         raise PrefkdError(f"--nproc-per-node {nproc_per_node} leaves no process; give 1 or more")
-    from prefkd.estimate.memory import find_card, smallest_card
+    from prefkd.estimate.memory import find_card, own_memory, smallest_card
 
     card = find_card(gpu) if gpu is not None else None
     recipe_path, config_path = catalog.find_run(recipe, config)
@@ -60,6 +60,9 @@ def plan(
     card = card or smallest_card(found.peak)
     advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
     print_plan(found, card, advice, Console(highlight=False))
+    if gpu is None and nproc_per_node == 1:
+        here = own_memory()
+        say(f"here: {here.name}, {here.gib:.1f} GiB, has {'' if here.fits(found.peak) else 'no '}room for it")
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(as_json(found, card), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from prefkd.errors import PrefkdError, nearest
@@ -113,6 +114,11 @@ def own_card() -> Card | None:
     if not torch.cuda.is_available():
         return None
     return Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB)
+
+
+def own_memory() -> Card:
+    """The GPU of this machine, or else its main memory as far as it is free."""
+    return own_card() or Card("the memory of this machine", psutil.virtual_memory().available / GIB)
 
 
 def smallest_card(size: float) -> Card | None:

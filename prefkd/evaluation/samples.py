@@ -1,19 +1,24 @@
-"""Answers of a model in training to a few held-out prompts, `prefkd.training.samples`."""
+"""Answers of a model in training to a few held-out prompts, `prefkd.training.samples`, and how often they win."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from prefkd.config import build
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import row_name
 from prefkd.data.templates import ModelSide
-from prefkd.errors import DataError
+from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
+from prefkd.evaluation.judge import Comparison
 from prefkd.evaluation.prompts import Prompt
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
-from prefkd.training.samples import Sample, write_samples
+from prefkd.training.samples import Sample, first_answers, read_samples, write_samples
+
+logger = logging.getLogger(__name__)
 
 
 class Samples:
@@ -36,6 +41,7 @@ class Samples:
             max_prompt_length=data.max_prompt_length,
             batch_size=max(training.sample_answers, 1),
         )
+        self._judge = build(training.win_rate) if training.win_rate is not None else None
         asked = training.sample_answers if ranks.world_size == 1 else 0
         self._prompts: list[Prompt] = []
         if asked:
@@ -48,13 +54,38 @@ class Samples:
         """Answer the prompts after a step, and append the answers to samples.jsonl.
 
         Returns:
-            samples/words, the mean length of the answers; nothing without prompts.
+            samples/words, the mean length of the answers; samples/win_rate, the share that is better than before
+            training, if `training.win_rate` says who decides; nothing without prompts.
+
+        Raises:
+            PrefkdError: Before training, and who decides cannot do it.
         """
         found = self._answer(step)
         if not found:
             return {}
         write_samples(self._output_dir, found)
-        return {"samples/words": sum(len(sample.answer.split()) for sample in found) / len(found)}
+        words = sum(len(sample.answer.split()) for sample in found) / len(found)
+        return {"samples/words": words, **self._win_rate(step, found)}
+
+    def _win_rate(self, step: int, found: Sequence[Sample]) -> dict[str, float]:
+        if self._judge is None:
+            return {}
+        first = first_answers(read_samples(self._output_dir))
+        if [sample.prompt for sample in first] != [sample.prompt for sample in found]:
+            logger.warning("step %d: no win rate, since the answers before training are to other prompts", step)
+            return {}
+        comparisons = [
+            Comparison(prompt.key, prompt.messages, own.answer, other.answer)
+            for prompt, own, other in zip(self._prompts, found, first, strict=True)
+        ]
+        try:
+            wins = self._judge.wins(comparisons, folder=self._output_dir, device=self._model.lm.device)
+        except PrefkdError as error:  # a training of hours is worth more than a verdict on the way
+            if not step:
+                raise
+            logger.warning("step %d: no win rate: %s", step, error)
+            return {}
+        return {"samples/win_rate": sum(wins) / len(wins)} if wins else {}
 
     def _can_read(self, prompt: Prompt) -> bool:
         """Whether the model takes a prompt; a pair that it refuses is left out of the training too."""

@@ -84,7 +84,7 @@ def write_report(recipe: str, config: Any, run: TrainingRun, outcome: Outcome) -
             (name.removeprefix(HELD_OUT), outcome.before[name], outcome.written[name], outcome.in_memory[name])
             for name in (outcome.before if outcome.written else ())
         ],
-        panels=[_panel(curves, name) for name in panels([curves])],
+        panels=[_panel(curves, name) for name in (*panels([curves]), *(curves.metrics & {"samples/win_rate"}))],
         answers=changed_answers(config.output_dir),
         pairs=pairs,
         legend=list(enumerate(COLOUR_NAMES)),

@@ -68,7 +68,8 @@ FREE = (
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
     *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
     *("training.async_checkpoints", "training.export", "training.export_every", "training.profile"),
-    *("training.sample_answers", "training.sample_tokens", "teacher.placement", "teacher.cpu_offload"),
+    *("training.sample_answers", "training.sample_tokens", "training.win_rate"),
+    *("teacher.placement", "teacher.cpu_offload"),
 )
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 

@@ -5,7 +5,7 @@ On a terminal progress is a bar. In a log (nohup, Slurm, CI) it is a line every 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from textwrap import shorten
 from typing import Protocol
@@ -52,6 +52,7 @@ class Display:
         self.console = Console(quiet=not ranks.is_main, highlight=False)
         if not self.console.is_terminal:
             self.console.width = LOG_WIDTH
+        self._open: Progress | None = None
 
     def say(self, text: str) -> None:
         """Print a line, however long."""
@@ -108,6 +109,27 @@ class Display:
             finally:
                 lines.close()
             return
+        with self._bars() as bars:
+            yield TerminalBar(bars, bars.add_task("", total=total, completed=done, metrics=""))
+
+    @contextmanager
+    def passing(self, total: int) -> Iterator[Bar]:
+        """Progress of something in between, held-out pairs say, that leaves no trace if it is quick.
+
+        In a terminal it is a second bar below that of the training, which disappears at its end.
+        """
+        if not self.console.is_terminal:
+            yield LogLines(self.say, total)  # never closed: the last line is that of the evaluation
+            return
+        with self._bars(transient=True) if self._open is None else nullcontext(self._open) as bars:
+            task = bars.add_task("", total=total, metrics="")
+            try:
+                yield TerminalBar(bars, task)
+            finally:
+                bars.remove_task(task)
+
+    @contextmanager
+    def _bars(self, *, transient: bool = False) -> Iterator[Progress]:
         columns = (
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
@@ -115,8 +137,12 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console) as progress:
-            yield TerminalBar(progress, progress.add_task("", total=total, completed=done, metrics=""))
+        with Progress(*columns, console=self.console, transient=transient) as bars:
+            self._open = bars
+            try:
+                yield bars
+            finally:
+                self._open = None
 
 
 class TerminalBar:

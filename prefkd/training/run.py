@@ -110,11 +110,23 @@ class TrainingRun(TrainingData):
     def batches(
         self, collate: Callable[[Dataset, Microbatch], Batch], split: Split, rows: Sequence[int]
     ) -> Iterator[Batch]:
-        """The microbatches of this rank, on its device; each is made while the one before is worked on."""
+        """The microbatches of this rank, on its device; each is made while the one before is worked on.
+
+        Those of held-out pairs, which are one step, show how far they are.
+        """
         pairs = {"train": self.train_pairs, "held_out": self.held_out_pairs}[split]
+        portions = self.portions.split(split, rows, self.ranks)
+        if split == "held_out":
+            with self.display.passing(sum(len(portion.rows) - portion.fillers for portion in portions)) as bar:
+                for portion, batch in zip(
+                    portions, ahead(partial(collate, pairs), portions, self.ranks.device), strict=True
+                ):
+                    yield batch
+                    bar.advance("held-out pairs", steps=len(portion.rows) - portion.fillers)
+            return
         self.recompilations.before_step()
-        yield from ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
-        if split == "train" and (new := self.recompilations.after_step()):
+        yield from ahead(partial(collate, pairs), portions, self.ranks.device)
+        if new := self.recompilations.after_step():
             self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
 
 

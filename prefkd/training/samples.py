@@ -45,14 +45,24 @@ def write_samples(output_dir: Path, samples: Sequence[Sample]) -> None:
         file.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
 
 
-def changed_answers(output_dir: Path) -> list[ChangedAnswer]:
-    """The first and the latest answer to each prompt; none if nothing was sampled."""
+def read_samples(output_dir: Path) -> list[Sample]:
+    """All answers so far; none if nothing was sampled."""
     path = output_dir / FILE
     if not path.is_file():
         return []
-    samples = [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    first = [sample for sample in samples if sample.step == samples[0].step]
-    last = samples[-len(first) :]
+    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def first_answers(samples: Sequence[Sample]) -> list[Sample]:
+    """Those before training."""
+    return [sample for sample in samples if sample.step == samples[0].step]
+
+
+def changed_answers(output_dir: Path) -> list[ChangedAnswer]:
+    """The first and the latest answer to each prompt; none if nothing was sampled."""
+    samples = read_samples(output_dir)
+    first = first_answers(samples)
+    last = samples[len(samples) - len(first) :]
     return [
         ChangedAnswer(before.prompt, before.answer, after.answer, before.chosen)
         for before, after in zip(first, last, strict=True)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from prefkd.config import Component, build
+from prefkd.config.components import component_problems
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.errors import Problem
 from prefkd.models.compiled import compile_obstacle
@@ -69,6 +71,8 @@ class TrainingConfig:
         sample_answers: So many held-out prompts are answered at each evaluation, for samples.jsonl and report.html; by
             a run of one process.
         sample_tokens: Most tokens of such an answer.
+        win_rate: Who says whether each of these answers is better than the one before training, for samples/win_rate in
+            the metrics: `prefkd.evaluation.win_rate.ByRewardModel` or `ByJudge`, with settings; null = nobody.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended resumes exactly; null = only when a signal ends it.
         keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
@@ -102,6 +106,7 @@ class TrainingConfig:
     export_every: int | None = None
     sample_answers: int = 3
     sample_tokens: int = 64
+    win_rate: Component | None = None
     checkpoint_every: int | None = 200
     keep_checkpoints: int = 2
     async_checkpoints: bool | Literal["auto"] = "auto"
@@ -127,6 +132,7 @@ class TrainingConfig:
         yield from size_problems(self, "sample_answers", least=0, most=MOST_SAMPLES)
         if self.stop_after is not None and self.keep_best is None:
             yield "stop_after: goes with keep_best, which is missing; name a metric there, loss say"
+        yield from self._win_rate_problems()
         yield from size_problems(self, "epochs", most=MOST_EPOCHS)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
@@ -136,6 +142,17 @@ class TrainingConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
         yield from kernel_problems(self, self.precision)
+
+    def _win_rate_problems(self) -> Iterator[Problem | str]:
+        if self.win_rate is None or list(component_problems(self.win_rate)):
+            return  # what is wrong with a component is said of it
+        if not self.sample_answers:
+            yield "win_rate: no answers are sampled; set sample_answers to 16, say, or use null"
+        judge = build(self.win_rate)
+        if not hasattr(judge, "wins"):
+            yield f"win_rate: {self.win_rate['_component_']} has no method wins; use ByRewardModel or ByJudge"
+        elif hasattr(judge, "problems"):
+            yield from (Problem.of(problem).under("win_rate") for problem in judge.problems())
 
 
 def kernel_problems(config: Any, precision: str) -> Iterator[Problem]:

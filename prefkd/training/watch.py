@@ -56,7 +56,7 @@ class Watch:
             value = self._value(found, self._training.keep_best)
             if step:
                 self._compare(step, progress, value)
-        return found | self._sample(step)
+        return found | self._answers(step, f"step {step}")
 
     def export(self, step: int, save: Callable[[Path], Path]) -> None:
         """Write the model as it is after a step, if `training.export_every` says so.
@@ -81,7 +81,13 @@ class Watch:
 
     def sample_saved(self) -> None:
         """Let the saved model, whose weights are in memory by now, answer the prompts in place of the last step's."""
-        self._sample(self._step)
+        self._answers(self._step, "the saved model")
+
+    def _answers(self, step: int, whose: str) -> dict[str, float]:
+        found = self._sample(step)
+        if step and "samples/win_rate" in found:
+            self._display.say(f"{whose}: answers better than before training {found['samples/win_rate']:.1%}")
+        return found
 
     def _compare(self, step: int, progress: Progress, value: float) -> None:
         metric = self._training.keep_best

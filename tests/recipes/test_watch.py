@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefkd.evaluation.judge import Comparison
+from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
+from prefkd.evaluation.win_rate import ByJudge
 from prefkd.training.samples import changed_answers
+from tests.evaluation.judge_server import judge_server
+from tests.evaluation.test_answers import make_reward_model
 from tests.processes import run_processes
 from tests.recipes import single_model, two_models
 from tests.recipes.test_resume import killer, without_speed
@@ -148,6 +153,43 @@ def test_answers_before_and_after_are_those_of_the_start_and_of_the_saved_folder
     assert any(answer.before != answer.after for answer in changed_answers(out))
 
 
+def test_answers_win_against_those_before_training(world, tmp_path, capsys):
+    """By a reward model, and by the same verdicts written down; the page shows the curve."""
+    out, reward = tmp_path / "out", make_reward_model(tmp_path / "reward", chat=True)
+    judge = f"{{_component_: prefkd.evaluation.win_rate.ByRewardModel, path: {reward}}}"
+    asked = ("training.sample_answers=3", "training.sample_tokens=5", f"training.win_rate={judge}")
+    metrics = run(world, out, *asked, "training.epochs=3", "training.evaluate_every=100")
+    measured = [row["samples/win_rate"] for row in metrics if "held_out/loss" in row]
+    model = RewardModel(RewardModelConfig(str(reward)), torch.device("cpu"))
+    expected = 0.0
+    for answer in changed_answers(out):
+        before, after = model.score(
+            [([{"role": "user", "content": answer.prompt}], text) for text in (answer.before, answer.after)]
+        )
+        expected += 0.5 if after == before else float(after > before)
+    assert measured == [0.5, pytest.approx(expected / 3)]
+    assert f"the saved model: answers better than before training {expected / 3:.1%}" in capsys.readouterr().out
+    assert "samples/win_rate: " in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_judge_that_falls_silent_does_not_end_the_training(world, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("JUDGE_KEY", "key")
+    with judge_server() as server:
+        judge = (
+            f"{{_component_: prefkd.evaluation.win_rate.ByJudge, base_url: {server.url}, model: judge, "
+            "api_key_variable: JUDGE_KEY, retries: 0}"
+        )
+        asked = ("training.sample_answers=2", "training.sample_tokens=5", f"training.win_rate={judge}")
+        by_judge = ByJudge(server.url, "judge", "JUDGE_KEY")
+        longer = Comparison("one", [{"role": "user", "content": "Hi!"}], "Hello there!", "Hi")
+        wins = [by_judge.wins([longer], folder=tmp_path / "judged", device=torch.device("cpu")) for _ in range(2)]
+        assert wins == [[1.0], [1.0]] and len(server.requests) == 2  # in both orders, and once
+        server.always = "refuse"
+        metrics = run(world, tmp_path / "silent", *asked, "training.epochs=3", "training.evaluate_every=100")
+    assert metrics[0]["samples/win_rate"] == 0.5 and "samples/win_rate" not in metrics[-1]
+    assert "no win rate: the judge at" in caplog.text
+
+
 def test_sampling_changes_nothing_else(world, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     metrics = [
@@ -193,6 +235,12 @@ def test_the_page_colours_parents_by_the_weights_of_a_live_teacher(world, tmp_pa
         ("training.stop_after=2", "stop_after: goes with keep_best, which is missing"),
         ("training.export_every=0", "export_every: 0 is too small"),
         ("training.sample_answers=1000", "sample_answers: 1000 is too large"),
+        (
+            "training.win_rate={_component_: prefkd.evaluation.win_rate.ByRewardModel, path: nowhere}",
+            "no folder nowhere; fetch",
+        ),
+        ("training.win_rate={_component_: prefkd.evaluation.win_rate.ByReward}", "did you mean ByRewardModel?"),
+        ("training.win_rate={_component_: builtins.dict}", "win_rate: builtins.dict has no method wins"),
         ("training.keep_best=bleu", "keep_best: 'bleu' is not"),
         ("training.keep_best=perplexity", "this run does not measure perplexity: it measures loss"),
     ],

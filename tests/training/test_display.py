@@ -1,5 +1,7 @@
 """Progress in a log: few lines, each whole, with all that a reader of the log asks for."""
 
+from contextlib import nullcontext
+
 import pytest
 from rich.console import Console
 from torch import device
@@ -99,3 +101,25 @@ def test_a_terminal_has_a_bar(monkeypatch, capsys):
             bar.advance("loss 0.1")
     printed = capsys.readouterr().out
     assert "3/3" in printed and "━" in printed and "took" not in printed
+
+
+@pytest.mark.parametrize(("interval", "said"), [(0.0, ["1/2  held-out pairs, ", "2/2  held-out pairs, "]), (10.0, [])])
+def test_held_out_pairs_have_lines_where_they_take_long(interval, said, capsys, monkeypatch):
+    monkeypatch.setattr(module, "LOG_INTERVAL", interval)
+    with Display(Ranks(0, 1, device("cpu"))).passing(2) as bar:
+        bar.advance("held-out pairs")
+        bar.advance("held-out pairs")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(said) and all(map(str.startswith, printed, said))
+
+
+def test_held_out_pairs_have_a_bar_below_that_of_the_training(monkeypatch, capsys):
+    monkeypatch.setattr(module, "Console", lambda **settings: Console(force_terminal=True, width=80, **settings))
+    display = Display(Ranks(0, 1, device("cpu")))
+    for outer in (nullcontext(), display.progress(3)):
+        with outer as training, display.passing(7) as bar:
+            bar.advance("held-out pairs", steps=7)
+            if training is not None:
+                training.advance("loss 0.1")
+    *_, last = capsys.readouterr().out.split("7/7")  # what is drawn after it has disappeared
+    assert "1/3" in last
