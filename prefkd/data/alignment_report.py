@@ -42,8 +42,10 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     def counts(name: str) -> np.ndarray:
         return numbers(aligned, name)
 
+    exists = np.concatenate([counts(f"{answer}_parents") > 0 for answer in ANSWERS])  # there may be no rivals
+
     def of_both_answers(read: Callable[[str], np.ndarray], column: str) -> np.ndarray:
-        return np.concatenate([read(column.format(answer=answer)) for answer in ANSWERS])
+        return np.concatenate([read(column.format(answer=answer)) for answer in ANSWERS])[exists]
 
     parents = of_both_answers(counts, "{answer}_parents")
     ends = of_both_answers(counts, "{answer}_ends")

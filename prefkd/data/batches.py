@@ -153,6 +153,11 @@ class PairBatch(NumberedPairs):
     kept_positive: KeptRows | None = None
     kept_negative: KeptRows | None = None
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether the chosen answers have rejected ones next to them; else `TokenBatch` holds B answers."""
+        return any(self.text_parents[1])
+
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
         sums = parent_logprobs(token_values[None], tokens.parents[None], self.parent_mask.numel())
@@ -222,9 +227,12 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     chosen_text, rejected_text = (counts - ends.long()).tolist()
     index = torch.arange(num_parents)
 
+    has_rivals = any(rejected_text)
+
     def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
-        answers = [f"{side}_{answer}" for answer in ANSWERS]
+        answers = [f"{side}_{answer}" for answer in (ANSWERS if has_rivals else ANSWERS[:1])]
         parents = [f"{answer}_parents" for answer in answers]
+        shared = shared and has_rivals
         return _token_batch(rows, prompt, answers, parents, shares_prompt=shared, num_parents=num_parents)
 
     def scores(name: str) -> Tensor | None:

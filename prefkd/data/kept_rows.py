@@ -73,6 +73,8 @@ def kept_rows(rows: Sequence[Mapping[str, Any]], name: str) -> KeptRows | None:
     for answer in ANSWERS:
         for row in rows:
             targets = len(row[f"teacher_{answer}"])
+            if not targets:
+                continue  # a rival that is not there
             top = np.frombuffer(row[f"{answer}_{name}_top"], dtype=np.float16).reshape(targets, -1)
             packed = row[f"{answer}_{'positive' if name == 'negative' else name}_ids"]
             ids.append(unpack_ids(packed, top.shape[1], tokens))

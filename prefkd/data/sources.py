@@ -22,6 +22,8 @@ SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
 # What `datasets` writes next to the rows of a folder.
 SAVED = ("state.json", "dataset_dict.json")
 NOT_DATA = (*SAVED, "dataset_info.json", "dataset_infos.json")
+# What recipe sample keeps next to the answers of a model.
+RECORDS = ".settings.json"
 ROWS_AT_A_TIME = 1000
 
 
@@ -195,6 +197,7 @@ def _data_files(folder: Path) -> list[Path]:
         if suffix_of(file)
         and (file.is_file() or (file.is_symlink() and not file.exists()))
         and file.name not in NOT_DATA
+        and not file.name.endswith(RECORDS)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
 

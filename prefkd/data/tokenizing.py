@@ -8,7 +8,8 @@ An aligned data set has the columns
     {side}_{answer}                              token ids of the answers chosen and rejected: complete parents only,
                                                  with the tokens of the end if no side was truncated
     {side}_{answer}_parents                      the parent of each of these tokens, 0 .. P-1
-    {answer}_parents                             P, the parents of the answer; the end, mostly an EOS, is the last one
+    {answer}_parents                             P, the parents of the answer; the end, mostly an EOS, is the last one;
+                                                 0 for the rejected answer where there is none
     {answer}_ends                                whether the answer has its end
     positive_prompt, negative_prompt             with a contrast: the teacher's prompts under the two instructions
     {side}_prompt_cut, {side}_{answer}_cut       tokens that truncation took away
@@ -195,13 +196,14 @@ def _align_batch(
     texts = [answer for pair in read.written.values() for answer in pair.answers]
     parents = find_parents_batch(student, teacher, texts)
     for n, i in enumerate(read.written):
-        both = slice(2 * n, 2 * n + 2)
+        answers = slice(2 * n, 2 * n + (2 if read.written[i].answers[1] else 1))  # there may be no rival
         read.rows[i] |= cut_pair(
             {name: ids[n] for name, ids in read.prompts.items()},
-            {side: read.responses[side][0][both] for side in SIDES},
-            parents[both],
+            {side: read.responses[side][0][answers] for side in SIDES},
+            parents[answers],
             sides,
             limits,
+            is_cut="cut" in rows and bool(rows["cut"][i]),
         )
     names = [*aligned_columns(with_contrast=contrast is not None), "problem"]
     return {name: [row.get(name) for row in read.rows] for name in names}
@@ -263,8 +265,11 @@ def _write_pair(
     sides: Mapping[str, ModelSide],
     contrast: tuple[str, str] | None,
 ) -> _WrittenPair:
-    frames, (chosen, rejected), thoughts = write_answers(messages, [answers[name] for name in ANSWERS], sides, tools)
-    check_answers(chosen, rejected)
+    written = [answers[name] for name in ANSWERS if answers[name]]
+    frames, (chosen, *rivals), thoughts = write_answers(messages, written, sides, tools)
+    rejected = rivals[0] if rivals else ""
+    if rivals:
+        check_answers(chosen, rejected)
     for name, instruction in zip(INSTRUCTIONS, contrast, strict=True) if contrast else ():
         frames[name] = sides["teacher"].frame(with_instruction(messages, instruction), thoughts=thoughts, tools=tools)
     return _WrittenPair(frames, (chosen, rejected))
@@ -293,15 +298,17 @@ def cut_pair(
     parents: Sequence[np.ndarray],
     sides: Mapping[str, ModelSide],
     limits: Limits,
+    is_cut: bool = False,
 ) -> dict[str, Any]:
     """Cut an aligned pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
         prompts: Token ids for student and teacher, and for positive and negative with a contrast.
-        answers: Side -> token ids of the chosen and the rejected answer, without their end.
-        parents: (P, 6) of the chosen and of the rejected answer, whole.
+        answers: Side -> token ids of the chosen answer, and of the rejected one if there is one, without their end.
+        parents: (P, 6) of each of them, whole.
         sides: Student and teacher.
         limits: Most tokens of a prompt and an answer.
+        is_cut: Whether the answers are not finished as they stand in the data.
 
     Returns:
         The columns of an aligned row, or `problem` alone.
@@ -320,12 +327,15 @@ def cut_pair(
         row[f"{side}_prompt_cut"] = len(prompts[side]) - len(row[f"{side}_prompt"])
 
     for i, answer in enumerate(ANSWERS):
+        if i == len(parents):
+            row |= _no_answer(answer)
+            continue
         if not len(parents[i]):
             return {"problem": NO_TOKEN}
         kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
         if not len(kept):
             return {"problem": NO_PARENT}
-        ends = all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
+        ends = not is_cut and all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
         lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
         single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
         row[f"{answer}_parents"] = len(kept) + ends
@@ -344,6 +354,15 @@ def cut_pair(
     if any(row[f"{side}_chosen"] == row[f"{side}_rejected"] for side in SIDES):
         return {"problem": SAME_TOKENS}
     return row
+
+
+def _no_answer(answer: str) -> dict[str, Any]:
+    """The columns of an answer that is not there."""
+    columns: dict[str, Any] = {f"{answer}_parents": 0, f"{answer}_ends": False}
+    columns |= {f"{answer}_characters": 0, f"{answer}_single": 0}
+    for side in SIDES:
+        columns |= {f"{side}_{answer}": [], f"{side}_{answer}_parents": [], f"{side}_{answer}_cut": 0}
+    return columns
 
 
 def _unreadable_rows(rows: Dataset, sides: Mapping[str, ModelSide]) -> dict[int, str]:

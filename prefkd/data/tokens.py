@@ -75,40 +75,47 @@ def _tokenize_batch(rows: Mapping[str, list], shared_sides: Shared, limits: Limi
     side = shared_sides.value["model"]
     read = read_pairs(rows, {"model": side})
     for n, i in enumerate(read.written):
-        both = slice(2 * n, 2 * n + 2)
-        answers, offsets = (part[both] for part in read.responses["model"])
-        read.rows[i] |= cut_tokens(read.prompts["model"][n], answers, offsets, side, limits)
+        there = slice(2 * n, 2 * n + (2 if read.written[i].answers[1] else 1))  # there may be no rival
+        answers, offsets = (part[there] for part in read.responses["model"])
+        is_cut = "cut" in rows and bool(rows["cut"][i])
+        read.rows[i] |= cut_tokens(read.prompts["model"][n], answers, offsets, side, limits, is_cut)
     return {name: [row.get(name) for row in read.rows] for name in (*COLUMNS, "problem")}
 
 
 def cut_tokens(
-    prompt: list[int], answers: Sequence[list[int]], offsets: Sequence[np.ndarray], side: ModelSide, limits: Limits
+    prompt: list[int],
+    answers: Sequence[list[int]],
+    offsets: Sequence[np.ndarray],
+    side: ModelSide,
+    limits: Limits,
+    is_cut: bool = False,
 ) -> dict[str, Any]:
     """Cut a pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
         prompt: Token ids.
-        answers: Token ids of the chosen and the rejected answer, without their end.
+        answers: Token ids of the chosen answer, and of the rejected one if there is one, without their end.
         offsets: (tokens, 2) the characters of each token of them. A character of several tokens is kept as a whole.
         side: How the model reads.
         limits: Most tokens of a prompt and an answer.
+        is_cut: Whether the answers are not finished as they stand in the data.
 
     Returns:
-        The columns of a row, or `problem` alone.
+        The columns of a row, or `problem` alone. A rejected answer that is not there has no tokens.
     """
     lengths = [len(ids) + len(side.end_ids) for ids in answers]
     kept_prompt, room = kept_lengths(len(prompt), lengths, limits)
-    row: dict[str, Any] = {"prompt": cut_prompt(prompt, kept_prompt, limits, side.bos_id)}
-    for answer, ids, characters, length in zip(ANSWERS, answers, offsets, lengths, strict=True):
+    row: dict[str, Any] = {"prompt": cut_prompt(prompt, kept_prompt, limits, side.bos_id), "rejected": []}
+    for answer, ids, characters, length in zip(ANSWERS, answers, offsets, lengths, strict=False):
         if not ids:
             return {"problem": NO_TOKEN}
         kept = len(ids) if len(ids) <= room else whole_characters(characters, room)
         if not kept:
             return {"problem": NOTHING_LEFT}
-        row[answer] = [*ids, *side.end_ids] if length <= room else ids[:kept]
+        row[answer] = [*ids, *side.end_ids] if length <= room and not is_cut else ids[:kept]
     if row["chosen"] == row["rejected"]:
         return {"problem": SAME_TOKENS}
-    whole = {"prompt": len(prompt), **dict(zip(ANSWERS, lengths, strict=True))}
+    whole = {"prompt": len(prompt), **dict(zip(ANSWERS, [*lengths, 0][:2], strict=True))}
     return row | {f"{part}_cut": length - len(row[part]) for part, length in whole.items()}
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -80,14 +81,14 @@ class InspectedPair:
     Attributes:
         file, row: Where it comes from.
         prompt: The conversation.
-        answers: Chosen and rejected.
+        answers: Chosen and rejected, or an answer without a rival.
         aligned: Its row of the aligned data set.
     """
 
     file: str
     row: int
     prompt: Sequence[Message]
-    answers: tuple[Answer, Answer]
+    answers: tuple[Answer, ...]
     aligned: Mapping[str, Any]
 
 
@@ -103,11 +104,13 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     kept: list[dict[str, Any]] = aligned.to_list()
     rows = pairs.select([places[row["file"], row["row"]] for row in kept]).to_list()
     texts: list[str] = []
+    named: list[list[str]] = []
     frames: dict[str, list[Frame]] = {name: [] for name in sides}
     for row in rows:
         packed = row.get("calls")
         prompt, found, tools = unpack_calls(row["prompt"], {name: row[name] for name in ANSWERS}, packed)
-        around, answers, _ = write_answers(prompt, [found[name] for name in ANSWERS], sides, tools)
+        named.append([name for name in ANSWERS if found[name]])  # there may be no rival
+        around, answers, _ = write_answers(prompt, [found[name] for name in named[-1]], sides, tools)
         texts += answers
         for name, frame in around.items():
             frames[name] += [frame] * len(answers)
@@ -125,15 +128,16 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
             ends=tokens[f"{name}_ends"],
         )
 
+    number = count()
     return [
         InspectedPair(
             file=row["file"],
             row=row["row"],
             prompt=row["prompt"],
-            answers=(answer(2 * i, "chosen", row, tokens), answer(2 * i + 1, "rejected", row, tokens)),
+            answers=tuple(answer(next(number), name, row, tokens) for name in names),
             aligned=tokens,
         )
-        for i, (row, tokens) in enumerate(zip(rows, kept, strict=True))
+        for row, tokens, names in zip(rows, kept, named, strict=True)
     ]
 
 
