@@ -13,6 +13,16 @@ from prefkd.data.fingerprints import Fingerprint, same_part
 from prefkd.files import whole
 from prefkd.ranks import Ranks
 
+SETTINGS = ".settings.json"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file of rows was begun and has not been finished. One that is not of this module has no beginning."""
+    try:
+        return json.loads(path.with_suffix(SETTINGS).read_bytes())["finished"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
 
 class Records:
     """The rows of one model under one task.
@@ -32,7 +42,7 @@ class Records:
         self.path = path
         self.fingerprint = fingerprint
         self.writes = ranks.is_main
-        self._settings = path.with_suffix(".settings.json")
+        self._settings = path.with_suffix(SETTINGS)
         self.rows: dict[str, dict[str, Any]]
         self.finished: bool
         self.rows, self.finished, self._is_new = ranks.gather(self._read() if self.writes else None)[0]

@@ -1,14 +1,17 @@
 """Recipes with a teacher behind a server: the numbers are those of the model in memory, and no key is ever written."""
 
 import json
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from prefkd.cli.main import main
 from prefkd.models import server as server_module
 from tests.models.text_server import text_server
+from tests.processes import fork
 from tests.recipes import two_models
 from tests.recipes.evaluations import run_evaluation
 from tests.recipes.test_score import read
@@ -80,20 +83,35 @@ def test_score(world, server, tmp_path, capsys):
     assert_no_secret(tmp_path, printed.out, printed.err)
 
 
-def test_a_pass_that_is_ended_many_times_resumes(world, server, tmp_path, capsys):
-    whole = score(world, tmp_path / "whole", behind(server, world))
-    for kept in range(1, 11, 2):
-        server.script = [""] * (2 + 4 * kept) + ["401"] * 99  # the key expires in the middle
-        score(world, tmp_path / "cut", behind(server, world), code=2)
+def killed_by(server, run: Callable[[], object]) -> bool:
+    """Whether a run in a process of its own was killed, which the server's script does in the midst of a request."""
+    server.victim = child = fork()
+    if not child:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_pass_that_is_killed_ten_times_gives_the_same_scores(world, server, tmp_path, capsys):
+    one_by_one = ("pairs_per_shard=1", behind(server, world, concurrency=1))
+    whole = score(world, tmp_path / "whole", *one_by_one)
+    moments = random.Random(15)
+    for _ in range(10):
+        server.script = [""] * moments.randrange(9) + ["kill"]
+        assert killed_by(server, lambda: score(world, tmp_path / "cut", *one_by_one))
+    server.script = [""] * 4 + ["401"] * 9  # and then the key expires
+    score(world, tmp_path / "cut", *one_by_one, code=2)
     printed = capsys.readouterr()
     assert "refuses the key in BIG_KEY" in printed.err and "Traceback" not in printed.err
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cut").rglob("*.parquet")}
-    assert before
     server.script = []
-    cut = score(world, tmp_path / "cut", behind(server, world))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cut").rglob("*.parquet")}
+    assert 5 < len(before) < 17
+    cut = score(world, tmp_path / "cut", *one_by_one)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     for file in whole.rglob("*.parquet"):
-        assert pq.read_table(file).equals(pq.read_table(cut / file.relative_to(whole)))
+        assert file.read_bytes() == (cut / file.relative_to(whole)).read_bytes()
     assert_no_secret(tmp_path, printed.out, printed.err)
 
 
@@ -109,7 +127,11 @@ def test_another_model_under_the_same_name_does_not_resume(world, server, tmp_pa
 
 @pytest.mark.parametrize(
     ("recipe", "more"),
-    [("dpo_distill", ()), ("tis_dpo_distill", ("weights={contrast: prompt_pair}",))],
+    [
+        ("dpo_distill", ()),
+        ("tis_dpo_distill", ("weights={contrast: prompt_pair}",)),
+        ("dskd_distill", ("objective=[{_component_: prefkd.training.terms.alm}]",)),
+    ],
 )
 def test_live(world, server, tmp_path, capsys, recipe, more):
     steps = ("training.max_steps=2", *more)
