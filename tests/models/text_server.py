@@ -1,8 +1,6 @@
 """A server of a tiny model that answers as vLLM and SGLang do, and that can be made to misbehave."""
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +29,6 @@ class TextServer(ScriptedServer):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(next(iter(models.values())))
         self.context = 512
         self.bodies: list[dict] = []
-        self.victim = 0  # process that `kill` kills
 
     @property
     def url(self) -> str:
@@ -98,8 +95,6 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(1.0)
             case "busy":
                 time.sleep(0.1)
-            case "kill":
-                os.kill(self.server.victim, signal.SIGKILL)
             case "limit":
                 return self.reply(429, '{"error": {"message": "slow down"}}', {"retry-after": "0.05"})
             case "503":

@@ -1,17 +1,20 @@
 """Recipes with a teacher behind a server: the numbers are those of the model in memory, and no key is ever written."""
 
 import json
-import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from prefkd.catalog import RECIPES, load_recipe
 from prefkd.cli.main import main
+from prefkd.config import load_config
+from prefkd.data.scores import is_finished
+from prefkd.errors import PrefkdError
 from prefkd.models import server as server_module
+from prefkd.ranks import Ranks
 from tests.models.text_server import text_server
-from tests.processes import fork
 from tests.recipes import two_models
 from tests.recipes.evaluations import run_evaluation
 from tests.recipes.test_score import read
@@ -83,35 +86,26 @@ def test_score(world, server, tmp_path, capsys):
     assert_no_secret(tmp_path, printed.out, printed.err)
 
 
-def killed_by(server, run: Callable[[], object]) -> bool:
-    """Whether a run in a process of its own was killed, which the server's script does in the midst of a request."""
-    server.victim = child = fork()
-    if not child:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def test_a_pass_that_is_killed_ten_times_gives_the_same_scores(world, server, tmp_path, capsys):
-    one_by_one = ("pairs_per_shard=1", behind(server, world, concurrency=1))
+def test_a_pass_that_ends_at_ten_moments_gives_the_same_scores(world, server, tmp_path, capsys):
+    one_by_one = ("pairs_per_shard=1", "contrast.kind=none", behind(server, world, concurrency=2))
     whole = score(world, tmp_path / "whole", *one_by_one)
-    moments = random.Random(15)
+    recipe, moments = load_recipe(RECIPES / "score.py"), random.Random(15)
+    ours = [*one_by_one, f"output_dir={tmp_path}/cut"]
+    config = load_config(recipe.Config, tmp_path / "whole.yaml", ours)
+    run = recipe.setup(config, Ranks(0, 1, torch.device("cpu")))
     for _ in range(10):
-        server.script = [""] * moments.randrange(9) + ["kill"]
-        assert killed_by(server, lambda: score(world, tmp_path / "cut", *one_by_one))
-    server.script = [""] * 4 + ["401"] * 9  # and then the key expires
-    score(world, tmp_path / "cut", *one_by_one, code=2)
-    printed = capsys.readouterr()
-    assert "refuses the key in BIG_KEY" in printed.err and "Traceback" not in printed.err
+        run.shards = [shard for shard in run.planned if not is_finished(run.folder, shard)]
+        server.script = [""] * moments.randrange(5) + ["401"] * 9  # the key expires
+        with pytest.raises(PrefkdError, match="refuses the key in BIG_KEY"):
+            recipe.score(config, run)
     server.script = []
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cut").rglob("*.parquet")}
-    assert 5 < len(before) < 17
+    assert 3 < len(before) < 17
     cut = score(world, tmp_path / "cut", *one_by_one)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     for file in whole.rglob("*.parquet"):
         assert file.read_bytes() == (cut / file.relative_to(whole)).read_bytes()
+    printed = capsys.readouterr()
     assert_no_secret(tmp_path, printed.out, printed.err)
 
 
