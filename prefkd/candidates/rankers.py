@@ -188,7 +188,7 @@ def rank_by_function(questions: Sequence[Question], scorer: Component) -> Scores
         try:
             score = found[key] = float(function(answer=text, references=compared))
         except Exception as error:  # whatever a function of the user's own raises
-            why = first_line(error) if compared else f"the prompt has no references ({first_line(error)})"
+            why = first_line(error) + ("" if compared else "; the prompt has no references")
             raise PrefkdError(f"{name} fails for an answer to {asked[key[0]]}: {why}") from error
         if not math.isfinite(score):
             raise PrefkdError(f"{name} returns {score} for an answer to {asked[key[0]]}; return a finite number")

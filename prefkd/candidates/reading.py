@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.messages import Message, decode_messages, read_messages
+from prefkd.data.sources import is_unfinished
 from prefkd.errors import DataError, Problem
-from prefkd.evaluation.records import is_unfinished
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.fingerprints import Fingerprint, same_part
+from prefkd.data.sources import RECORDS
 from prefkd.files import whole
 from prefkd.ranks import Ranks
-
-SETTINGS = ".settings.json"
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether a file of rows was begun and has not been finished. One that is not of this module has no beginning."""
-    try:
-        return json.loads(path.with_suffix(SETTINGS).read_bytes())["finished"] is False
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 class Records:
@@ -42,7 +33,7 @@ class Records:
         self.path = path
         self.fingerprint = fingerprint
         self.writes = ranks.is_main
-        self._settings = path.with_suffix(SETTINGS)
+        self._settings = path.with_suffix(RECORDS)
         self.rows: dict[str, dict[str, Any]]
         self.finished: bool
         self.rows, self.finished, self._is_new = ranks.gather(self._read() if self.writes else None)[0]

@@ -1,6 +1,7 @@
 """Recipes on answers that have no rival: a term that reads the chosen answers of pairs learns the same from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def test_mistakes(world, tmp_path, capsys):
     assert "objective: alm is about rejected answers, and format: answers has none; use answers: chosen" in printed
     assert "objective: dpo compares two answers, and with data.format: answers there is one; remove it" in printed
     assert "data.reverse: compares two answers, and with format: answers there is one; remove it" in printed
+    begun = world / "begun.jsonl"
+    shutil.copy(world / "pairs_answers.jsonl", begun)
+    begun.with_suffix(".settings.json").write_text('{"finished": false}')
+    two_models.run("dskd_distill", world, tmp_path / "out", *answers(world, "begun"), code=2)
+    assert f"data.source: {begun} is not finished; give the command of the recipe" in capsys.readouterr().err
     source = f"data.source={world}/pairs_answers.jsonl"
     two_models.run("dskd_distill", world, tmp_path / "out", source, code=2)
     assert "are missing: rank answers with recipe rank first, or give format: answers" in capsys.readouterr().err

@@ -292,7 +292,7 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
         "answer_temperature: 0.0 is not a temperature",
         "test_sample_and_rank.nothing returns nan for an answer to “Question 0",
         "test_sample_and_rank.fails fails for an answer to “Question 0",
-        "say?”: the prompt has no references (max() ",
+        "; the prompt has no references",
         f"{begun}/student.jsonl is not finished; give the command of recipe sample again",
         "it has no weights for score.weight, so that its rewards would be random",
     ):
