@@ -15,7 +15,7 @@ from tests.tiny import make_tokenizer, write_pairs
 
 @pytest.fixture
 def tokenizers(folder) -> tuple[str, str]:
-    """Two folders with tokenizers and no weights, beside pairs.jsonl."""
+    """Two folders with tokenizers and no weights, next to pairs.jsonl."""
     for name, kind in (("small", "byte_level"), ("large", "metaspace")):
         make_tokenizer(kind).save_pretrained(folder / name)
     write_pairs(folder / "pairs.jsonl", 40)

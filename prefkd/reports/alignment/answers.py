@@ -10,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 
 from prefkd.data.messages import Message, unpack_calls
+from prefkd.data.rows import ANSWERS, SIDES, AlignedAnswer, AlignedRow
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.token_map import BYTE_OF
-from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.method.parent_tokens import find_parents_batch
 from prefkd.reports.pairs import TokenText
 from prefkd.reports.visible import visible_line
@@ -82,14 +82,14 @@ class InspectedPair:
         file, row: Where it comes from.
         prompt: The conversation.
         answers: Chosen and rejected, or an answer without a rival.
-        aligned: Its row of the aligned data set.
+        aligned: Its tokens.
     """
 
     file: str
     row: int
     prompt: Sequence[Message]
     answers: tuple[Answer, ...]
-    aligned: Mapping[str, Any]
+    aligned: AlignedRow
 
 
 def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide]) -> list[InspectedPair]:
@@ -109,7 +109,7 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     for row in rows:
         packed = row.get("calls")
         prompt, found, tools = unpack_calls(row["prompt"], {name: row[name] for name in ANSWERS}, packed)
-        named.append([name for name in ANSWERS if found[name]])  # there may be no rival
+        named.append([name for name in ANSWERS if found[name]])  # there may be no rival, which is the last one
         around, answers, _ = write_answers(prompt, [found[name] for name in named[-1]], sides, tools)
         texts += answers
         for name, frame in around.items():
@@ -117,15 +117,15 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     encoded = {name: side.encode_responses(texts, frames[name]) for name, side in sides.items()}
     parents = find_parents_batch(encoded["student"][1], encoded["teacher"][1], texts)
 
-    def answer(n: int, name: str, row: Mapping[str, Any], tokens: Mapping[str, Any]) -> Answer:
+    def answer(n: int, name: str, row: Mapping[str, Any], aligned: AlignedAnswer) -> Answer:
         return Answer(
             name=name,
             written=len(row[name]),
             text=texts[n],
             ids={side: encoded[side][0][n] for side in SIDES},
             offsets={side: encoded[side][1][n] for side in SIDES},
-            parents=parents[n][: tokens[f"{name}_parents"] - tokens[f"{name}_ends"]],
-            ends=tokens[f"{name}_ends"],
+            parents=parents[n][: aligned.parents - aligned.ends],
+            ends=aligned.ends,
         )
 
     number = count()
@@ -134,10 +134,12 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
             file=row["file"],
             row=row["row"],
             prompt=row["prompt"],
-            answers=tuple(answer(next(number), name, row, tokens) for name in names),
+            answers=tuple(
+                answer(next(number), name, row, own) for name, own in zip(names, tokens.answers, strict=False)
+            ),
             aligned=tokens,
         )
-        for row, tokens, names in zip(rows, kept, named, strict=True)
+        for row, tokens, names in zip(rows, map(AlignedRow.of, kept), named, strict=True)
     ]
 
 
