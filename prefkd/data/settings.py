@@ -25,6 +25,7 @@ class Rows:
         source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
             wrote, a path that fsspec opens (s3://bucket/pairs.jsonl), or the id of a data set on the Hugging Face Hub.
         format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
+            `answers` have no rival: dskd_distill learns from them with terms that read one answer, and sft.
         columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
         reader: A function of your own from a row to a `Pair` or several, `prefkd.data.own_rows`.
         pairing: From several answers with ranks or scores, make one pair of the best and the worst, one of the best and
