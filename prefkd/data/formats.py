@@ -35,7 +35,7 @@ from prefkd.data.transcripts import is_transcript, read_transcript, read_transcr
 from prefkd.data.worth import Worth
 from prefkd.errors import DataError
 
-ANSWERS = "answers"
+ANSWERS_ALONE = "answers"  # name of the form of answers without a rival
 # What recipe sample says of an answer besides.
 SAMPLED = ("key", "references", "model", "number", "finish", "tokens", "seed")
 
@@ -105,7 +105,7 @@ def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     pair = pair._replace(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
-    if row_format != ANSWERS:
+    if row_format != ANSWERS_ALONE:
         check_answers(answer_text(pair.chosen), answer_text(pair.rejected))
     return pair
 
@@ -249,7 +249,7 @@ FORMATS: dict[str, _Format] = {
     "hh": _Format(read_hh, _COMMON),
     "ultrafeedback": _Format(read_ultrafeedback, _COMMON),
     "sharegpt": _Format(read_sharegpt, _COMMON - {"prompt"} | {"conversations"}),
-    ANSWERS: _Format(read_answer, frozenset({"prompt", "answer", "system", "tools", *SAMPLED})),
+    ANSWERS_ALONE: _Format(read_answer, frozenset({"prompt", "answer", "system", "tools", *SAMPLED})),
 }
 
 

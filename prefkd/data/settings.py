@@ -7,7 +7,7 @@ from typing import Literal
 
 from prefkd.config import Component
 from prefkd.config.hints import LARGEST_SEED, size_problems
-from prefkd.data.formats import ANSWERS, FORMATS
+from prefkd.data.formats import ANSWERS_ALONE, FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
 from prefkd.data.own_rows import reader_problems
@@ -194,7 +194,7 @@ class DataConfig(Rows):
     @property
     def has_rivals(self) -> bool:
         """Whether each answer has a rival: all but format `answers` have."""
-        return all(part.format != ANSWERS for part in self.parts)
+        return all(part.format != ANSWERS_ALONE for part in self.parts)
 
     @property
     def has_margins(self) -> bool:
@@ -232,7 +232,7 @@ class DataConfig(Rows):
         """What does not go with answers that have no rival."""
         if self.has_rivals:
             return
-        if any(part.format != ANSWERS for part in self.parts):
+        if any(part.format != ANSWERS_ALONE for part in self.parts):
             yield "sources: some have format: answers and some do not; answers without a rival go with their like alone"
         two = {"reverse": self.reverse, "margin": self.has_margins, "filters.gap": self.filters.gap is not None}
         two["filters.length_ratio"] = self.filters.length_ratio is not None
