@@ -95,12 +95,12 @@ def test_a_pass_that_ends_at_ten_moments_gives_the_same_scores(world, server, tm
     run = recipe.setup(config, Ranks(0, 1, torch.device("cpu")))
     for _ in range(10):
         run.shards = [shard for shard in run.planned if not is_finished(run.folder, shard)]
-        server.script = [""] * moments.randrange(5) + ["401"] * 9  # the key expires
+        server.script = [""] * moments.randrange(7) + ["401"] * 9  # the key expires
         with pytest.raises(PrefkdError, match="refuses the key in BIG_KEY"):
             recipe.score(config, run)
     server.script = []
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cut").rglob("*.parquet")}
-    assert 3 < len(before) < 17
+    assert 0 < len(before) < 17
     cut = score(world, tmp_path / "cut", *one_by_one)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     for file in whole.rglob("*.parquet"):
