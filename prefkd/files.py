@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,3 +54,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with whole(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, whole or not at all."""
+    with whole(path) as unfinished:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        unfinished.write_text("".join(lines), encoding="utf-8")

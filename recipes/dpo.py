@@ -49,6 +49,7 @@ from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import Portions, TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.single_answers import single_answer_problems
 from prefkd.training.watch import Watch
 
 
@@ -90,6 +91,7 @@ class Config(LossSettings):
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
+        yield from single_answer_problems(self)
         yield from loss_problems(self, unit="tokens")
 
 

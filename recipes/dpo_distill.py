@@ -52,6 +52,7 @@ from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.single_answers import single_answer_problems
 from prefkd.training.watch import Watch
 
 
@@ -98,6 +99,7 @@ class Config(LossSettings):
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
+        yield from single_answer_problems(self)
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         is_reference = self.reference == "teacher"
         yield from loss_problems(self, unit="parents", teacher_is_reference=is_reference)

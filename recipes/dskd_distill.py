@@ -4,7 +4,8 @@ What is learned is a list of terms, each with a weight: how the teacher prefers 
 (dual_space, dual_space_v2, shared_tokens, gold, x_token, uld, min_ed, alm, same_vocabulary), both at once
 (align_distil, dckd, adpa, tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is
 importance-weighted DPO on parents (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
-`prefkd.training.terms` explains the terms, and how to write one.
+`prefkd.training.terms` explains the terms, and how to write one. With `data.format: answers` it learns from answers
+without a rival, those of recipe sample say: on-policy distillation across tokenizers.
 
     prefkd run dskd_distill --config demo/dskd_distill
 
@@ -56,6 +57,7 @@ from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.signals import PROJECTORS, Signals
+from prefkd.training.single_answers import logged_logprobs, single_answer_problems
 from prefkd.training.watch import Watch
 from prefkd.weighting import WeightConfig, parent_weights, weight_metrics
 
@@ -111,6 +113,7 @@ class Config:
         vocabularies = partial(read_vocabularies, self.student, self.teacher)
         yield from objective_problems(self.objective, vocabularies, kept_temperatures(self, objective))
         yield from asks_problems(self, objective)
+        yield from single_answer_problems(self, objective)
         if self.data.has_margins and "margin" not in objective.needs:
             yield "data.margin: no term of the objective asks for a margin; add dpo or tis_dpo, or remove it"
         if self.projectors.warmup_steps and not objective.needs & PROJECTORS:
@@ -225,12 +228,9 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             only_projectors=warms_up,
         )
         losses, metrics = run.objective(signals, batch.step)  # (B,): their mean over the step is the objective
-        chosen_logprob, rejected_logprob = policy.detach().sum(-1)
         return losses, {
             "loss": losses.detach(),
-            "logprob_accuracy": (chosen_logprob > rejected_logprob).float(),
-            "chosen_logprob": chosen_logprob,
-            "rejected_logprob": rejected_logprob,
+            **logged_logprobs(policy, batch),
             "tokens": batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum((0, 2)),
             **metrics,
             **(weight_metrics(config.weights, weights, scores, batch) if scores and weights is not None else {}),

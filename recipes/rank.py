@@ -10,7 +10,7 @@ A killed run resumes when the same command is given again; what is scored is onl
 nothing.
 """
 
-import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,12 +31,13 @@ from prefkd.candidates.rankers import (
 )
 from prefkd.candidates.reading import Question, candidate_problems, read_candidates
 from prefkd.candidates.report import ranking_numbers, ranking_table, write_ranking_report
+from prefkd.candidates.weights import weighted_rows
 from prefkd.config import save_config
 from prefkd.config.components import component_problems
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.judge import JudgeConfig
 from prefkd.evaluation.reward_model import RewardModelConfig
-from prefkd.files import whole
+from prefkd.files import write_json_lines
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
@@ -57,6 +58,9 @@ class Config:
         functions: Name -> a component that is called with `answer` and `references` (`prefkd.evaluation.scorers`, or
             your own) and returns a number.
         pairing: Which two candidates make a pair.
+        answer_temperature: Write answers.jsonl too, which recipe dskd_distill can learn from without pairs: all answers
+            with a score, weighted by N softmax(score / temperature) among the N of a prompt. In standard deviations of
+            the score; null = do not.
         device: `auto` takes the GPU where there is one.
     """
 
@@ -67,11 +71,12 @@ class Config:
     judge: JudgeConfig | None = None
     functions: dict[str, Any] = field(default_factory=dict)
     pairing: PairingConfig = field(default_factory=PairingConfig)
+    answer_temperature: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def outputs(self) -> tuple[str, ...]:
         """What a later stage of a pipeline can build on."""
-        return ("pairs.jsonl",)
+        return ("pairs.jsonl",) if self.answer_temperature is None else ("pairs.jsonl", "answers.jsonl")
 
     def problems(self) -> Iterator[Problem | str]:
         yield from folder_problems(self.output_dir)
@@ -86,6 +91,8 @@ class Config:
             else:
                 lines = component_problems(function, supplied=("answer", "references"))
                 yield from (f"functions.{name}.{line}" for line in lines)
+        if self.answer_temperature is not None and not 0 < self.answer_temperature < math.inf:
+            yield f"answer_temperature: {self.answer_temperature} is not a temperature; use 1, or null for no answers"
         if self.device == "cuda" and not torch.cuda.is_available():
             yield Problem("device", "cuda is not available here; use auto or cpu", about="device")
 
@@ -159,14 +166,16 @@ def save(config: Config, run: Run, rankers: dict[str, Scores]) -> dict[str, obje
     numbers = ranking_numbers(run.questions, scores, rankers, pairs, run.left_out, dropped)
     write_ranking_report(config.output_dir, numbers, pairs)
     run.display.console.print(ranking_table(numbers, pairs))
+    files = {"report": "rank_report.html", "numbers": "rank_report.json", "scores": "scores"}
+    if config.answer_temperature is not None:
+        weighted = weighted_rows(run.questions, scores, config.answer_temperature)
+        write_json_lines(config.output_dir / "answers.jsonl", weighted)
+        files["answers"] = "answers.jsonl"
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
         raise PrefkdError(f"no prompt gives a pair ({reasons}); sample more answers, or change pairing")
-    with whole(config.output_dir / "pairs.jsonl") as unfinished:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in pair_rows(pairs))
-        unfinished.write_text("".join(lines), encoding="utf-8")
-    names = {"pairs": "pairs.jsonl", "report": "rank_report.html", "numbers": "rank_report.json", "scores": "scores"}
-    return {name: config.output_dir / file for name, file in names.items()}
+    write_json_lines(config.output_dir / "pairs.jsonl", pair_rows(pairs))
+    return {name: config.output_dir / file for name, file in ({"pairs": "pairs.jsonl"} | files).items()}
 
 
 def main(config: Config) -> None:

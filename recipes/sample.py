@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from prefkd.candidates.sampling import SampledConfig, describe, sample_answers
+from prefkd.candidates.sampling import SampledConfig, describe, distinct, sample_answers
 from prefkd.config import save_config
 from prefkd.config.hints import size_problems
 from prefkd.errors import Problem
@@ -83,9 +83,9 @@ class Run:
 
 
 def load_data(config: Config, ranks: Ranks) -> list[Prompt]:
-    """Read the prompts."""
+    """Read the prompts, each of them once."""
     with ranks.main_first():
-        return read_prompts(config.prompts)
+        return distinct(read_prompts(config.prompts))
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
@@ -100,7 +100,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         "sample",
         {model.name: model.description for model in models}
         | {
-            "prompts": f"{len(prompts)}, {config.answers} answers of each model",
+            "prompts": f"{len(prompts)} different ones, {config.answers} answers of each model",
             "sampling": f"temperature {config.sampling.temperature:g}, top_p {config.sampling.top_p:g}, "
             f"{config.sampling.max_new_tokens} tokens at most, seed {config.sampling.seed}",
             "on": f"{ranks.device}, {ranks.world_size} process(es)",

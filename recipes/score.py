@@ -222,7 +222,7 @@ def score(config: Config, run: Run) -> None:
                 assert heard.scores is not None, "a reference is asked for"
                 columns = heard.scores.columns(batch.parent_mask)
                 if config.keep:
-                    kept = config.keep.columns(heard.states, run.sides["teacher"].embeddings)
+                    kept = config.keep.columns(heard.states, run.sides["teacher"].embeddings, len(columns))
                     columns = [left | right for left, right in zip(columns, kept, strict=True)]
                 counted = len(columns) - microbatch.fillers
                 scores |= zip(microbatch.rows[:counted], columns[:counted], strict=True)
@@ -246,7 +246,7 @@ def save(config: Config, run: Run) -> dict[str, object]:
         + (f", {size / tokens:.0f} bytes a token of the teacher" if config.keep else ""),
         "config": config.output_dir / "config.yaml",
     }
-    if config.contrast.kind != "none":
+    if config.contrast.kind != "none" and config.data.has_rivals:
         scored = open_scores(run.folder).attach(run.aligned["train"], "train")
         numbers = write_weight_report(config.output_dir, scored, WeightConfig(contrast="scores"), **run.sides)
         run.display.console.print(weight_table(numbers))

@@ -81,6 +81,8 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
+        if self.target == "rejected" and not self.data.has_rivals:
+            yield "target: rejected answers are not there with data.format: answers; use chosen"
 
 
 @dataclass

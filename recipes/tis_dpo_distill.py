@@ -52,6 +52,7 @@ from prefkd.training.publish import HubConfig
 from prefkd.training.references import add_own_start
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
+from prefkd.training.single_answers import single_answer_problems
 from prefkd.training.watch import Watch
 from prefkd.weighting import WeightConfig, contrast_problems, parent_weights, weight_metrics
 
@@ -97,6 +98,7 @@ class Config(LossSettings):
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
+        yield from single_answer_problems(self)
         yield from (f"teacher.{problem}" for problem in self.asks().problems(self.teacher))
         yield from loss_problems(self, teacher_is_reference=self.reference == "teacher", weighted=True)
         yield from contrast_problems(self.weights, self.teacher.scores)

@@ -33,6 +33,7 @@ import numpy as np
 import tyro
 import yaml
 from omegaconf import OmegaConf
+from on_policy import round_stages
 from transformers import AutoTokenizer
 
 from prefkd.data.pairs import DataConfig, load_pairs
@@ -40,6 +41,8 @@ from prefkd.data.pairs import DataConfig, load_pairs
 HERE = Path(__file__).resolve().parent
 # Whatever the length of a seed, these come in this order: rows that answer the question first.
 MAIN = ("dpo", "dpo_distill", "tis_teacher", "tis_student", "sft")
+# What other recipes than trainings leave when they have finished.
+UNTRAINED = {"sample": "sample_report.json", "rank": "pairs.jsonl", "score": "scores_done"}
 # What a template may add to a text, in tokens.
 TEMPLATE = 32
 LOCKS: dict[str, Lock] = defaultdict(Lock)
@@ -243,8 +246,10 @@ def row_jobs(
     changed = settings | {"training": settings["training"] | {"seed": seed}}
     if rate:
         changed["optimizer"] = settings["optimizer"] | {"lr": rate}
-    job = training(name, changed, arguments)
-    yield job
+    stages = round_stages(name, changed, arguments.out) if "rounds" in changed else [(name, changed)]
+    for stage, its_settings in stages:
+        job = training(stage, its_settings, arguments)
+        yield job
     checkpoint = {"path": str(job.proof)}
     yield evaluation(name, checkpoint, part, arguments)
     if arguments.judge and part == "held_out":
@@ -254,10 +259,10 @@ def row_jobs(
 
 
 def training(name: str, settings: dict[str, Any], arguments: Arguments) -> Job:
-    """A run of a training recipe, or of `score`."""
+    """A run of a training recipe, or of one that training builds on."""
     recipe, out = settings["recipe"], arguments.out / name
     student = {"sft": "model", "dpo": "model"}.get(recipe, "student")
-    proof = "scores_done" if recipe == "score" else "adapter" if settings.get("lora") else student
+    proof = UNTRAINED.get(recipe, "adapter" if settings.get("lora") else student)
     return Job(name, recipe, settings | {"output_dir": str(out)}, out / proof)
 
 
@@ -376,7 +381,7 @@ def finish(job: Job, arguments: Arguments, deadline: float) -> None:
     config = arguments.out / "configs" / f"{job.name.replace('/', '_')}.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(job.settings, sort_keys=False), encoding="utf-8")
-    overrides = () if job.recipe in ("evaluate", "score") else arguments.overrides
+    overrides = () if job.recipe in ("evaluate", *UNTRAINED) else arguments.overrides
     command = [sys.executable, "-m", "prefkd", "run", job.recipe, "--config", str(config), *overrides]
     print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
     with (config.with_suffix(".log")).open("a") as log:

@@ -3,12 +3,14 @@
 What was scored is kept in <folder>/<ranker>.jsonl, so that a killed run resumes and a second pairing asks nobody.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -23,7 +25,7 @@ from prefkd.data.pairs import COLUMNS, DataConfig
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.evaluation.checkpoints import in_rounds, on_all
 from prefkd.evaluation.judge import Comparison, JudgeConfig, judge
 from prefkd.evaluation.records import Records
@@ -175,16 +177,21 @@ def rank_by_function(questions: Sequence[Question], scorer: Component) -> Scores
     That is how verifiable answers are ranked: the result of a sum, or whether the tests of a programme pass.
 
     Raises:
-        PrefkdError: The function fails.
+        PrefkdError: The function fails, or returns something that is not a finite number.
     """
     function, name = bind(scorer), scorer["_component_"]
     references = {question.key: question.references for question in questions}
-    found = {}
+    asked = {question.key: f"“{shorten(question.messages[-1]['content'], 60)}”" for question in questions}
+    found: Scores = {}
     for key, text in _texts(questions):
+        compared = references[key[0]]
         try:
-            found[key] = float(function(answer=text, references=references[key[0]]))
+            score = found[key] = float(function(answer=text, references=compared))
         except Exception as error:  # whatever a function of the user's own raises
-            raise PrefkdError(f"{name} fails for an answer to question {key[0]}: {error}") from error
+            why = first_line(error) + ("" if compared else "; the prompt has no references")
+            raise PrefkdError(f"{name} fails for an answer to {asked[key[0]]}: {why}") from error
+        if not math.isfinite(score):
+            raise PrefkdError(f"{name} returns {score} for an answer to {asked[key[0]]}; return a finite number")
     return found
 
 

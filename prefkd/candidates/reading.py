@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.messages import Message, decode_messages, read_messages
+from prefkd.data.sources import is_unfinished
 from prefkd.errors import DataError, Problem
 
 
@@ -56,6 +57,10 @@ def candidate_problems(path: Path, key: str) -> Iterator[Problem]:
     elif not candidate_files(path):
         text = f"{path} holds no *.jsonl; name the folder `candidates` that recipe sample wrote"
         yield Problem(key, text, about="data", paths=(path,))
+    for file in candidate_files(path):
+        if is_unfinished(file):
+            text = f"{file} is not finished; give the command of recipe sample again, which resumes"
+            yield Problem(key, text, about="data", paths=(path,))
 
 
 def read_candidates(path: Path) -> tuple[list[Question], Counter[str]]:

@@ -13,9 +13,10 @@ A row of <folder>/<model>.jsonl is
     seed         seed of its draws, which SGLang does not take
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ class SampledConfig(CheckpointConfig):
 
     def problems(self) -> Iterator[Problem | str]:
         yield from TeacherConfig.problems(self)
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt once, with the references of all rows that have it: draws follow from the prompt, so that a second
+    one like it would get the same answers."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first = found.setdefault(json.dumps(prompt.messages), prompt)
+        more = [text for text in prompt.references if text not in first.references]
+        found[json.dumps(prompt.messages)] = replace(first, references=[*first.references, *more])
+    return [*found.values()]
 
 
 def sample_answers(

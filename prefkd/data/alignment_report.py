@@ -49,8 +49,11 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     if not len(aligned):
         return report
 
+    # There may be no rivals.
+    exists = np.concatenate([numbers(aligned, answer_column(answer, "parents")) > 0 for answer in ANSWERS])
+
     def of_both_answers(column: Callable[[str], str]) -> np.ndarray:
-        return np.concatenate([numbers(aligned, column(answer)) for answer in ANSWERS])
+        return np.concatenate([numbers(aligned, column(answer)) for answer in ANSWERS])[exists]
 
     def of_answers(name: str) -> np.ndarray:
         return of_both_answers(lambda answer: answer_column(answer, name))
@@ -58,7 +61,7 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     parents, ends, single, characters = map(of_answers, ("parents", "ends", "single", "characters"))
     columns = {side: read_columns(side, instructed=False)[1] for side in SIDES}
     lengths = list_lengths(aligned, [*chain(*columns.values())])
-    tokens = {side: np.concatenate([lengths[name] for name in names]) for side, names in columns.items()}
+    tokens = {side: np.concatenate([lengths[name] for name in names])[exists] for side, names in columns.items()}
     response_cut = {side: of_both_answers(partial(cut_column, side)) for side in SIDES}
     prompt_cut = {side: numbers(aligned, cut_column(side, "prompt")) for side in SIDES}
     report |= {

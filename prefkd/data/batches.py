@@ -162,6 +162,11 @@ class PairBatch(NumberedPairs):
     step: StepCounts | None = None
     kept: dict[str, KeptRows] = field(default_factory=dict)
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether the chosen answers have rejected ones next to them; else `TokenBatch` holds B answers."""
+        return any(self.text_parents[1])
+
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
         sums = parent_logprobs(token_values[None], tokens.parents[None], self.parent_mask.numel())
@@ -232,9 +237,11 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     num_parents = int(counts.max())
     index = torch.arange(num_parents)
     student_shares, teacher_shares = share_prompt
+    has_rivals = any(rejected_text)
 
     def tokens(readings: Iterable[Reading], shared: bool) -> TokenBatch:
-        return _token_batch([*readings], shares_prompt=shared, num_parents=num_parents)
+        asked = (Segment.CHOSEN, Segment.REJECTED) if has_rivals else (Segment.CHOSEN,)
+        return _token_batch([*readings], asked, shares_prompt=shared and has_rivals, num_parents=num_parents)
 
     scores = {name: _padded_scores(rows, name, num_parents) for name in contents.scores}
     under = {

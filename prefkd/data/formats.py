@@ -7,6 +7,8 @@
                     share all but the last answer; or the prompt is a transcript and the answers stand alone
     ultrafeedback   {"prompt": "...", "chosen": [user, assistant], "rejected": [user, assistant]}
     sharegpt        {"conversations": [{"from", "value"}], "chosen": {"from", "value"}, "rejected": {"from", "value"}}
+    answers         {"prompt": "..." or [messages], "answer": "..."}: an answer without a rival, as recipe sample writes
+                    it; never found, but asked for, since most training needs a rival
 
 Messages are those of `prefkd.data.messages`, and may be text that spells them. A field "system" with text becomes the
 system message of any of them, and a field "tools" tells which tools can be called. What cannot be read is a `DataError`
@@ -33,15 +35,21 @@ from prefkd.data.transcripts import is_transcript, read_transcript, read_transcr
 from prefkd.data.worth import Worth
 from prefkd.errors import DataError
 
+ANSWERS_ALONE = "answers"  # name of the form of answers without a rival
+# What recipe sample says of an answer besides.
+SAMPLED = ("key", "references", "model", "number", "finish", "tokens", "seed")
+
 
 class Pair(NamedTuple):
     """Two answers to one prompt.
 
     Attributes:
         prompt: A conversation that ends with a message of the user or of a tool.
-        chosen, rejected: The better and the worse answer: text, or a message that calls tools.
+        chosen, rejected: The better and the worse answer: text, or a message that calls tools. An answer without a
+            rival is the chosen one, and the rejected one is empty.
         tools: The tools that can be called, JSON schemas, or None.
         worth: Its weight, margin and gap.
+        cut: Whether an answer without a rival is not finished, so that nothing ends behind it.
     """
 
     prompt: list[Message]
@@ -49,6 +57,7 @@ class Pair(NamedTuple):
     rejected: Answer
     tools: list[dict[str, Any]] | None = None
     worth: Worth = Worth()
+    cut: bool = False
 
 
 def detect_format(row: Mapping[str, Any]) -> str:
@@ -58,6 +67,11 @@ def detect_format(row: Mapping[str, Any]) -> str:
         DataError: It has none of them.
     """
     row = decoded(row)
+    if has_content(row.get("answer")) and not any(has_content(row.get(name)) for name in ("chosen", "rejected")):
+        raise DataError(
+            "fields 'chosen' and 'rejected' are missing: rank answers with recipe rank first, or give format: answers "
+            "where no rival is needed"
+        )
     chosen, rejected, prompt = _field(row, "chosen"), _field(row, "rejected"), row.get("prompt")
     if has_content(row.get("conversations")) and (not isinstance(chosen, list) or len(chosen) == 1):
         return "sharegpt"
@@ -87,10 +101,12 @@ def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     pair = FORMATS[row_format].read(row)
     prompt: list[Message] = with_system(_normal(pair.prompt, "prompt"), row.get("system"))
     tools = _normal(read_tools(row["tools"]), "tools") if has_content(row.get("tools")) else None
-    pair = Pair(prompt, _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected"), tools)
+    chosen, rejected = _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected")
+    pair = pair._replace(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
-    check_answers(answer_text(pair.chosen), answer_text(pair.rejected))
+    if row_format != ANSWERS_ALONE:
+        check_answers(answer_text(pair.chosen), answer_text(pair.rejected))
     return pair
 
 
@@ -208,6 +224,16 @@ def read_hh(row: Mapping[str, Any]) -> Pair:
     return Pair(chosen_prompt, _answer(chosen, "chosen"), _answer(rejected, "rejected"))
 
 
+def read_answer(row: Mapping[str, Any]) -> Pair:
+    """A prompt, text or messages, and an answer; `finish: length` says that it was cut."""
+    prompt = row.get("prompt")
+    messages = read_messages(prompt, "prompt") if isinstance(prompt, list) else [_user(_text(row, "prompt"))]
+    answer = _text(row, "answer")
+    if not answer.strip():
+        raise DataError("field 'answer' is empty: expected an answer")
+    return Pair(messages, answer, "", cut=row.get("finish") == "length")
+
+
 class _Format(NamedTuple):
     """How rows of a form are read, and which of their fields."""
 
@@ -223,6 +249,7 @@ FORMATS: dict[str, _Format] = {
     "hh": _Format(read_hh, _COMMON),
     "ultrafeedback": _Format(read_ultrafeedback, _COMMON),
     "sharegpt": _Format(read_sharegpt, _COMMON - {"prompt"} | {"conversations"}),
+    ANSWERS_ALONE: _Format(read_answer, frozenset({"prompt", "answer", "system", "tools", *SAMPLED})),
 }
 
 

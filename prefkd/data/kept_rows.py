@@ -58,6 +58,8 @@ def kept_rows(rows: Sequence[Mapping[str, Any]], model: str) -> KeptRows:
     for answer in ANSWERS:
         for row in rows:
             targets = len(row[token_column("teacher", answer)])
+            if not targets:
+                continue  # a rival that is not there
             top = np.frombuffer(row[kept_column(answer, model, "top")], dtype=np.float16).reshape(targets, -1)
             packed = row[kept_column(answer, "positive" if model == "negative" else model, "ids")]
             ids.append(unpack_ids(packed, top.shape[1], tokens))

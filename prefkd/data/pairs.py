@@ -4,7 +4,7 @@ The data sets have the columns
 
     prompt     list of {role, content}, ends with a message of the user
     chosen     the better answer
-    rejected   the worse answer
+    rejected   the worse answer; empty where answers have no rival (format `answers`)
     file, row  where the pair comes from
     source     the source that it belongs to, by the name that metrics have for it
     weight     its weight in the loss
@@ -14,6 +14,7 @@ The data sets have the columns
     key        names the prompt, `prefkd.data.mixtures.prompt_key`
     length     characters of the prompt and the longer answer
     ratio      characters of the longer answer for one of the shorter
+    cut        whether an answer without a rival is not finished
 
 all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it. Rows are
 looked at column by column, as Arrow has them: a million would not fit into memory as Python objects.
@@ -46,7 +47,7 @@ from prefkd.files import fingerprint
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 3
+VERSION = 4
 
 COLUMNS = Features(
     {
@@ -69,6 +70,7 @@ KNOWN = Features(
         "key": Value("int64"),
         "length": Value("int64"),
         "ratio": Value("float32"),
+        "cut": Value("bool"),
     }
 )
 

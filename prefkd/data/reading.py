@@ -134,6 +134,7 @@ def read_rows(file: str, rows: Rows, formats: FileFormats, reader: Reader) -> It
     """
     nothing: dict[str, Any] = {"prompt": [], "chosen": "", "rejected": "", "format": None, "unread": [], "tie": False}
     nothing |= {"weight": 1.0, "margin": 0.0, "gap": None, "calls": None, "key": 0, "length": 0, "ratio": 1.0}
+    nothing["cut"] = False
     for number, row in rows:
         place = {"file": file, "row": number}
         try:
@@ -159,13 +160,15 @@ def _stored(pair: Pair) -> dict[str, Any]:
     texts = {name: answer if isinstance(answer, str) else answer["content"] for name, answer in answers.items()}
     lengths = [len(answer_text(answer)) for answer in answers.values()]
     prompt = [{"role": turn["role"], "content": turn["content"]} for turn in pair.prompt]
+    has_rival = bool(lengths[1])
     return {
         "prompt": prompt,
         **texts,
         "calls": pack_calls(pair.prompt, answers, pair.tools),
         "key": prompt_key(pair.prompt),
         "length": sum(len(turn["content"]) for turn in prompt) + max(lengths),
-        "ratio": max(lengths) / min(lengths),
+        "ratio": max(lengths) / min(lengths) if has_rival else 1.0,
+        "cut": pair.cut,
     }
 
 

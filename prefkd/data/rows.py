@@ -140,13 +140,17 @@ class AlignedAnswer:
     single: int
 
 
+# In the place of a rejected answer where the chosen one has no rival; it has no tokens either.
+NO_ANSWER = AlignedAnswer(parents=0, ends=False, characters=0, single=0)
+
+
 @dataclass(frozen=True)
 class AlignedRow:
     """A pair as student and teacher read it.
 
     Attributes:
         student, teacher: Each of them.
-        answers: The chosen and the rejected answer.
+        answers: The chosen and the rejected answer, which is `NO_ANSWER` where there is none.
         instructed: With a contrast, the teacher's prompt under the instructions `positive` and `negative`.
     """
 

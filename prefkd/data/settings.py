@@ -7,7 +7,7 @@ from typing import Literal
 
 from prefkd.config import Component
 from prefkd.config.hints import LARGEST_SEED, size_problems
-from prefkd.data.formats import FORMATS
+from prefkd.data.formats import ANSWERS_ALONE, FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
 from prefkd.data.own_rows import reader_problems
@@ -25,6 +25,7 @@ class Rows:
         source: A file (`prefkd.data.containers.KINDS`), a folder of such files, one that `save_to_disk` of datasets
             wrote, a path that fsspec opens (s3://bucket/pairs.jsonl), or the id of a data set on the Hugging Face Hub.
         format: The form of the rows, `prefkd.data.formats`, or their layout, `prefkd.data.layouts`; `auto` finds it.
+            `answers` have no rival: dskd_distill learns from them with terms that read one answer, and sft.
         columns: Name that the form reads -> column that holds it (`{prompt: question}`); dots lead into objects.
         reader: A function of your own from a row to a `Pair` or several, `prefkd.data.own_rows`.
         pairing: From several answers with ranks or scores, make one pair of the best and the worst, one of the best and
@@ -191,6 +192,11 @@ class DataConfig(Rows):
         return MixedRows(**(own | {"source": source, "split": split}))
 
     @property
+    def has_rivals(self) -> bool:
+        """Whether each answer has a rival: all but format `answers` have."""
+        return all(part.format != ANSWERS_ALONE for part in self.parts)
+
+    @property
     def has_margins(self) -> bool:
         """Whether a setting asks for margins."""
         return any(part.margin is not None for part in self.parts)
@@ -198,6 +204,7 @@ class DataConfig(Rows):
     def problems(self) -> Iterator[Problem | str]:
         yield from self.row_problems()
         yield from self._source_problems()
+        yield from self._rival_problems()
         if self.held_out_source is not None:
             yield from source_problems(self.held_out_source, "held_out_source")
         held_out = self.held_out
@@ -220,6 +227,17 @@ class DataConfig(Rows):
                 f"max_length: {self.max_length} leaves no room for an answer after {self.max_prompt_length} tokens of "
                 "prompt; raise it or lower max_prompt_length"
             )
+
+    def _rival_problems(self) -> Iterator[str]:
+        """What does not go with answers that have no rival."""
+        if self.has_rivals:
+            return
+        if any(part.format != ANSWERS_ALONE for part in self.parts):
+            yield "sources: some have format: answers and some do not; answers without a rival go with their like alone"
+        two = {"reverse": self.reverse, "margin": self.has_margins, "filters.gap": self.filters.gap is not None}
+        two["filters.length_ratio"] = self.filters.length_ratio is not None
+        for name in (name for name, is_set in two.items() if is_set):
+            yield f"{name}: compares two answers, and with format: answers there is one; remove it"
 
     def _source_problems(self) -> Iterator[str]:
         if self.source is None and not self.sources:

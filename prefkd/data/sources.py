@@ -22,6 +22,8 @@ SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
 # What `datasets` writes next to the rows of a folder.
 SAVED = ("state.json", "dataset_dict.json")
 NOT_DATA = (*SAVED, "dataset_info.json", "dataset_infos.json")
+# What recipe sample keeps next to the answers of a model: what they depend on, and whether all are there.
+RECORDS = ".settings.json"
 ROWS_AT_A_TIME = 1000
 
 
@@ -62,8 +64,18 @@ def _faults(source: str) -> Iterator[str]:
         elif suffix_of(path) or not HUB_ID.fullmatch(source):
             nearby = [file.name for file in path.parent.iterdir() if suffix_of(file)] if path.parent.is_dir() else []
             yield f"{source} does not exist" + (nearest(path.name, nearby) if nearby else "")
+        for file in filter(is_unfinished, _data_files(path) if path.is_dir() else [path]):
+            yield f"{file} is not finished; give the command of the recipe that writes it again, which resumes"
     except OSError as error:
         yield f"{source} cannot be read ({error.strerror})"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a run began a file of rows and has not finished it."""
+    try:
+        return json.loads(path.with_suffix(RECORDS).read_bytes())["finished"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _protocol_faults(source: str, protocol: str) -> Iterator[str]:
@@ -195,6 +207,7 @@ def _data_files(folder: Path) -> list[Path]:
         if suffix_of(file)
         and (file.is_file() or (file.is_symlink() and not file.exists()))
         and file.name not in NOT_DATA
+        and not file.name.endswith(RECORDS)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
 

@@ -22,6 +22,7 @@ from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error
 from prefkd.data.rows import (
     ANSWERS,
     INSTRUCTIONS,
+    NO_ANSWER,
     SIDES,
     WORTH,
     AlignedAnswer,
@@ -171,11 +172,12 @@ def _align_batch(
     texts = [answer for pair in read.written.values() for answer in pair.answers]
     parents = find_parents_batch(student, teacher, texts)
     for n, i in enumerate(read.written):
-        both = slice(2 * n, 2 * n + 2)
+        there = slice(2 * n, 2 * n + (2 if read.written[i].answers[1] else 1))  # there may be no rival
         prompts = {name: ids[n] for name, ids in read.prompts.items()}
-        answers = {side: read.responses[side][0][both] for side in SIDES}
+        answers = {side: read.responses[side][0][there] for side in SIDES}
+        is_cut = "cut" in rows and bool(rows["cut"][i])
         try:
-            read.rows[i] |= cut_pair(prompts, answers, parents[both], sides, limits).columns()
+            read.rows[i] |= cut_pair(prompts, answers, parents[there], sides, limits, is_cut).columns()
         except DataError as error:
             read.rows[i]["problem"] = str(error)
     names = [*aligned_features(with_contrast=contrast is not None), "problem"]
@@ -238,8 +240,11 @@ def _write_pair(
     sides: Mapping[str, ModelSide],
     contrast: tuple[str, str] | None,
 ) -> _WrittenPair:
-    frames, (chosen, rejected), thoughts = write_answers(messages, [answers[name] for name in ANSWERS], sides, tools)
-    check_answers(chosen, rejected)
+    written = [answers[name] for name in ANSWERS if answers[name]]
+    frames, (chosen, *rivals), thoughts = write_answers(messages, written, sides, tools)
+    rejected = rivals[0] if rivals else ""
+    if rivals:
+        check_answers(chosen, rejected)
     for name, instruction in zip(INSTRUCTIONS, contrast, strict=True) if contrast else ():
         frames[name] = sides["teacher"].frame(with_instruction(messages, instruction), thoughts=thoughts, tools=tools)
     return _WrittenPair(frames, (chosen, rejected))
@@ -268,15 +273,17 @@ def cut_pair(
     parents: Sequence[np.ndarray],
     sides: Mapping[str, ModelSide],
     limits: Limits,
+    is_cut: bool = False,
 ) -> AlignedRow:
     """Cut an aligned pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
         prompts: Token ids for student and teacher, and for positive and negative with a contrast.
-        answers: Side -> token ids of the chosen and the rejected answer, without their end.
-        parents: (P, 6) of the chosen and of the rejected answer, whole.
+        answers: Side -> token ids of the chosen answer, and of the rejected one if there is one, without their end.
+        parents: (P, 6) of each of them, whole.
         sides: Student and teacher.
         limits: Most tokens of a prompt and an answer.
+        is_cut: Whether the answers are not finished as they stand in the data.
 
     Raises:
         DataError: An answer has no parent, none is left, or both answers have the same tokens on a side.
@@ -292,13 +299,13 @@ def cut_pair(
             kept_prompts[name] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
 
     found, tokens = [], {side: ([], []) for side in SIDES}
-    for i in range(len(ANSWERS)):
+    for i in range(len(parents)):
         if not len(parents[i]):
             raise DataError(NO_TOKEN)
         kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
         if not len(kept):
             raise DataError(NO_PARENT)
-        ends = all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
+        ends = not is_cut and all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
         lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
         single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
         in_single = int((kept[:, 1] - kept[:, 0])[single].sum())
@@ -308,12 +315,17 @@ def cut_pair(
             ids, owners = tokens[side]
             ids.append([*answers[side][i][: lengths[side].sum()], *end])
             owners.append([*np.arange(len(kept)).repeat(lengths[side]).tolist(), *([len(kept)] * len(end))])
+    if len(parents) == 1:  # there is no rival
+        found.append(NO_ANSWER)
+        for ids, owners in tokens.values():
+            ids.append([])
+            owners.append([])
     if any(chosen == rejected for (chosen, rejected), _ in tokens.values()):
         raise DataError(SAME_TOKENS)
 
     def reading(side: str) -> Reading:
         (chosen, rejected), owners = tokens[side]
-        first, second = (len(ids) + len(sides[side].end_ids) for ids in answers[side])
+        first, second = [*(len(ids) + len(sides[side].end_ids) for ids in answers[side]), 0][:2]
         cut = len(prompts[side]) - len(kept_prompts[side]), first - len(chosen), second - len(rejected)
         return Reading(kept_prompts[side], (chosen, rejected), tuple(owners), cut)
 

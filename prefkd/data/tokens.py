@@ -63,26 +63,36 @@ def _tokenize_batch(rows: Mapping[str, list], shared_sides: Shared, limits: Limi
     side = shared_sides.value[ALONE]
     read = read_pairs(rows, {ALONE: side})
     for n, i in enumerate(read.written):
-        both = slice(2 * n, 2 * n + 2)
-        answers, offsets = (part[both] for part in read.responses[ALONE])
+        there = slice(2 * n, 2 * n + (2 if read.written[i].answers[1] else 1))  # there may be no rival
+        answers, offsets = (part[there] for part in read.responses[ALONE])
+        is_cut = "cut" in rows and bool(rows["cut"][i])
         try:
-            read.rows[i] |= cut_tokens(read.prompts[ALONE][n], answers, offsets, side, limits).columns()
+            read.rows[i] |= cut_tokens(read.prompts[ALONE][n], answers, offsets, side, limits, is_cut).columns()
         except DataError as error:
             read.rows[i]["problem"] = str(error)
     return {name: [row.get(name) for row in read.rows] for name in (*token_features(), "problem")}
 
 
 def cut_tokens(
-    prompt: list[int], answers: Sequence[list[int]], offsets: Sequence[np.ndarray], side: ModelSide, limits: Limits
+    prompt: list[int],
+    answers: Sequence[list[int]],
+    offsets: Sequence[np.ndarray],
+    side: ModelSide,
+    limits: Limits,
+    is_cut: bool = False,
 ) -> Reading:
     """Cut a pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
         prompt: Token ids.
-        answers: Token ids of the chosen and the rejected answer, without their end.
+        answers: Token ids of the chosen answer, and of the rejected one if there is one, without their end.
         offsets: (tokens, 2) the characters of each token of them. A character of several tokens is kept as a whole.
         side: How the model reads.
         limits: Most tokens of a prompt and an answer.
+        is_cut: Whether the answers are not finished as they stand in the data.
+
+    Returns:
+        The pair; a rejected answer that is not there has no tokens.
 
     Raises:
         DataError: An answer has no token, none is left, or both answers have the same.
@@ -96,12 +106,13 @@ def cut_tokens(
         kept = len(ids) if len(ids) <= room else whole_characters(characters, room)
         if not kept:
             raise DataError(NOTHING_LEFT)
-        left.append([*ids, *side.end_ids] if length <= room else ids[:kept])
-    chosen, rejected = left
+        left.append([*ids, *side.end_ids] if length <= room and not is_cut else ids[:kept])
+    chosen, rejected = [*left, []][:2]
     if chosen == rejected:
         raise DataError(SAME_TOKENS)
     shown = cut_prompt(prompt, kept_prompt, limits, side.bos_id)
-    cut = len(prompt) - len(shown), lengths[0] - len(chosen), lengths[1] - len(rejected)
+    first, second = [*lengths, 0][:2]
+    cut = len(prompt) - len(shown), first - len(chosen), second - len(rejected)
     return Reading(shown, (chosen, rejected), (range(len(chosen)), range(len(rejected))), cut)
 
 

@@ -82,7 +82,7 @@ def plan_batches(
         answers: How many answers each prompt gets; those to one prompt stand next to each other.
 
     Raises:
-        DataError: The model has no embedding for a token of a prompt.
+        DataError: The model has no embedding for a token of a prompt, or no position for the end of an answer.
     """
     limits = Limits(config.max_prompt_length + config.max_new_tokens, config.max_prompt_length, "keep_end")
     encoded = side.encode_prompts([side.frame(prompt.messages) for prompt in prompts])
@@ -91,6 +91,12 @@ def plan_batches(
         if problem:
             raise DataError(f"{prompt.key}: {problem}")
     encoded = [cut_prompt(ids, config.max_prompt_length, limits, side.bos_id) for ids in encoded]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if side.positions is not None and len(ids) + config.max_new_tokens > side.positions:
+            raise DataError(
+                f"{prompt.key}: {len(ids)} tokens and an answer of {config.max_new_tokens} are more than the "
+                f"{side.positions} positions of {side.name}; set sampling.max_prompt_length or max_new_tokens lower"
+            )
     longest_first = sorted(range(len(prompts)), key=lambda index: len(encoded[index]), reverse=True)
     wanted = [(index, number) for index in longest_first for number in range(answers)]
     parts = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]

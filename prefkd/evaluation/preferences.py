@@ -55,6 +55,8 @@ class PairsConfig(DataConfig):
 
     def problems(self) -> Iterator[Problem | str]:
         yield from super().problems()
+        if not self.has_rivals:
+            yield "format: answers have no rival to be preferred to; name pairs"
         if self.part == "all":
             for name in ("held_out_source", "held_out_split", "held_out_limit"):
                 if getattr(self, name) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.data.fingerprints import Fingerprint, same_part
+from prefkd.data.sources import RECORDS
 from prefkd.files import whole
 from prefkd.ranks import Ranks
 
@@ -32,7 +33,7 @@ class Records:
         self.path = path
         self.fingerprint = fingerprint
         self.writes = ranks.is_main
-        self._settings = path.with_suffix(".settings.json")
+        self._settings = path.with_suffix(RECORDS)
         self.rows: dict[str, dict[str, Any]]
         self.finished: bool
         self.rows, self.finished, self._is_new = ranks.gather(self._read() if self.writes else None)[0]

@@ -54,7 +54,7 @@ class RewardModel:
         device: Where it is.
 
     Raises:
-        PrefkdError: It cannot be loaded, or has no such label.
+        PrefkdError: It cannot be loaded, has no trained head, or no such label.
     """
 
     def __init__(self, config: RewardModelConfig, device: torch.device):
@@ -63,15 +63,23 @@ class RewardModel:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 config.path, trust_remote_code=config.trust_remote_code, truncation_side="left", padding_side="right"
             )
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 config.path,
                 dtype=getattr(torch, config.dtype),
                 use_safetensors=True,
                 trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise a dozen unrelated types
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise PrefkdError(f"cannot load the reward model of {config.path}: {reason}") from error
+        model, report = loaded
+        if report["missing_keys"]:  # transformers makes them up
+            missing = ", ".join(sorted(report["missing_keys"]))
+            raise PrefkdError(
+                f"reward model {config.path}: it has no weights for {missing}, so that its rewards would be random; "
+                "name a model that was trained to give rewards"
+            )
         if config.label >= model.config.num_labels:
             raise PrefkdError(f"reward model {config.path}: it has {model.config.num_labels} outputs; lower label")
         if self.tokenizer.pad_token is None:

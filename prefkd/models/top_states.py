@@ -65,17 +65,17 @@ class KeepConfig:
         if self.top_k > tokens:
             raise PrefkdError(f"keep.top_k: {self.top_k} is more than the {tokens} tokens of the teacher; use 64")
 
-    def columns(self, states: Mapping[str, TokenStates], tokens: int | None) -> list[dict[str, Any]]:
+    def columns(self, states: Mapping[str, TokenStates], tokens: int | None, pairs: int) -> list[dict[str, Any]]:
         """What is kept of each pair of a microbatch, from the states of the models that are named.
 
         Args:
+            pairs: Their number; each has two answers, or all have one.
             tokens: Size of the vocabulary; a head may have more rows.
         """
         answers = {name: model.answers() for name, model in states.items()}
-        count = len(next(iter(answers.values()))) // 2
-        found: list[dict[str, Any]] = [{} for _ in range(count)]
-        for index in range(2 * count):
-            side, pair = divmod(index, count)
+        found: list[dict[str, Any]] = [{} for _ in range(pairs)]
+        for index in range(len(next(iter(answers.values())))):
+            side, pair = divmod(index, pairs)
             ids: Tensor | None = None
             for name in KEPT:
                 if name in answers:

@@ -133,7 +133,7 @@ def _shown_pairs(config: Any, run: TrainingRun, teacher: Teacher) -> tuple[list[
     aligned = run.train_pairs.select(ordered[:SHOWN_PAIRS])
     data, sides = setting(config, DataConfig), {"student": run.side, "teacher": teacher.side}
     assert data is not None, "a recipe trains on pairs"
-    weights = _weights(config, run, teacher, aligned)
+    weights = _weights(config, run, teacher, aligned) if data.has_rivals else None
     shown = [
         show_pair(pair, "from the training pairs", sides, weights.of_pair(pair.file, pair.row) if weights else None)
         for pair in read_answers(load_pairs(data).train, aligned, sides)

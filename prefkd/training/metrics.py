@@ -136,6 +136,8 @@ def describe(metrics: Mapping[str, float], pairs: int | None = None) -> str:
     if not metrics:
         return "no held-out pairs"
     value = {name.removeprefix("held_out/"): number for name, number in metrics.items()}
+    if "logprob_accuracy" not in value:  # answers without a rival
+        return f"held-out loss {value['loss']:.4f}"
     if "accuracy" not in value:  # without a preference term there is no margin
         return f"held-out loss {value['loss']:.4f}, accuracy {value['logprob_accuracy']:.1%} (plain log-prob)"
     return (

@@ -93,13 +93,14 @@ class Objective:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).
 
         The mean of the losses over the pairs of the whole step is the objective: sum over terms of weight * (sum of its
-        values) / (pairs, tokens or parents of the step); pairs may have weights. The same holds for what is logged.
+        values) / (pairs, tokens or parents of the step). Pairs may have weights for the terms that compare two answers,
+        and answers without a rival for all terms. The same holds for what is logged, without weights.
         """
         assert step is not None, "the data set went through count_targets"
         losses, metrics = torch.zeros_like(signals.policy[0, :, 0]), {}
         for term in self.terms:
             values, details = term.values(signals)
-            if term.unit == "pair":
+            if term.unit == "pair" or not step.parents[1]:
                 values = values * signals.pair_weight
             share = step.pairs / term.count(step, term.unit)
             if not signals.only_projectors or term.needs & PROJECTORS:

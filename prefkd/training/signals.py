@@ -55,7 +55,8 @@ class Signals:
         student: The student's states at its N targets: the B chosen answers, then the B rejected ones.
         reference: (2, B, P) log-prob under the model that the student is compared with.
         weights: (2, B, P) importance weights.
-        pair_weight: (B,) weight of each pair, by which the objective multiplies terms that compare both answers.
+        pair_weight: (B,) weight of each pair, by which the objective multiplies terms that compare both answers, and
+            of answers without a rival all terms.
         margin: (B,) by how much, in units of the reward, the chosen answer must win.
         teacher_logprobs: (2, B, P) log-prob under the teacher, whatever the reference is.
         teacher: The teacher's states at its own targets, in the same order of answers.

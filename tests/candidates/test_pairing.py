@@ -11,6 +11,7 @@ from prefkd.candidates.pairing import PairingConfig, make_pairs, pair_rows
 from prefkd.candidates.rankers import agreement
 from prefkd.candidates.reading import Candidate, Question
 from prefkd.candidates.report import score_and_length
+from prefkd.candidates.weights import answer_weights, weighted_rows
 from prefkd.data.formats import Message, detect_format, read_pair
 
 
@@ -123,3 +124,27 @@ def test_the_correlation_with_length_is_that_within_prompts():
     assert score_and_length([short, long], scored(short, 0.0, 1.0) | scored(long, -9.0, -8.0)) == pytest.approx(1.0)
     assert score_and_length([short, long], scored(short, 1.0, 0.0) | scored(long, 8.0, 9.0)) == pytest.approx(0.0)
     assert score_and_length([short], scored(short, 1.0, 1.0)) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=8), st.floats(0.01, 100))
+def test_weights_of_answers_have_a_mean_of_one_and_follow_the_scores(values, temperature):
+    weights = answer_weights(values, temperature)
+    assert sum(weights) == pytest.approx(len(values))
+    order = sorted(range(len(values)), key=values.__getitem__)
+    assert all(weights[one] <= weights[other] + 1e-9 for one, other in pairwise(order))
+    assert answer_weights([value + 3.0 for value in values], temperature) == pytest.approx(weights, rel=1e-6, abs=1e-9)
+
+
+def test_ranked_answers_are_read_as_answers_without_a_rival():
+    one, other = question("a", "x", "y", cut=(1,)), question("b", "z", turns=2)
+    scores = scored(one, 1.0, 3.0) | scored(other, 2.0)
+    rows = list(weighted_rows([one, other], scores, temperature=1e-3))
+    assert [(row["answer"], row["weight"], row["score"]) for row in rows] == [("x", 0, 1), ("y", 2, 3), ("z", 1, 2)]
+    found = [read_pair(row, "answers") for row in rows]
+    assert [(pair.chosen, pair.rejected, pair.cut) for pair in found] == [
+        ("x", "", False),
+        ("y", "", True),
+        ("z", "", False),
+    ]
+    assert {row["weight"] for row in weighted_rows([one], scored(one, 2.0, 2.0), 1.0)} == {1.0}

@@ -1,6 +1,7 @@
 """Recipes sample and rank: candidates of models here and behind a server, and the pairs that rankers make of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from prefkd.candidates.sampling import distinct
 from prefkd.cli.main import main
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.evaluation import checkpoints as checkpoints_module
+from prefkd.evaluation.prompts import Prompt
 from tests.evaluation.judge_server import judge_server
 from tests.models.text_server import text_server
 from tests.processes import run_processes
 from tests.recipes import two_models
+from tests.recipes.test_served_teacher import SECRET, assert_no_secret
 from tests.recipes.two_models import make_world, teacher_logprobs
 from tests.tiny import make_tokenizer
 
@@ -29,6 +33,14 @@ def length(answer: str, references: list[str]) -> float:
 def brevity(answer: str, references: list[str]) -> float:
     """A ranker that likes short ones."""
     return -float(len(answer))
+
+
+def nothing(answer: str, references: list[str]) -> float:
+    return float("nan")
+
+
+def fails(answer: str, references: list[str]) -> float:
+    return max(len(text) for text in references)
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +136,22 @@ def test_a_killed_run_resumes(world, sampled, tmp_path, monkeypatch):
     assert loaded == [f"{world}/student"]
 
 
-def test_a_server_answers_in_the_place_of_a_model(world, tmp_path):
+def test_a_server_answers_in_the_place_of_a_model(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BIG_KEY", SECRET)
     with text_server({"big": world / "teacher"}) as server:
-        there = f"models={{big: {{tokenizer: {world}/teacher, server: {{url: '{server.url}', model: big}}}}}}"
+        named = f"{{url: '{server.url}', model: big, key_env: BIG_KEY}}"
+        there = f"models={{big: {{tokenizer: {world}/teacher, server: {named}}}}}"
         found = candidates(sample(world, tmp_path / "there", there, "sampling.temperature=0", "answers=1"))
     here = f"models={{big: {{path: {world}/teacher, dtype: float32}}}}"
     expected = candidates(sample(world, tmp_path / "here", here, "sampling.temperature=0", "answers=1"))
     assert found == expected
+    assert_no_secret(tmp_path, *capsys.readouterr())
 
 
 def test_mistakes_of_sample(world, tmp_path, capsys):
     sample(world, tmp_path / "out", "models={}", "sampling.temperature=0", "answers=0", "prompts.source=nofile", code=2)
     sample(world, tmp_path / "out", "sampling.temperature=0", f"models.third.path={world}/nowhere", code=2)
+    sample(world, tmp_path / "out", "sampling.max_new_tokens=510", code=2)
     printed = capsys.readouterr().err
     for line in (
         "models: there are none",
@@ -143,9 +159,17 @@ def test_mistakes_of_sample(world, tmp_path, capsys):
         "prompts.source: nofile does not exist",
         "sampling.temperature: 0 gives the same answer 3 times",
         f"models.third.path: no folder {world}/nowhere",
+        "tokens and an answer of 510 are more than the 512 positions of",
     ):
         assert line in printed
     assert "Traceback" not in printed
+
+
+def test_a_prompt_that_occurs_twice_is_answered_once():
+    one, other = ([{"role": "user", "content": text}] for text in "ab")
+    rows = [("f:1", one, ["x"]), ("f:2", other, []), ("f:3", one, ["x", "y"])]
+    found = distinct([Prompt(*row) for row in rows])
+    assert found == [Prompt("f:1", one, ["x", "y"]), Prompt("f:2", other, [])]
 
 
 def test_pairs_by_a_function(sampled, tmp_path, capsys):
@@ -243,6 +267,15 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
     rank(tmp_path / "bad.jsonl", tmp_path / "out", function("length"), code=2)
     contrast = f"contrast={{teacher: {{path: {world}/teacher}}, contrast: {{kind: none}}, max_length: 5}}"
     rank(sampled, tmp_path / "out", contrast, code=2)
+    rank(sampled, tmp_path / "out", function("length"), "answer_temperature=0", code=2)
+    for name in ("nothing", "fails"):
+        rank(sampled, tmp_path / "out", function(name), code=2)
+    begun = tmp_path / "begun"
+    shutil.copytree(sampled, begun)
+    settings = begun / "student.settings.json"
+    settings.write_text(settings.read_text().replace('"finished": true', '"finished": false'))
+    rank(begun, tmp_path / "out", function("length"), code=2)
+    rank(sampled, tmp_path / "out", f"reward_model.path={world}/student", code=2)
     printed = capsys.readouterr().err
     for line in (
         f"candidates: {tmp_path}/nowhere does not exist; write it with recipe sample",
@@ -256,6 +289,12 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
         f"row 1 of {tmp_path}/bad.jsonl: field 'answer' is missing or not text",
         "contrast.contrast.kind: none leaves nothing to rank by",
         "contrast.max_length: 5 leaves no room",
+        "answer_temperature: 0.0 is not a temperature",
+        "test_sample_and_rank.nothing returns nan for an answer to “Question ",
+        "test_sample_and_rank.fails fails for an answer to “Question ",
+        "; the prompt has no references",
+        f"{begun}/student.jsonl is not finished; give the command of recipe sample again",
+        "it has no weights for score.weight, so that its rewards would be random",
     ):
         assert line in printed, line
     assert "Traceback" not in printed

@@ -77,6 +77,17 @@ def test_a_sum_over_tokens_is_divided_by_those_of_the_step(signals, answers, tok
     torch.testing.assert_close(metrics["ones"], torch.full((B,), 2 * 10 / tokens))
 
 
+def test_weights_count_in_terms_that_compare_two_answers_and_in_all_where_there_is_one(signals):
+    weight = torch.tensor([0.0, 1.0, 2.0])
+    for rejected, factor in ((25, 1.0), (0, weight)):
+        step = replace(STEP, parents=(20, rejected))
+        for one in ({"pair_weight": 1.0}, {"pair_weight": weight}):
+            losses, metrics = Objective([named("ones")])(replace(signals, **one), step)
+            own = factor if one["pair_weight"] is weight else 1.0
+            torch.testing.assert_close(losses.float(), torch.full((B,), 10 / 40) * own)
+            torch.testing.assert_close(metrics["ones"], torch.full((B,), 10 / 40) * own)
+
+
 def test_names_stay_apart(signals):
     components = [named("ones"), named("ones"), shipped("dpo")]
     _, metrics = Objective(components)(signals, STEP)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -80,14 +81,14 @@ class InspectedPair:
     Attributes:
         file, row: Where it comes from.
         prompt: The conversation.
-        answers: Chosen and rejected.
+        answers: Chosen and rejected, or an answer without a rival.
         aligned: Its tokens.
     """
 
     file: str
     row: int
     prompt: Sequence[Message]
-    answers: tuple[Answer, Answer]
+    answers: tuple[Answer, ...]
     aligned: AlignedRow
 
 
@@ -103,19 +104,20 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     kept: list[dict[str, Any]] = aligned.to_list()
     rows = pairs.select([places[row["file"], row["row"]] for row in kept]).to_list()
     texts: list[str] = []
+    named: list[list[str]] = []
     frames: dict[str, list[Frame]] = {name: [] for name in sides}
     for row in rows:
         packed = row.get("calls")
         prompt, found, tools = unpack_calls(row["prompt"], {name: row[name] for name in ANSWERS}, packed)
-        around, answers, _ = write_answers(prompt, [found[name] for name in ANSWERS], sides, tools)
+        named.append([name for name in ANSWERS if found[name]])  # there may be no rival, which is the last one
+        around, answers, _ = write_answers(prompt, [found[name] for name in named[-1]], sides, tools)
         texts += answers
         for name, frame in around.items():
             frames[name] += [frame] * len(answers)
     encoded = {name: side.encode_responses(texts, frames[name]) for name, side in sides.items()}
     parents = find_parents_batch(encoded["student"][1], encoded["teacher"][1], texts)
 
-    def answer(n: int, row: Mapping[str, Any], aligned: AlignedAnswer) -> Answer:
-        name = ANSWERS[n % 2]
+    def answer(n: int, name: str, row: Mapping[str, Any], aligned: AlignedAnswer) -> Answer:
         return Answer(
             name=name,
             written=len(row[name]),
@@ -126,15 +128,18 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
             ends=aligned.ends,
         )
 
+    number = count()
     return [
         InspectedPair(
             file=row["file"],
             row=row["row"],
             prompt=row["prompt"],
-            answers=(answer(2 * i, row, tokens.answers[0]), answer(2 * i + 1, row, tokens.answers[1])),
+            answers=tuple(
+                answer(next(number), name, row, own) for name, own in zip(names, tokens.answers, strict=False)
+            ),
             aligned=tokens,
         )
-        for i, (row, tokens) in enumerate(zip(rows, map(AlignedRow.of, kept), strict=True))
+        for row, tokens, names in zip(rows, map(AlignedRow.of, kept), named, strict=True)
     ]
 
 
