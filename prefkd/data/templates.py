@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.messages import Answer, Message, answer_text
@@ -114,6 +115,7 @@ class ChatTemplate:
         except ValueError as error:
             raise PrefkdError(f"{name}: {first_line(error)}") from error
         self._jinja = STOPPED_CLOCK + jinja if CLOCK in jinja else jinja
+        self._special_tokens = tokenizer.special_tokens_map
         self.merges_system = False
         system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
@@ -127,14 +129,16 @@ class ChatTemplate:
         if answer is not None:
             turns.append(Message(role="assistant", content=answer) if isinstance(answer, str) else answer)
         try:
-            return self.tokenizer.apply_chat_template(
-                turns,
+            # As `apply_chat_template` does it, which spends as much time on looking for what messages never hold here.
+            [[written], _] = render_jinja_template(
+                [turns],
                 tools=tools,
                 chat_template=self._jinja,
-                tokenize=False,
                 add_generation_prompt=answer is None,
                 date_string=DAY,
+                **self._special_tokens,
             )
+            return written
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}") from error
 

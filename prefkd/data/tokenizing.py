@@ -326,15 +326,17 @@ def cut_pair(
         if not len(kept):
             return {"problem": NO_PARENT}
         ends = all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
-        lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
-        single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
+        # Parents lie end to end, so that the ends of the last are the lengths of all together.
+        _, characters, _, students, _, teachers = kept[-1].tolist()
+        widths = (kept[:, 1::2] - kept[:, ::2]).T
+        single = (widths[1] == 1) & (widths[2] == 1)
         row[f"{answer}_parents"] = len(kept) + ends
         row[f"{answer}_ends"] = ends
-        row[f"{answer}_characters"] = int(kept[-1, 1])
-        row[f"{answer}_single"] = int((kept[:, 1] - kept[:, 0])[single].sum())
-        for side in SIDES:
-            ids = answers[side][i][: lengths[side].sum()]
-            parent_ids = np.arange(len(kept)).repeat(lengths[side]).tolist()
+        row[f"{answer}_characters"] = characters
+        row[f"{answer}_single"] = int(widths[0] @ single)
+        for side, lengths, tokens in zip(SIDES, widths[1:], (students, teachers), strict=True):
+            ids = answers[side][i][:tokens]
+            parent_ids = np.arange(len(kept)).repeat(lengths).tolist()
             if ends:
                 ids = [*ids, *sides[side].end_ids]
                 parent_ids += [len(kept)] * len(sides[side].end_ids)
