@@ -63,8 +63,8 @@ def answer_lists(row: Row) -> Candidates:
 
 
 def nemo_rl(row: Row) -> Candidates:
-    """NeMo-RL's preference rows: context [messages] (or text), completions [{rank, completion [messages]}] (rank 0 is the best),
-    task_name."""
+    """NeMo-RL's preference rows: context [messages] (or text), completions [{rank, completion [messages]}] (rank 0 is
+    the best), task_name."""
     answers = [(one.get("completion"), -number(one, "rank")) for one in _objects(row, "completions")]
     asked = row["context"]
     prompt = [Message(role="user", content=asked)] if isinstance(asked, str) else asked
