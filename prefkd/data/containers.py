@@ -216,7 +216,9 @@ def _read_json(file: IO[bytes]) -> Rows:
 def _json_line(number: int, line: bytes) -> tuple[int, Any]:
     text = line.strip()
     try:
-        return number, json.loads(text)
+        return number, _ROW.decode(text.decode(errors="surrogatepass"))
+    except _RepeatedName as error:
+        return number, DataError(f"two fields are named '{error}'")
     except json.JSONDecodeError as error:
         if text.endswith(b","):
             return _json_line(number, text[:-1])
@@ -225,6 +227,20 @@ def _json_line(number: int, line: bytes) -> tuple[int, Any]:
         return number, DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})")
     except RecursionError:
         return number, DataError("not valid JSON (nested too deeply)")
+
+
+class _RepeatedName(Exception):
+    """A JSON object with two values of one name, the first of which Python's reader drops in silence."""
+
+
+def _object(parts: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(parts)
+    if len(found) < len(parts):
+        raise _RepeatedName(next(name for name, count in Counter(name for name, _ in parts).items() if count > 1))
+    return found
+
+
+_ROW = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -185,6 +185,10 @@ def load_pairs(config: DataConfig) -> PairSplits:
         told = ", ".join(f"{count:,} {what}" for what, count in gone.items() if count)
         raise DataError(f"{config.label}: no pairs are left to train on" + (f" ({told})" if told else ""))
     mixed = _limited(mixed, config.limit, config.seed)
+    if config.weight is not None and not numbers(mixed, "weight").any():
+        raise DataError(
+            f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learnt"
+        )
     lists = (pc.list_flatten(column(rows, "unread")) for rows in read.values())  # pyright: ignore[reportAttributeAccessIssue]
     unread = sum(map(_counts, lists), Counter[str]())
     if unread:
@@ -320,6 +324,11 @@ def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> l
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
         return limited
+    for part, pairs in zip(parts, limited, strict=True):
+        if not len(pairs):
+            raise DataError(
+                f"{part.source}: no pairs are left for its share of the mixture; take it out of data.sources"
+            )
     sizes = mixture_sizes([len(pairs) for pairs in limited], weights)
     return [_limited(pairs, size, seed) for pairs, size in zip(limited, sizes, strict=True)]
 
