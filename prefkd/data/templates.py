@@ -330,6 +330,11 @@ class ModelSide:
                     "special-token text in an answer is text; take answers that call tools out of the data"
                 )
             answer = answer["content"]
+        if "<think>" in answer and self._thought_token:
+            raise DataError(
+                f"the chat template of {self.name} writes thoughts behind the special token {self._thought_token}, and "
+                "special-token text in an answer is text; set template.thoughts to drop"
+            )
         if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
             raise DataError(f"the chat template of {self.name} {_rewrites(answer)}")
         return written[len(before) : len(written) - len(frame.after)]
@@ -384,6 +389,17 @@ class ModelSide:
         """Whether the tokens of an answer begin with a blank that its text does not have."""
         [[ids], _] = self.encode_responses(["a"])
         return "a a" in self.tokenizer.backend_tokenizer.decode([*ids, *ids])
+
+    @cached_property
+    def _thought_token(self) -> str | None:
+        """The special token behind which the template writes thoughts in a notation of its own, as that of gpt-oss."""
+        turn: Any = {"role": "assistant", "content": "Hi", "reasoning_content": PROBE, "thinking": PROBE}
+        try:
+            before, found, _ = self.template.write(HELLO, turn).partition(PROBE)
+        except DataError:
+            return None
+        *_, token = (None, *(match[0] for match in self.encoder.special.finditer(before)))
+        return token if found and token != "<think>" and before.rstrip().endswith(token or "<think>") else None
 
     @cached_property
     def fingerprint(self) -> str:
