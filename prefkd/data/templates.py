@@ -125,14 +125,14 @@ class ChatTemplate:
             self.merges_system = True
 
     def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
-        turns = merge_system(messages) if self.merges_system else list(messages)
+        turns: list[Any] = merge_system(messages) if self.merges_system else list(messages)
         if answer is not None:
             turns.append(Message(role="assistant", content=answer) if isinstance(answer, str) else answer)
         try:
             # As `apply_chat_template` does it, which spends as much time on looking for what messages never hold here.
             [[written], _] = render_jinja_template(
                 [turns],
-                tools=tools,
+                tools=None if tools is None else list(tools),
                 chat_template=self._jinja,
                 add_generation_prompt=answer is None,
                 date_string=DAY,
