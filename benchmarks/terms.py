@@ -3,8 +3,10 @@ r"""Every term of dskd_distill for some steps on real models: does it fall, and 
     python benchmarks/terms.py --student models/smollm2-135m-instruct --teacher models/gemma-3-270m --pairs pairs.jsonl
 
 Each row is a run of its own, of a term and a cross-entropy next to it, and is kept in `--output`: the same command
-computes the rows that are missing. Time and memory are shown as multiples of those of recipe tis_dpo_distill with the
-teacher in memory, whose loss is a sum over parents alone. pi+ and pi- are the teacher under two instructions.
+computes the rows that are missing. A row whose name ends in "cached" learns from what recipe score kept, without the
+teacher in memory; the scores are made once and lie next to `--output`. Time and memory are shown as multiples of those
+of recipe tis_dpo_distill with the teacher in memory, whose loss is a sum over parents alone. pi+ and pi- are the
+teacher under two instructions.
 """
 
 import json
@@ -12,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ sys.stderr.write(f"\\n{used.ru_maxrss / 2**20} {used.ru_utime + used.ru_stime}")
 sys.exit(code)
 """
 BASELINE = "tis_dpo_distill"
+CACHED = " cached"
 # Term -> its settings, where they are not the defaults.
 TERMS: dict[str, dict[str, Any]] = {
     "uld": {},
@@ -57,9 +60,11 @@ class Arguments:
     output: Path = Path("runs/benchmarks/terms.json")
     """Where rows are kept."""
     rows: tuple[str, ...] = (BASELINE, *TERMS)
-    """Rows to compute."""
+    """Rows to compute, for instance `shared_tokens "shared_tokens cached"`."""
     steps: int = 30
-    """Training steps of four pairs; the first ones warm up."""
+    """Training steps; the first ones warm up."""
+    batch_size: int = 1
+    """Pairs of a step."""
     held_out: int = 8
     """Pairs that are held out, on which a term is measured before and after."""
     max_length: int = 128
@@ -68,14 +73,12 @@ class Arguments:
     """Learning rate of the student."""
     threads: int = 1
     """Threads of torch."""
-    overrides: tuple[str, ...] = field(default_factory=tuple)
-    """Overrides of every run."""
 
 
-def config_of(row: str, arguments: Arguments, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Recipe and config of a row."""
-    config: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
+def shared_config(folder: Path, arguments: Arguments) -> dict[str, Any]:
+    """What the recipes score and those of training have in common."""
+    return {
+        "output_dir": str(folder),
         "student": {"path": str(arguments.student)},
         "teacher": {"path": str(arguments.teacher), "dtype": "float32"},
         "data": {
@@ -84,38 +87,65 @@ def config_of(row: str, arguments: Arguments, folder: Path) -> tuple[str, dict[s
             "max_length": arguments.max_length,
             "max_prompt_length": arguments.max_length // 2,
         },
+    }
+
+
+def config_of(row: str, arguments: Arguments, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Recipe and config of a row."""
+    term = row.removesuffix(CACHED)
+    config = shared_config(folder / "out", arguments) | {
         "weights": {"contrast": "uniform"},
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": arguments.lr, "weight_decay": 0.0},
         "lr_schedule": {"_component_": "transformers.get_cosine_schedule_with_warmup", "num_warmup_steps": 5},
         "training": {
             "max_steps": arguments.steps,
-            "batch_size": 4,
-            "microbatch_size": 4,
+            "batch_size": arguments.batch_size,
+            "microbatch_size": arguments.batch_size,
             "precision": "float32",
             "evaluate_every": arguments.steps,
+            "sample_answers": 0,
         },
     }
-    if row == BASELINE:
+    if row != term:
+        config["teacher"] = {"scores": str(scores_of(arguments))}
+    if term == BASELINE:
         return BASELINE, config
-    terms = [{"_component_": f"prefkd.training.terms.{row}", **TERMS[row]}]
+    terms = [{"_component_": f"prefkd.training.terms.{term}", **TERMS[term]}]
     terms.append({"_component_": "prefkd.training.terms.cross_entropy", "weight": 0.5})
     return "dskd_distill", config | {"objective": terms}
+
+
+def scores_of(arguments: Arguments) -> Path:
+    """What the cached rows learn from; made, or completed, if it is not there."""
+    folder = arguments.output.parent / "score"
+    if not (folder / "done").is_file():
+        keep = {"top_k": 64, "models": ["teacher", "positive", "negative"]}
+        run("score", shared_config(folder, arguments) | {"keep": keep, "microbatch_size": 2}, folder, arguments)
+        (folder / "done").touch()
+    return folder / "scores"
+
+
+def run(recipe: str, config: dict[str, Any], folder: Path, arguments: Arguments) -> tuple[float, float]:
+    """Run a recipe in a process of its own: its peak memory in GiB, and the seconds that the processor was busy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = [sys.executable, "-c", MEASURED, "run", recipe, "--config", str(folder / "settings.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+    ended = subprocess.run(command, text=True, capture_output=True, env=environment)
+    if ended.returncode:
+        raise SystemExit(f"{recipe} failed: {ended.stderr.strip()[-2000:]}")
+    memory, seconds = map(float, ended.stderr.strip().splitlines()[-1].split())
+    return memory, seconds
 
 
 def measure(row: str, arguments: Arguments) -> dict[str, float]:
     """What a run of a row shows: its held-out value before and after, seconds and memory."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        recipe, config = config_of(row, arguments, folder)
-        (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-        command = [sys.executable, "-c", MEASURED, "run", recipe, "--config", str(folder / "config.yaml")]
-        environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
-        ended = subprocess.run([*command, *arguments.overrides], text=True, capture_output=True, env=environment)
-        if ended.returncode:
-            raise SystemExit(f"{row} failed: {ended.stderr.strip()[-2000:]}")
-        memory, seconds = map(float, ended.stderr.strip().splitlines()[-1].split())
+        memory, seconds = run(*config_of(row, arguments, folder), folder, arguments)
         lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
-    name = "loss" if row == BASELINE else row
+    term = row.removesuffix(CACHED)
+    name = "loss" if term == BASELINE else term
     before, after = lines[0], lines[-1]
     names = {key.removeprefix("held_out/") for key in before} & {"accuracy", "t2s_accuracy", "one_token_parents"}
     kept = {key: after[f"held_out/{key}"] for key in names}
@@ -136,7 +166,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
     for row, values in found.items():
         relative = [f"{values[name] / base[name]:.2f}" if base else "?" for name in ("step_seconds", "memory")]
         entropy = f"{values['cross_entropy_before']:.2f} → {values['cross_entropy_after']:.2f}"
-        what = entropy if row != BASELINE else ""
+        what = entropy if row.removesuffix(CACHED) != BASELINE else ""
         lines.append(
             f"| {row} | {values['before']:.4g} | {values['after']:.4g} | {what} | {relative[0]} | {relative[1]} |"
         )

@@ -152,6 +152,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     model.train()
     optimizer = build_optimizer(config.optimizer, learning(model))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
+    models.loss.follow(model, optimizer, lr_schedule)
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss}
@@ -164,14 +165,14 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": describe_learning(model, config.model, config.lora),
-            "reference": "its own start, read ahead" if run.loss.has_reference else "none",
+            "reference": run.loss.own_reference if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
-    if run.loss.has_reference:
+    if run.loss.reads_start:
         add_own_start(run, model, config.model, run.collate, training)
     return run
 
@@ -179,6 +180,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
 def compare(config: Config, run: Run, batch: TokenPairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
+    batch = run.loss.with_reference(batch)
     token_logprobs, surplus = run.model(batch.tokens, run.loss.read)  # (N,)
     logprobs, tokens = batch.padded(token_logprobs), batch.mask.sum(-1)  # (2, B, T), (2, B)
     weights = long_answer_weights(batch.mask, config.long_answer_weight)  # (2, B, T), all 1 unless for LD-DPO

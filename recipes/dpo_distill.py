@@ -62,7 +62,7 @@ class Config(LossSettings):
     Attributes:
         output_dir: Folder of the trained student or adapter, metrics.jsonl, the resolved config, the alignment report.
         lora: Train adapters on the student as it is; null = train all weights.
-        reference: The model whose log-probs the student is compared with: the teacher, or the student's frozen start.
+        reference: The model whose log-probs the student is compared with: the teacher, or the student's own start.
         loss: Called with the log-probs of chosen and rejected answers under the student, then under the reference, (B,)
             each, and with what else it needs.
         average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose borders are token
@@ -150,6 +150,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student.train()
     optimizer = build_optimizer(config.optimizer, learning(student))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
+    models.loss.follow(student, optimizer, lr_schedule)
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss, "teacher": teacher}
@@ -163,13 +164,13 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "student": f"{config.student.path}  {training.precision} on {device}",
             "trained": describe_learning(student, config.student, config.lora),
             "teacher": teacher.description,
-            "reference": {"teacher": "the teacher", "student": "the student's own start, read ahead"}[config.reference],
+            "reference": "the teacher" if config.reference == "teacher" else run.loss.own_reference,
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
             "output": config.output_dir,
         },
     )
-    if config.reference == "student":
+    if config.reference == "student" and run.loss.reads_start:
         add_own_start(run, student, config.student, run.collate, training)
     return run
 
@@ -177,6 +178,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
+    batch = run.loss.with_reference(batch)
     token_logprobs, surplus = run.student(batch.student, run.loss.read)  # (N,)
     logprobs = batch.parent_sums(token_logprobs, batch.student)  # (2, B, P)
     tokens = batch.parent_sums(torch.ones_like(token_logprobs), batch.student).sum(-1)

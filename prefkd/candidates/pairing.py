@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 from prefkd.candidates.rankers import Scores
@@ -18,7 +19,7 @@ class PairingConfig:
     Attributes:
         kind: `best_worst`: the best and the worst candidate of a prompt. `best_random`: the best and another one at
             random. `above_threshold`: the best candidate, if its score is at least `threshold`, and the worst, if its
-            score is below.
+            score is below. `all`: any two candidates, for a loss that ranks all answers to a prompt (PAD).
         threshold: See `kind`; the mean over several rankers is in their standard deviations.
         minimum_gap: Pairs whose scores differ by this much or less are dropped as ties.
         length_ratio: Pairs are dropped if one answer has more than so many times the characters of the other, so
@@ -27,7 +28,7 @@ class PairingConfig:
         seed: Seed of `best_random`.
     """
 
-    kind: Literal["best_worst", "best_random", "above_threshold"] = "best_worst"
+    kind: Literal["best_worst", "best_random", "above_threshold", "all"] = "best_worst"
     threshold: float | None = None
     minimum_gap: float = 0.0
     length_ratio: float | None = None
@@ -72,7 +73,7 @@ class RankedPair:
 def make_pairs(
     questions: Sequence[Question], scores: Scores, rankers: Mapping[str, Scores], config: PairingConfig
 ) -> tuple[list[RankedPair], Counter[str]]:
-    """At most one pair for each prompt.
+    """At most one pair for each prompt, or with `all` one of any two of its candidates.
 
     Args:
         scores: The scores that decide.
@@ -89,19 +90,25 @@ def make_pairs(
             for number, candidate in enumerate(question.candidates)
             if (question.key, number) in scores and not (config.drop_cut and candidate.is_cut)
         ]
-        outcome = _choose(question, usable, config)
-        if isinstance(outcome, RankedPair):
-            keys = [(question.key, number) for number in (outcome.chosen, outcome.rejected)]
-            short, long = sorted(map(len, outcome.answers()))
-            if not all(one[keys[0]] > one[keys[1]] for one in rankers.values()):
-                outcome = "rankers disagree"
-            elif config.length_ratio is not None and long > config.length_ratio * short:
-                outcome = "lengths differ"
-        if isinstance(outcome, RankedPair):
-            pairs.append(outcome)
-        else:
-            dropped[outcome] += 1
+        choices = combinations(usable, 2) if config.kind == "all" and len(usable) > 1 else [usable]
+        outcomes = [_checked(_choose(question, [*choice], config), rankers, config) for choice in choices]
+        found = [outcome for outcome in outcomes if isinstance(outcome, RankedPair)]
+        pairs += found
+        if not found:
+            dropped.update(outcome for outcome in outcomes[:1] if isinstance(outcome, str))
     return pairs, dropped
+
+
+def _checked(outcome: RankedPair | str, rankers: Mapping[str, Scores], config: PairingConfig) -> RankedPair | str:
+    """The same, or why it is not good enough."""
+    if isinstance(outcome, RankedPair):
+        keys = [(outcome.question.key, number) for number in (outcome.chosen, outcome.rejected)]
+        short, long = sorted(map(len, outcome.answers()))
+        if not all(one[keys[0]] > one[keys[1]] for one in rankers.values()):
+            return "rankers disagree"
+        if config.length_ratio is not None and long > config.length_ratio * short:
+            return "lengths differ"
+    return outcome
 
 
 def _choose(question: Question, usable: list[tuple[float, int]], config: PairingConfig) -> RankedPair | str:

@@ -27,10 +27,12 @@ from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
 from prefkd.models.load import TeacherConfig, embedding_count, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.quantize import tensor_bytes
 from prefkd.models.top_states import KeepConfig
+from prefkd.training.following import Refresh
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
-SPLIT = ("weights", "gradients", "optimizer")
+SPLIT = ("weights", "gradients", "optimizer", "reference")
 # So many pairs tell how many parents the others have.
 SAMPLE = 200
 
@@ -109,6 +111,9 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         weights = learner_bytes(outlines.quantization, learner, ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
+        if setting(config, Refresh) is not None:  # a copy of what learns
+            copied = sum(tensor_bytes(weight) for weight in learner.parameters() if weight.requires_grad) / ranks
+            memory["reference"] = Need(copied, copied)
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
         if gathered:
             memory["gathered weights"] = Need(gathered, gathered)
@@ -117,7 +122,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
     memory |= {kind: Need(tracker.most[kind], tracker.peak[kind]) for kind in ("gradients", "casts", "activations")}
-    order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "teacher", "activations")
+    order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "reference", "teacher", "activations")
     memory = {kind: memory[kind] for kind in order if kind in memory and memory[kind].most}
     if learner is not None and config.training.cpu_offload:
         memory = {
@@ -134,7 +139,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         step=f"{outlines.step_pairs} pairs",
         models=_counted(outlines),
         memory=memory,
-        flops=_flops(outlines, found, data.max_prompt_length),
+        flops=_flops(outlines, found, data.max_prompt_length, follows=setting(config, Refresh) is not None),
         scores=_scores(config, outlines),
     )
 
@@ -171,11 +176,12 @@ def _counted(outlines: Outlines) -> list[Counted]:
     return found
 
 
-def _flops(outlines: Outlines, step: Step, prompt: int) -> dict[str, float]:
+def _flops(outlines: Outlines, step: Step, prompt: int, *, follows: bool) -> dict[str, float]:
     """What the models were seen to read in a microbatch, for all microbatches of a step.
 
     Args:
         prompt: Tokens of a prompt.
+        follows: Whether a reference that follows the model reads what the model reads.
     """
     microbatches = outlines.step_pairs / outlines.pairs
     read = {model: [_pass(model, batch, prompt) for batch in batches] for model, batches in step.passes.items()}
@@ -189,6 +195,8 @@ def _flops(outlines: Outlines, step: Step, prompt: int) -> dict[str, float]:
         found[outlines.role] = microbatches * sum(
             training_flops(one, trained=trained, recomputed=recomputed) for one in each
         )
+        if follows:
+            found["reference"] = microbatches * sum(map(forward_flops, each))
     if read:
         found["teacher"] = microbatches * sum(forward_flops(one) for each in read.values() for one in each)
     return found

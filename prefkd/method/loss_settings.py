@@ -69,14 +69,25 @@ def wpo_weights(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, S), unshifted, -100 where there is no target.
 
     Returns:
-        (B,) weights without gradient, above 1 where tokens are more likely than the expected one.
+        (B,) weights without gradient, above 1 where tokens are more likely than the expected one; 1 without a target.
     """
     with torch.no_grad():
         kept, targets, mask = predicting_logits(logits, labels)
         logprobs = kept.log_softmax(-1)
         found = logprobs.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(2 * logprobs, -1)
         sums = found.new_zeros(labels.shape).masked_scatter(mask, found).sum(-1)
-        return (sums / mask.sum(-1)).exp()
+        return (sums / mask.sum(-1).clamp_min(1)).exp()
+
+
+def refreshed_reference(reference: Tensor, policy: Tensor, alpha: float) -> Tensor:
+    """TR-DPO (arXiv 2404.09656): a weight of the new reference, ``alpha theta + (1 - alpha) theta_ref``.
+
+    Args:
+        reference: A weight of the reference, of any shape.
+        policy: Its counterpart in the policy, of equal shape.
+        alpha: Share of the policy; 1 is a copy of it.
+    """
+    return alpha * policy + (1 - alpha) * reference
 
 
 def update_gap(mean: float, std: float, gaps: Tensor, momentum: float = 0.9) -> tuple[float, float]:

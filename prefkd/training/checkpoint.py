@@ -111,7 +111,8 @@ class Checkpoints:
         model: All that learns, sharded or not; of what does not learn nothing is stored.
         pairs: The aligned pairs of each split; a checkpoint resumes with the same ones only.
         remembering: Objects with a state besides model, optimizer and schedule, by name: a loss with running
-            means, a teacher that keeps its readings.
+            means, a teacher that keeps its readings. Where one has `tensors`, sharded as the model is or not, these are
+            written and loaded in place.
 
     Raises:
         PrefkdError: The run in the folder was started on other pairs, or with a model of another shape.
@@ -254,7 +255,12 @@ class Checkpoints:
             writing.result()
 
     def _state(self) -> dict[str, Any]:
-        return {"model": learnt(self._model), "optimizer": get_optimizer_state_dict(self._model, self._optimizer)}
+        others = {name: getattr(part, "tensors", {}) for name, part in self._remembering.items()}
+        return {
+            "model": learnt(self._model),
+            "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
+            **{name: dict(tensors) for name, tensors in others.items() if tensors},
+        }
 
     def _damage(self, checkpoint: Path) -> str | None:
         """Which file of a checkpoint is not what was written, None if all are."""

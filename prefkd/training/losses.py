@@ -14,6 +14,7 @@ from torch import Tensor
 from prefkd.config import Component, bind, component_problems, import_dotpath
 from prefkd.errors import first_line
 from prefkd.method.loss_needs import Need
+from prefkd.training.following import Refresh
 
 FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
 TWO = ("chosen_margin", "rejected_margin")
@@ -55,6 +56,8 @@ class LossSettings:
         wpo: Weigh a pair by how much both answers are ones that the model would write itself (arXiv 2406.11827). The
             logits of all targets are made once more.
         dynamic_beta: A beta for each step (beta-DPO), null = that of the loss.
+        refresh: The reference, the model's own start, follows the model (TR-DPO, arXiv 2404.09656); null = it stays.
+            It is in memory, and reads each pair whenever the model does.
     """
 
     centre: bool = False
@@ -62,6 +65,7 @@ class LossSettings:
     long_answer_weight: float = 1.0
     wpo: bool = False
     dynamic_beta: DynamicBeta | None = None
+    refresh: Refresh | None = None
 
 
 def needs_of(component: Component, *, weighted: bool = False) -> frozenset[Need]:
@@ -125,6 +129,12 @@ def loss_problems(
     if config.data.weight is not None and "batch" in needs:
         yield f"data.weight: {name} compares all pairs of a step with each other and weighs none; remove it"
     yield from _setting_problems(config, needs, name, averages)
+    if config.refresh is not None and not has_reference(component):
+        yield f"refresh: {name} compares with no reference; remove it"
+    elif config.refresh is not None and teacher_is_reference:
+        yield "refresh: the teacher is the reference, and does not learn; set reference: student, or remove it"
+    elif config.refresh is not None and config.training.keep_best is not None:
+        yield "refresh: held-out metrics against another reference cannot be compared; remove training.keep_best"
 
 
 def _trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Iterator[str]:

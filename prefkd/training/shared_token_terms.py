@@ -97,7 +97,7 @@ def x_token(
             map leads to; `h_kl` compares pairs that the map is sure of, and all other tokens by sorted probabilities.
         temperature: Temperature of both sides.
         reverse: KL(student || teacher) in place of KL(teacher || student).
-        largest: Most tokens of each side that h_kl sorts.
+        largest: Most tokens of each side that h_kl compares by rank; at most those of the side that has fewer.
     """
     assert signals.vocabularies is not None
     tokens = token_counts(signals)
@@ -105,12 +105,14 @@ def x_token(
     shared = shared_of(signals)
     if form == "h_kl":
         shared = across.common_pairs(token_map, SURE).to(shared.student.device)
+        others = min(tokens) - len(shared.student)  # of the side that has fewer
+        most = min(largest, max(others, 1))
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             sides = (student, tokens[0]), (teacher, tokens[1])
             p, q = (_logprobs(*side, temperature) for side in sides)
-            matched, rest = across.hybrid_divergence(p, q, shared, beta=float(reverse), largest=largest)
-            return temperature**2 * (matched + rest)
+            matched, rest = across.hybrid_divergence(p, q, shared, beta=float(reverse), largest=most)
+            return temperature**2 * (matched + rest if others else matched)
 
     else:
         image, columns = across.image(token_map.to(shared.student.device))

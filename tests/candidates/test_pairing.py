@@ -45,6 +45,11 @@ def chosen(config: PairingConfig, *values: float, answers: tuple[str, ...] = ("a
         ({"kind": "above_threshold", "threshold": 4.0}, (1.0, 3.0), ["no answer above the threshold"]),
         ({"kind": "above_threshold", "threshold": 1.0}, (1.0, 3.0), ["no answer below the threshold"]),
         ({"kind": "best_random"}, (1.0, 3.0), [("b", "a")]),
+        ({"kind": "all"}, (1.0, 3.0, 2.0), [("b", "a"), ("c", "a"), ("b", "c")]),
+        ({"kind": "all"}, (2.0, 1.0, 1.0), [("a", "b"), ("a", "c")]),
+        ({"kind": "all"}, (1.0, 1.0, 1.0), ["tie"]),
+        ({"kind": "all", "minimum_gap": 1.5}, (1.0, 3.0, 2.0), [("b", "a")]),
+        ({"kind": "all"}, (1.0,), ["fewer than two candidates"]),
     ],
 )
 def test_which_two(settings, values, expected):

@@ -84,6 +84,12 @@ def test_kept_distributions_are_planned(plan):
     assert kept["scores"][0] - whole["scores"][0] == pytest.approx(added)
 
 
+def test_a_reference_that_follows_is_a_copy_and_reads(plan):
+    found = plan("dpo", "refresh={}", "training.activation_checkpointing=none")
+    assert found["memory"]["reference"]["most"] == pytest.approx(found["memory"]["weights"]["most"], rel=0.01)
+    assert found["flops"]["model"] == pytest.approx(3 * found["flops"]["reference"], rel=0.2)
+
+
 def test_what_changes_memory(plan):
     whole = plan("sft", "training.activation_checkpointing=none")
     split = plan("sft", "--nproc-per-node", "2", "training.activation_checkpointing=none")

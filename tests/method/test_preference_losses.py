@@ -268,6 +268,15 @@ def test_published_beta_dpo(golden: Path):
                 close(gradient, stored[f"{key}/grad_{side}_masked_sum"])
 
 
+def test_published_refresh_of_a_reference(golden: Path):
+    stored = np.load(golden / "beta_trdpo.npz")
+    for case in cases(stored):
+        policy, reference = (torch.from_numpy(stored[f"{case}/trdpo/{name}"]) for name in ("policy", "reference"))
+        for alpha in (0.6, 1.0):
+            reference = p.refreshed_reference(reference, policy, alpha)
+            close(reference, stored[f"{case}/trdpo/after_alpha{alpha}"])
+
+
 # Finite differences
 
 
@@ -463,6 +472,7 @@ def test_long_answers_count_less_beyond_the_shorter_one():
 def test_a_policy_that_draws_evenly_has_weights_of_1():
     logits, labels = torch.zeros(2, 4, 6), torch.tensor([[-100, 1, 2, -100], [-100, -100, 0, 3]])
     close(p.wpo_weights(logits, labels), [1.0, 1.0], 1e-6)
+    assert p.wpo_weights(logits, torch.full_like(labels, -100)).tolist() == [1.0, 1.0]  # answers without a target
     sure = logits.clone()
     sure[..., 1] = 50.0
     assert p.wpo_weights(sure.requires_grad_(), labels)[1] < 1e-6

@@ -126,7 +126,27 @@ REMEMBERING = {
     "dynamic_beta": ("dynamic_beta={}",),
     "wpo": ("wpo=true",),
     "long_answers": ("long_answer_weight=0.2", "nll_weight=0.1"),
+    "refresh": ("refresh={every: 2, alpha: 0.6}",),
 }
+
+
+def test_the_reference_follows_the_model(world, tmp_path):
+    """TR-DPO, written down once more: five steps on all pairs, the reference refreshed after the second and fourth."""
+    settings = ("training.batch_size=12", "training.microbatch_size=5", "training.epochs=5", "optimizer.lr=0.01")
+    metrics = single_model.run("dpo", world, tmp_path / "out", *settings, *REMEMBERING["refresh"])
+    model, reference = load_model(world / "model"), load_model(world / "model")
+    for step in range(1, 6):
+        with torch.no_grad():
+            start, _ = log_probs(reference, world)
+        expected = -log_sigmoid(0.1 * difference(log_probs(model, world)[0] - start)).mean()
+        assert metrics[step]["loss"] == pytest.approx(expected.item(), rel=1e-4)
+        model.zero_grad()
+        expected.backward()
+        with torch.no_grad():
+            for weight, copy in zip(model.parameters(), reference.parameters(), strict=True):
+                weight -= 0.01 * weight.grad
+                if step % 2 == 0:
+                    copy.copy_(0.6 * weight + 0.4 * copy)
 
 
 def test_pairs_weigh_what_the_model_would_write(world, tmp_path):
@@ -155,7 +175,7 @@ def test_microbatches_and_ranks_change_nothing(world, tmp_path, kind):
     small = (*overrides, "training.microbatch_size=1")
     alone = single_model.run("dpo", world, tmp_path / "alone", *small)
     single_model.assert_same_run(plain, (tmp_path / "alone", alone), 5e-5)
-    if kind == "aot_unpaired" or kind == "dynamic_beta":
+    if kind in ("aot_unpaired", "dynamic_beta", "refresh"):
         two, _ = run_processes(lambda: single_model.run("dpo", world, tmp_path / "two", *small))
         single_model.assert_same_run(plain, (tmp_path / "two", two), 5e-5)
 
@@ -205,7 +225,12 @@ def test_the_student_can_be_the_reference(pair_world, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
-    [("dpo", (loss("bco_loss"), "dynamic_beta=null")), ("dpo", ("dynamic_beta={}",)), ("dpo_distill", CENTRED[:2])],
+    [
+        ("dpo", (loss("bco_loss"), "dynamic_beta=null")),
+        ("dpo", ("dynamic_beta={}",)),
+        ("dpo_distill", CENTRED[:2]),
+        ("tis_dpo_distill", ("reference=student", "weights.contrast=uniform", *REMEMBERING["refresh"])),
+    ],
 )
 def test_a_run_goes_on_with_what_its_loss_remembers(world, pair_world, tmp_path, recipe, overrides):
     run = single_model.run if recipe == "dpo" else two_models.run
@@ -236,6 +261,11 @@ MISTAKES = [
     ("dpo", ("nll_weight=-1",), "nll_weight: -1.0 would make the chosen answers less likely"),
     ("dpo", (loss("aot_loss"), "wpo=true"), "wpo: weighs each pair apart"),
     ("dpo", (loss("tis_dpo_loss"),), "loss.chosen_margin: missing"),
+    ("dpo", (loss("cpo_loss"), "refresh={}"), "refresh: cpo_loss compares with no reference; remove it"),
+    ("dpo_distill", ("refresh={}",), "refresh: the teacher is the reference, and does not learn; set"),
+    ("dpo", ("refresh={}", "training.keep_best=loss"), "refresh: held-out metrics against another reference cannot be"),
+    ("dpo", ("refresh={every: 0}",), "refresh.every: 0 is not a number of steps"),
+    ("dpo", ("refresh={alpha: 1.5}",), "refresh.alpha: 1.5 is not a share of the model"),
 ]
 
 

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 
 from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
+from prefkd.method.shared_tokens import common_pairs
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training import terms as terms
 from prefkd.training.objective import Objective
+from prefkd.training.shared_token_terms import SURE, token_counts
 from prefkd.training.signals import Signals
 from tests.tiny import make_tokenizer
 
@@ -133,6 +135,10 @@ def test_h_kl_of_the_rejected_answers_is_nothing_where_no_parent_stands_alone(si
         assert values.shape == (2,) and values.isfinite().all()
     whole, _ = terms.x_token(signals, form="h_kl")
     assert whole.isfinite().all()
+    assert signals.vocabularies is not None  # as many tokens by rank as the smaller rest has, as published
+    sure = common_pairs(signals.vocabularies.token_map.within(*token_counts(signals)), SURE)
+    few = min(token_counts(signals)) - len(sure.student)
+    assert torch.equal(whole, terms.x_token(signals, form="h_kl", largest=few)[0])
     empty = replace(signals, teacher=replace(signals.teacher, parents=torch.arange(14) + 100))
     values, logged = terms.shared_tokens(empty)
     assert values.tolist() == [0, 0] and logged["student_shared_mass"][0].tolist() == [0, 0]
