@@ -23,6 +23,7 @@ from transformers import set_seed
 
 from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch, collate_answers
+from prefkd.data.pair_worth import weighted_sum
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokens import tokenize_pairs
@@ -118,7 +119,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         report=None,
         description={
             "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}"
+            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}",
+            **({"margins": "not used: nothing is compared"} if config.data.has_margins else {}),
         },
     )
 
@@ -173,12 +175,14 @@ def compare(config: Config, run: Run, batch: AnswerBatch) -> tuple[Tensor, dict[
     """The loss of each answer of a microbatch, summed over its tokens, (B,), and what to log about each, (B,)."""
     token_logprobs = run.model(batch.tokens)  # (N,)
     losses = -batch.sums(token_logprobs)  # - sum of log pi(y_t | x, y_<t)
-    return losses, {"summed_loss": losses.detach(), "tokens": batch.sums(torch.ones_like(token_logprobs))}
+    losses = losses * batch.weight  # all 1 unless the data has weights
+    tokens = batch.sums(torch.ones_like(token_logprobs))
+    return losses, {"summed_loss": losses.detach(), "tokens": tokens, "weighted_tokens": tokens * batch.weight}
 
 
 def per_token(means: dict[str, float]) -> dict[str, float]:
     """From means over answers to the loss of a token and its exponential."""
-    loss = means["summed_loss"] / means["tokens"]
+    loss = means["summed_loss"] / (means["weighted_tokens"] or 1.0)  # 0 where no pair has a weight
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": means["tokens"]}
 
 
@@ -216,7 +220,7 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
         for step, rows in run.watch.steps(run.steps, progress):
             # ------------------------------------------------------------------------------------ one training step
             began, sums = meter.begin(), PairSums()
-            tokens_of_step = sum(target_tokens[row] for row in rows)
+            tokens_of_step = weighted_sum(run.train_pairs, rows, target_tokens) or 1.0  # 0 where no pair has a weight
             for batch in meter.waiting(run.batches(run.collate, "train", rows)):
                 losses, metrics = compare(config, run, batch)
                 # A mean over the tokens of the whole step; FSDP2 averages gradients over ranks, hence the world size.

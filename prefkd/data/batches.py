@@ -208,11 +208,13 @@ class AnswerBatch(Movable):
     Attributes:
         tokens: The answers as the model reads them.
         counted: (B,) 1.0 for an answer, 0.0 for a filler that keeps ranks in step and must not count.
+        weight: (B,) weight of each pair in the loss, over the mean weight of the step.
         names: B texts "file:row" that name the rows in messages.
     """
 
     tokens: TokenBatch
     counted: Tensor
+    weight: Tensor
     names: list[str]
 
     def sums(self, token_values: Tensor) -> Tensor:
@@ -334,6 +336,7 @@ def collate_answers(
     return AnswerBatch(
         tokens=_token_batch(readings, (asked,), shares_prompt=False, num_parents=longest),
         counted=_counted(microbatch),
+        weight=pair_worth(tokenized, microbatch)["weight"],
         names=[row_name(row) for row in rows],
     )
 

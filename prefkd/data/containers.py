@@ -10,7 +10,9 @@ import io
 import json
 import lzma
 import re
+import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -22,6 +24,7 @@ import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 
+from prefkd.data.shards import read_shard
 from prefkd.data.tables import rows_of_object
 from prefkd.errors import DataError
 
@@ -29,7 +32,10 @@ from prefkd.errors import DataError
 Rows = Iterable[tuple[int, Any]]
 
 # What reading a broken file can end in.
-BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
+BROKEN = (
+    *(OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+    pyarrow.ArrowException,
+)
 
 LONGEST_CSV_VALUE = 2**31 - 1
 DELIMITERS = ",;\t|"
@@ -78,7 +84,7 @@ NAMED = {
     **dict.fromkeys((".txt", ".text", ".md"), "plain text, whose lines have no fields"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin"), "a pickle, which can run code when it is read"),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".duckdb"), "a database"),
-    **dict.fromkeys((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar"), "an archive"),
+    **dict.fromkeys((".tgz", ".tbz2", ".txz", ".7z", ".rar"), "an archive"),
     **dict.fromkeys((".h5", ".hdf5"), "HDF5"),
     **dict.fromkeys((".npy", ".npz"), "a NumPy array"),
     **dict.fromkeys((".yaml", ".yml"), "YAML"),
@@ -93,7 +99,7 @@ def suffix_of(path: Path) -> str | None:
     name = path.name.lower()
     packed = next((packing for packing in PACKINGS if name.endswith(packing)), "")
     kind = next((kind for kind in READERS if name.removesuffix(packed).endswith(kind)), None)
-    return None if kind is None or (packed and kind not in TEXT_KINDS) else kind + packed
+    return None if kind is None or (packed and kind not in PACKED_KINDS) else kind + packed
 
 
 def file_problems(path: Path) -> Iterator[str]:
@@ -128,6 +134,8 @@ def _kind_of(head: bytes) -> str | None:
     found = next((what for magic, what in MAGIC.items() if head.startswith(magic)), None)
     if found == "zip" and b"[Content_Types].xml" in head:
         return "an Excel workbook"
+    if found is None and head[257:262] == b"ustar":
+        return "tar"
     if found is None and b"\x00" in head:
         return "UTF-16 text" if head.count(b"\x00") > len(head) // 4 else "binary data"
     return found
@@ -157,15 +165,7 @@ def read_file(path: Path) -> Rows:
     try:
         with _unpacked(path, packing) as file:
             yield from READERS[kind](file)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        csv.Error,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-        pyarrow.ArrowException,
-    ) as error:
+    except BROKEN as error:
         raise DataError(f"{path}: cannot be read as {suffix} ({' '.join(str(error).split())})") from error
 
 
@@ -216,7 +216,9 @@ def _read_json(file: IO[bytes]) -> Rows:
 def _json_line(number: int, line: bytes) -> tuple[int, Any]:
     text = line.strip()
     try:
-        return number, json.loads(text)
+        return number, _ROW.decode(text.decode(errors="surrogatepass"))
+    except _RepeatedName as error:
+        return number, DataError(f"two fields are named '{error}'")
     except json.JSONDecodeError as error:
         if text.endswith(b","):
             return _json_line(number, text[:-1])
@@ -225,6 +227,20 @@ def _json_line(number: int, line: bytes) -> tuple[int, Any]:
         return number, DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})")
     except RecursionError:
         return number, DataError("not valid JSON (nested too deeply)")
+
+
+class _RepeatedName(Exception):
+    """A JSON object with two values of one name, the first of which Python's reader drops in silence."""
+
+
+def _object(parts: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(parts)
+    if len(found) < len(parts):
+        raise _RepeatedName(next(name for name, count in Counter(name for name, _ in parts).items() if count > 1))
+    return found
+
+
+_ROW = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -295,8 +311,9 @@ READERS: dict[str, Callable[[IO[bytes]], Rows]] = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
     ".feather": _read_arrow,
+    ".tar": read_shard,
 }
-BINARY_KINDS = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
-TEXT_KINDS = frozenset(READERS) - frozenset(BINARY_KINDS)
+BINARY_KINDS = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".tar": "tar"}
+PACKED_KINDS = frozenset(READERS) - {".parquet", ".arrow", ".feather"}
 PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
-KINDS = ".jsonl, .json, .csv or .tsv (also with .gz, .bz2, .xz, .zst or .zip), .parquet, .arrow or .feather"
+KINDS = ".jsonl, .json, .csv, .tsv or .tar (also with .gz, .bz2, .xz, .zst or .zip), .parquet, .arrow or .feather"

@@ -77,20 +77,13 @@ class Encoder:
         """Whether there is special-token text in a text. Most texts do not even have the character it begins with."""
         return any(first in text for first in self._first_characters) and self.special.search(text) is not None
 
-    def encode(self, texts: Sequence[str]) -> Any:
-        """What the tokenizer makes of texts without guards, and without adding a BOS or an EOS."""
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-
     def encode_guarded(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts in which special-token text of messages is guarded."""
-        rows = self.encode(["" if GUARD in text else text for text in texts])["input_ids"] if texts else []
+        # Without offsets, which nobody reads here, it takes three quarters of the time.
+        encodings = self._backend().encode_batch_fast(
+            ["" if GUARD in text else text for text in texts], add_special_tokens=False
+        )
+        rows = [encoding.ids for encoding in encodings]
         for i, text in enumerate(texts):
             if GUARD in text:
                 rows[i] = self._encode_with_masks(text)
@@ -100,13 +93,13 @@ class Encoder:
         """Tokens of the texts and of the special tokens around them; characters count from the start of the text."""
         if not lines:
             return []
-        backend = self.tokenizer.backend_tokenizer
+        backend = self._backend()
         processor, backend.post_processor = backend.post_processor, None  # which may take blanks out of offsets
         try:
-            encoded = self.encode(["".join(line) for line in lines])
+            encodings = backend.encode_batch(["".join(line) for line in lines], add_special_tokens=False)
         finally:
             backend.post_processor = processor
-        ids, encodings, shifts = encoded["input_ids"], encoded.encodings, [len(line.before) for line in lines]
+        ids, shifts = [encoding.ids for encoding in encodings], [len(line.before) for line in lines]
         for i, line in enumerate(lines):
             if self.holds_special(line.text):
                 before, after = (text and self._masks[_flags(self._added[text])] for text in (line.before, line.after))
@@ -121,17 +114,29 @@ class Encoder:
 
     def cue(self, prompt: str) -> Cue:
         """What the text behind a prompt is tokenised behind. Special-token text of messages is guarded."""
-        near = prompt if GUARD in prompt else prompt[-4 * NEAR :]
-        found = None
-        for match in self._marked.finditer(near):
-            found = match if match["token"] else found
-        text = near[found.end() if found else 0 :]
-        text = self._marked.sub(lambda match: match["text"] or "", text)
+        found, special = None, ""
+        if GUARD in prompt:
+            for match in self._marked.finditer(prompt):
+                found, special = (match, match["token"]) if match["token"] else (found, special)
+            text = self._marked.sub(lambda match: match["text"] or "", prompt[found.end() if found else 0 :])
+        else:
+            near = prompt[-4 * NEAR :]
+            for found in self.special.finditer(near):
+                special = found[0]
+            text = near[found.end() if found else 0 :]
         if found and len(text) <= NEAR:
-            return Cue(found["token"], text)
+            return Cue(special, text)
         text = text[-NEAR:]
         *_, line = (0, *(match.end() for match in _LINE.finditer(text)))
         return Cue("", text[line:])
+
+    def _backend(self) -> Any:
+        """The tokenizer that reads texts as they are, whatever it was used for last."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
+        return backend
 
     @cached_property
     def _masks(self) -> dict[tuple[bool, ...], str]:

@@ -287,6 +287,9 @@ def _user(text: str) -> Message:
 def _field(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if value is None or value != value:  # pandas writes what is absent as NaN
+        if name not in row and not {"chosen", "rejected"} & set(row):
+            has = ", ".join(map(str, [*row][:8])) or "nothing"
+            raise DataError(f"field '{name}' is missing: tell with data.columns which it is (the row has {has})")
         raise DataError(f"field '{name}' is missing")
     return value
 

@@ -24,7 +24,7 @@ class _Columns(NamedTuple):
 
 
 def pair_worth(aligned: Dataset, microbatch: Microbatch) -> dict[str, Any]:
-    """The fields `weight`, `margin` and `sources` of a batch.
+    """The fields `weight`, `margin` and `sources` of a batch of pairs.
 
     Weights come over their mean in the whole step. So a mean of weighted losses over the pairs of the step is the
     weighted mean, ``sum_i w_i l_i / sum_i w_i``, however the step is split into microbatches and ranks.
@@ -43,6 +43,16 @@ def pair_worth(aligned: Dataset, microbatch: Microbatch) -> dict[str, Any]:
             if share:
                 sources[name] = torch.from_numpy((columns.source[rows] == code) / share).float()
     return {"weight": weight.float(), "margin": margin.float(), "sources": sources}
+
+
+def weighted_sum(aligned: Dataset, rows: Sequence[int], values: Sequence[float]) -> float:
+    """The sum of values of the rows of a step, each times the weight of its pair over the mean weight of the step.
+
+    Args:
+        values: A value for each row of the data set.
+    """
+    weight = pair_worth(aligned, Microbatch(list(rows)))["weight"]
+    return float(weight.double() @ torch.tensor([values[row] for row in rows], dtype=torch.float64))
 
 
 def by_source(metrics: dict[str, Tensor], sources: dict[str, Tensor]) -> dict[str, Tensor]:

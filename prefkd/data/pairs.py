@@ -26,6 +26,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import datasets.config
@@ -35,7 +36,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
 from prefkd.data.arrow import column, numbers, present, tables
-from prefkd.data.layouts.unpaired import paired
+from prefkd.data.layouts.unpaired import NAMES, paired
 from prefkd.data.mixtures import held_out_rows, mixture_sizes, repeated
 from prefkd.data.own_rows import own_reader, reader_fingerprint
 from prefkd.data.reading import Reader, formats_of, read_rows
@@ -179,9 +180,17 @@ def load_pairs(config: DataConfig) -> PairSplits:
         again += int(repeated(numbers(pairs, "key")).sum())
         train[name] = _select(pairs, kept.nonzero()[0])
     mixed = _together(_mixed(list(train.values()), parts, config.seed))
+    ties = sum(int(numbers(rows, "tie").sum()) for rows in read.values())
     if not len(mixed):
-        raise DataError(f"{config.label}: no pairs are left to train on")
+        gone = {"bad": len(bad), "without a preference": ties, "held out": len(evaluated)}
+        gone |= {f"left out by filters.{name}": count for name, count in filtered.items()}
+        told = ", ".join(f"{count:,} {what}" for what, count in gone.items() if count)
+        raise DataError(f"{config.label}: no pairs are left to train on" + (f" ({told})" if told else ""))
     mixed = _limited(mixed, config.limit, config.seed)
+    if config.weight is not None and not numbers(mixed, "weight").any():
+        raise DataError(
+            f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learnt"
+        )
     lists = (pc.list_flatten(column(rows, "unread")) for rows in read.values())  # pyright: ignore[reportAttributeAccessIssue]
     unread = sum(map(_counts, lists), Counter[str]())
     if unread:
@@ -192,7 +201,7 @@ def load_pairs(config: DataConfig) -> PairSplits:
         skipped=bad,
         formats=dict(sum((_counts(column(rows, "format")) for rows in read.values()), Counter[str]())),
         unread=dict(unread),
-        ties=sum(int(numbers(rows, "tie").sum()) for rows in read.values()),
+        ties=ties,
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
         repeated_prompts=again,
@@ -217,7 +226,7 @@ def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
     opened = open_source(source, split=part.split, subset=part.subset, revision=part.revision)
     reader = Reader(
         format=part.format,
-        columns=part.columns,
+        columns={name: column for name, column in part.columns.items() if name not in NAMES[0]},
         pairing=part.pairing,
         minimum_gap=part.minimum_gap,
         weight=config.weight,
@@ -227,12 +236,19 @@ def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
     )
     own = reader_fingerprint(part.reader) if part.reader is not None else None
     files = {file_name(part, file, mixed=bool(config.sources)): read for file, read in opened.parts.items()}
-    made_of = [reader._replace(function=None)._asdict(), own, part.label, list(files), opened.content]
+    pair_up = partial(paired, columns=part.columns) if reader.function is None else iter
+    made_of = [
+        reader._replace(function=None, columns=part.columns)._asdict(),
+        own,
+        part.label,
+        list(files),
+        opened.content,
+    ]
 
     def all_rows() -> Iterator[dict[str, Any]]:
         row = None
         for file, read in files.items():
-            for row in read_rows(file, paired(read()), formats_of(file, paired(read()), reader), reader):
+            for row in read_rows(file, pair_up(read()), formats_of(file, pair_up(read()), reader), reader):
                 yield row | {"source": part.label}
         if row is None:
             raise DataError(f"{source}: there are no rows in it")
@@ -310,6 +326,11 @@ def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> l
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
         return limited
+    for part, pairs in zip(parts, limited, strict=True):
+        if not len(pairs):
+            raise DataError(
+                f"{part.source}: no pairs are left for its share of the mixture; take it out of data.sources"
+            )
     sizes = mixture_sizes([len(pairs) for pairs in limited], weights)
     return [_limited(pairs, size, seed) for pairs, size in zip(limited, sizes, strict=True)]
 

@@ -10,10 +10,20 @@ from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.formats import ANSWERS_ALONE, FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
+from prefkd.data.layouts.tools import ANSWERS, QUESTIONS
+from prefkd.data.layouts.unpaired import NAMES as JUDGED
 from prefkd.data.own_rows import reader_problems
 from prefkd.data.sources import source_problems, split_problems
+from prefkd.data.worth import SCORES
 from prefkd.errors import Problem, nearest
 
+# What formats read: the left sides of `columns`.
+NAMES = sorted(
+    {name for form in FORMATS.values() for name in form.reads}
+    | {name for layout in LAYOUTS.values() for name in layout.columns}
+    | {name for names in (*ANSWERS, *JUDGED, *SCORES, QUESTIONS) for name in names}
+    | {"history", "score_ratio", "rejected_messages"}
+)
 MOST_WORKERS = 1024  # each is a process
 
 
@@ -64,6 +74,8 @@ class Rows:
         for name, column in self.columns.items():
             if not column:
                 yield f"columns.{name}: names no column; write {name}: COLUMN"
+            if name not in NAMES and (meant := nearest(name, NAMES)).startswith("; did you mean"):
+                yield f"columns.{name}: no format reads it{meant}"
         if not self.minimum_gap >= 0:
             yield f"minimum_gap: {self.minimum_gap} is below 0; use 0 for any difference"
         if self.reader is not None:

@@ -53,7 +53,9 @@ def source_problems(source: str, key: str = "") -> Iterator[Problem]:
 def _faults(source: str) -> Iterator[str]:
     path = Path(source)
     try:
-        if remote := REMOTE.fullmatch(source):
+        if not source.strip():
+            yield "an empty text names no data"
+        elif remote := REMOTE.fullmatch(source):
             yield from _protocol_faults(source, remote[1])
         elif path.is_dir():
             yield from _folder_problems(path)

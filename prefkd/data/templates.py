@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
 from prefkd.data.messages import Answer, Message, answer_text
@@ -114,6 +115,7 @@ class ChatTemplate:
         except ValueError as error:
             raise PrefkdError(f"{name}: {first_line(error)}") from error
         self._jinja = STOPPED_CLOCK + jinja if CLOCK in jinja else jinja
+        self._special_tokens = tokenizer.special_tokens_map
         self.merges_system = False
         system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
@@ -123,18 +125,20 @@ class ChatTemplate:
             self.merges_system = True
 
     def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
-        turns = merge_system(messages) if self.merges_system else list(messages)
+        turns: list[Any] = merge_system(messages) if self.merges_system else list(messages)
         if answer is not None:
             turns.append(Message(role="assistant", content=answer) if isinstance(answer, str) else answer)
         try:
-            return self.tokenizer.apply_chat_template(
-                turns,
-                tools=tools,
+            # As `apply_chat_template` does it, which spends as much time on looking for what messages never hold here.
+            [[written], _] = render_jinja_template(
+                [turns],
+                tools=None if tools is None else list(tools),
                 chat_template=self._jinja,
-                tokenize=False,
                 add_generation_prompt=answer is None,
                 date_string=DAY,
+                **self._special_tokens,
             )
+            return written
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}") from error
 
@@ -326,6 +330,11 @@ class ModelSide:
                     "special-token text in an answer is text; take answers that call tools out of the data"
                 )
             answer = answer["content"]
+        if "<think>" in answer and self._thought_token:
+            raise DataError(
+                f"the chat template of {self.name} writes thoughts behind the special token {self._thought_token}, and "
+                "special-token text in an answer is text; set template.thoughts to drop"
+            )
         if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
             raise DataError(f"the chat template of {self.name} {_rewrites(answer)}")
         return written[len(before) : len(written) - len(frame.after)]
@@ -380,6 +389,17 @@ class ModelSide:
         """Whether the tokens of an answer begin with a blank that its text does not have."""
         [[ids], _] = self.encode_responses(["a"])
         return "a a" in self.tokenizer.backend_tokenizer.decode([*ids, *ids])
+
+    @cached_property
+    def _thought_token(self) -> str | None:
+        """The special token behind which the template writes thoughts in a notation of its own, as that of gpt-oss."""
+        turn: Any = {"role": "assistant", "content": "Hi", "reasoning_content": PROBE, "thinking": PROBE}
+        try:
+            before, found, _ = self.template.write(HELLO, turn).partition(PROBE)
+        except DataError:
+            return None
+        *_, token = (None, *(match[0] for match in self.encoder.special.finditer(before)))
+        return token if found and token != "<think>" and before.rstrip().endswith(token or "<think>") else None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -306,15 +306,16 @@ def cut_pair(
         if not len(kept):
             raise DataError(NO_PARENT)
         ends = not is_cut and all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
-        lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
-        single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
-        in_single = int((kept[:, 1] - kept[:, 0])[single].sum())
-        found.append(AlignedAnswer(len(kept) + ends, ends, int(kept[-1, 1]), in_single))
-        for side in SIDES:
+        # Parents lie end to end, so that the ends of the last are the lengths of all together.
+        _, characters, _, students, _, teachers = kept[-1].tolist()
+        widths = (kept[:, 1::2] - kept[:, ::2]).T
+        single = (widths[1] == 1) & (widths[2] == 1)
+        found.append(AlignedAnswer(len(kept) + ends, ends, characters, int(widths[0] @ single)))
+        for side, lengths, count in zip(SIDES, widths[1:], (students, teachers), strict=True):
             end = sides[side].end_ids if ends else []
             ids, owners = tokens[side]
-            ids.append([*answers[side][i][: lengths[side].sum()], *end])
-            owners.append([*np.arange(len(kept)).repeat(lengths[side]).tolist(), *([len(kept)] * len(end))])
+            ids.append([*answers[side][i][:count], *end])
+            owners.append([*np.arange(len(kept)).repeat(lengths).tolist(), *([len(kept)] * len(end))])
     if len(parents) == 1:  # there is no rival
         found.append(NO_ANSWER)
         for ids, owners in tokens.values():

@@ -22,6 +22,7 @@ SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
     ("chosen_reward", "rejected_reward"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
 )
 
 

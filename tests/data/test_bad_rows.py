@@ -97,6 +97,8 @@ SETTINGS = {
         {"reader": OWN, "columns": {"prompt": "q"}},
         "columns: means nothing to a reader of your own",
     ),
+    "source": ({"source": " "}, "source: an empty text names no data"),
+    "columns": ({"columns": {"promt": "prompt"}}, "columns.promt: no format reads it; did you mean prompt?"),
     "revision": ({"revision": "v1"}, "revision: v1 means nothing to a file; leave it out"),
 }
 
@@ -110,6 +112,39 @@ def test_a_wrong_setting_is_one_line_with_its_key(tmp_path, monkeypatch, setting
     found = [str(line) for line in (*found, *config.problems())]
     expected = problem or "weight: 0.0 is not a share; use a number above 0"
     assert found[0].startswith(expected) and "\n" not in found[0]
+
+
+def test_a_field_that_is_there_twice_is_not_dropped(tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps(GOOD) + '\n{"prompt": "Q", "chosen": "a", "rejected": "b", "chosen": "c"}\n'
+    )
+    with pytest.raises(DataError, match=r"row 2 of p\.jsonl: two fields are named 'chosen'"):
+        load_pairs(DataConfig(str(tmp_path / "p.jsonl")))
+
+
+NOTHING_LEFT = {
+    "weights": ({"weight": "w"}, "no pair has a weight above 0 in 'w', so nothing could be learnt"),
+    "filters": ({"filters": Filters(length=1)}, "no pairs are left to train on (20 left out by filters.length)"),
+    "ties": ({"source": "ties.jsonl"}, "no pairs are left to train on (1 without a preference)"),
+    "a source": (
+        {"source": None, "sources": [MixedRows("p.jsonl", weight=0.5), MixedRows("ties.jsonl", weight=0.5)]},
+        "ties.jsonl: no pairs are left for its share of the mixture; take it out of data.sources",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "problem"), NOTHING_LEFT.values(), ids=NOTHING_LEFT)
+def test_data_of_which_nothing_is_left_says_why(tmp_path, monkeypatch, settings, problem):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        GOOD | {"prompt": f"{i}", "chosen": "a" if i == 3 else "Because.", "rejected": "b", "w": 0} for i in range(20)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "ties.jsonl").write_text(json.dumps(changed("HelpSteer3", overall_preference=0)))
+    config = DataConfig(**({"source": "p.jsonl", "held_out_fraction": 0.04} | settings))
+    with pytest.raises(DataError) as error:
+        load_pairs(config)
+    assert problem in str(error.value) and "\n" not in str(error.value)
 
 
 def test_there_are_thirty():

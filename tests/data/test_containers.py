@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
+import tarfile
 import zipfile
 
 import pandas as pd
@@ -58,6 +60,22 @@ def zstd(path):
         file.write(LINES)
 
 
+def shard(files, packing=""):
+    """Writes a tar file of these files."""
+
+    def write(path):
+        with tarfile.open(path, f"w:{packing}") as archive:
+            for name, content in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    return write
+
+
+FIELDS = [(f"{i}.{name}.txt", text.encode()) for i, row in enumerate(ROWS) for name, text in row.items()]
+SAMPLES = [(f"a/{i}.json", json.dumps(row).encode()) for i, row in enumerate(ROWS)]
+
 WRITERS = {
     "marked.json": lambda path: path.write_bytes(MARK + json.dumps(ROWS).encode()),
     "marked.jsonl": lambda path: path.write_bytes(MARK + LINES),
@@ -89,6 +107,22 @@ WRITERS = {
     "p.parquet": lambda path: FRAME.to_parquet(path, index=False),
     "p.feather": lambda path: pyarrow.feather.write_feather(FRAME, path),
     "stream.arrow": stream,
+    "samples.tar": shard(SAMPLES),
+    "fields.tar.gz": shard(FIELDS, "gz"),
+    "lines.tar": shard([("._x.jsonl", b"\0"), ("x.jsonl", LINES)]),
+    "tables.tar": shard(
+        [("a.json", json.dumps(ROWS[:1]).encode()), ("b.json", json.dumps({"data": ROWS[1:]}).encode())]
+    ),
+    "both.tar": shard(
+        [
+            (f"{i}.{end}", part)
+            for i, row in enumerate(ROWS)
+            for end, part in (
+                ("json", json.dumps({name: row[name] for name in ("prompt", "chosen")}).encode()),
+                ("rejected.txt", row["rejected"].encode()),
+            )
+        ]
+    ),
     "saved": lambda path: Dataset.from_list(ROWS).save_to_disk(path),
     "splits": lambda path: DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(
         path
@@ -160,6 +194,8 @@ NAMED = {
         b'{"prompt": ["a", "b"], "chosen": ["c"]}',
         "ragged.json: cannot be read as .json (its columns have different lengths)",
     ),
+    "p.tar": (LINES, "p.tar is not tar; name it after what it is"),
+    "p.rar": (b"Rar!", "p.rar is an archive; use .jsonl, "),
     "cut.json": (b'[{"prompt": "Q"', "cut.json: cannot be read as .json ("),
 }
 
@@ -169,6 +205,28 @@ def test_what_cannot_be_read_is_named(tmp_path, name):
     content, expected = NAMED[name]
     (tmp_path / name).write_bytes(content)
     assert problem(tmp_path / name).startswith(expected)
+
+
+def test_what_is_wrong_in_a_shard_is_told_by_its_file(tmp_path):
+    files = [
+        ("0.json", b"{"),
+        ("1.jpg", b"x"),
+        ("1.json", b"{}"),
+        ("2.prompt.txt", b"\xff"),
+        ("3.jsonl", b"{\n"),
+        *SAMPLES,
+    ]
+    shard(files)(tmp_path / "p.tar")
+    *bad, first, _, _, _ = read(tmp_path / "p.tar")
+    assert first == ROWS[0] and all(isinstance(row, DataError) and "\n" not in str(row) for row in bad)
+    assert [str(row).partition(" (")[0] for row in bad] == [
+        "0.json is not valid JSON",
+        "1.jpg cannot be read: expected .json, .jsonl or .txt in a shard",
+        "2.prompt.txt is not valid UTF-8",
+        "a line of 3.jsonl is not valid JSON",
+    ]
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "p.tar").read_bytes()[:700])
+    assert problem(tmp_path / "cut.tar").startswith("cut.tar: cannot be read as .tar (")
 
 
 def test_an_archive_of_several_files_is_named(tmp_path):

@@ -392,6 +392,87 @@ ROWS = {
         },
         WHY,
     ),
+    "stack-exchange-preferences": (
+        "stack_exchange",
+        {
+            "qid": 1,
+            "question": "Why?",
+            "answers": [
+                {"answer_id": 1, "author": "x", "author_id": 2, "pm_score": 1, "selected": False, "text": BAD},
+                {"answer_id": 2, "author": "y", "author_id": 3, "pm_score": 5, "selected": True, "text": GOOD},
+            ],
+            "date": "2010/01/01",
+            "metadata": ["https://x"],
+        },
+        WHY,
+    ),
+    "distilabel": (
+        "distilabel",
+        {
+            "instruction": "Why?",
+            "generations": [BAD, GOOD],
+            "ratings": [2.0, 5.0],
+            "rationales": ["a", "b"],
+            "generation_models": ["a", "b"],
+            "model_name": "m",
+        },
+        WHY,
+    ),
+    "reward-bench-2": (
+        "answer_lists",
+        {
+            "id": "1",
+            "prompt": "Why?",
+            "chosen": [GOOD],
+            "rejected": [BAD, "x", "y"],
+            "num_correct": 1,
+            "num_incorrect": 3,
+            "total_completions": 4,
+            "models": ["a"],
+            "subset": "Focus",
+            "additional_metadata": None,
+        },
+        WHY,
+    ),
+    "PKU-SafeRLHF, harm alone": (
+        "pku_safer",
+        {"prompt": "Why?", "response_0": GOOD, "response_1": BAD, "safer_response_id": 0},
+        WHY,
+    ),
+    "ms-swift, query and response": (
+        "question",
+        {
+            "system": "Be brief.",
+            "history": [["Hi", "Hello!"]],
+            "query": "Why?",
+            "response": GOOD,
+            "rejected_response": BAD,
+        },
+        [SYSTEM, *TALK],
+    ),
+    "arena-human-preference-100k": (
+        "arena",
+        {
+            "question_id": "q",
+            "model_a": "m",
+            "model_b": "n",
+            "winner": "model_b",
+            "judge": "j",
+            "conversation_a": [*WHY, assistant(BAD)],
+            "conversation_b": [*WHY, assistant(GOOD)],
+            "turn": 1,
+            "anony": True,
+            "language": "English",
+            "tstamp": 1.0,
+            "conv_metadata": {"sum_user_tokens": 3},
+            "is_code": False,
+            "is_refusal": False,
+            "dedup_tag": {"high_freq": False, "sampled": True},
+            "category_tag": {"creative_writing_v0.1": {"creative_writing": False}},
+            "judge_hash": "h",
+        },
+        WHY,
+    ),
     "messages as text": (
         None,
         {"question": "Why?", "chosen": json.dumps([*WHY, assistant(GOOD)]), "rejected": str([*WHY, assistant(BAD)])},
@@ -511,7 +592,7 @@ def test_the_first_name_of_a_question_is_taken_and_another_is_not_dropped():
 
 
 def test_every_layout_has_a_row():
-    assert {layout for layout, *_ in ROWS.values()} | {"pku_safer"} == {*LAYOUTS, None}
+    assert {layout for layout, *_ in ROWS.values()} == {*LAYOUTS, None}
 
 
 # ---------------------------------------------------------------------------------------------------- pairing
@@ -616,6 +697,40 @@ def test_unpaired_answers_meet_those_of_the_other_label(rows):
     for prompt in "abc":
         good, bad = (rows.count((prompt, label)) for label in (True, False))
         assert sum(row["prompt"] == prompt for row in pairs) == min(good, bad)
+
+
+JUDGED = {
+    "axolotl": ({"system": "Be brief.", "question": "Why?"}, {"completion": GOOD}, {"completion": BAD}),
+    "LLaMA-Factory": ({}, {"messages": [*WHY, assistant(GOOD)]}, {"messages": [*WHY, assistant(BAD)]}),
+    "ShareGPT": (
+        {},
+        *(
+            {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": answer}]}
+            for answer in (GOOD, BAD)
+        ),
+    ),
+    "BeaverTails": ({"prompt": "Why?", "category": {"privacy": True}}, {"response": GOOD}, {"response": BAD}),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_answers_judged_one_by_one_are_known_in_every_published_form(name):
+    asked, good, bad = JUDGED[name]
+    label = "is_safe" if name == "BeaverTails" else "label"
+    rows = [(1, asked | good | {label: True}), (2, {"prompt": "Who?"}), (3, asked | bad | {label: False})]
+    (_, other), (number, row) = paired(rows)
+    assert (other, number) == ({"prompt": "Who?"}, 3)
+    pair, left = pair_of(row)
+    assert (pair.prompt[-1], pair.chosen, pair.rejected, left) == (*WHY, GOOD, BAD, [])
+
+
+def test_columns_name_an_answer_and_its_label(tmp_path):
+    rows = [{"q": {"text": "Why?"}, "said": said, "ok": ok} for said, ok in ((GOOD, 1), (BAD, 0), ("Hm.", 1))]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "q.text", "completion": "said", "label": "ok"}
+    splits = load_pairs(DataConfig(str(tmp_path / "p.jsonl"), columns=columns, held_out_fraction=0.0))
+    [pair] = splits.train
+    assert (pair["prompt"], pair["chosen"], pair["rejected"], splits.ties) == (WHY, GOOD, BAD, 1)
 
 
 def test_unpaired_rows_of_a_file_become_pairs_and_the_rest_is_counted(tmp_path):

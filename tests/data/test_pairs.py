@@ -162,7 +162,9 @@ def test_a_first_row_without_a_form_does_not_decide_for_the_others(tmp_path):
     path = str(write(tmp_path / "p.jsonl", [{"text": "?"}, *ROWS]))
     splits = load_pairs(DataConfig(path, on_bad_row="skip", **ALL))
     assert plain(splits.train) == ROWS
-    assert splits.skipped[0].reason == "field 'chosen' is missing"
+    assert splits.skipped[0].reason == (
+        "field 'chosen' is missing: tell with data.columns which it is (the row has text)"
+    )
 
 
 @pytest.mark.parametrize(

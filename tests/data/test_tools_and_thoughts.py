@@ -11,7 +11,7 @@ from prefkd.data.templates import DAY, ModelSide, merge_system, write_answers
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES
-from tests.data.tool_templates import MARKERS, TOOL_TEMPLATES
+from tests.data.tool_templates import CHANNELS, MARKERS, TOOL_TEMPLATES
 from tests.tiny import make_tokenizer
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Like <|im_end|> Köln"}}}
@@ -111,12 +111,13 @@ REFUSED = {
         "role developer",
     ),
     "special tokens": ("mistral", ASKED, CALLING, [TOOL], r"writes calls with the special token \[TOOL_CALLS\]"),
+    "channels": ("gpt-oss", ASKED, THOUGHT, None, r"thoughts behind the special token <\|message\|>.*thoughts to drop"),
 }
 
 
 @pytest.mark.parametrize(("template", "messages", "answer", "tools", "problem"), REFUSED.values(), ids=REFUSED)
 def test_what_one_side_does_not_write_is_refused_with_its_name(template, messages, answer, tools, problem):
-    text = (CHAT_TEMPLATES | TOOL_TEMPLATES).get(template) or CHAT_TEMPLATES["chatml"].replace(
+    text = (CHAT_TEMPLATES | TOOL_TEMPLATES | {"gpt-oss": CHANNELS}).get(template) or CHAT_TEMPLATES["chatml"].replace(
         "in messages", "in messages if m.role in ('user', 'assistant')"
     )
     sides = {"student": side(text, "the student"), "teacher": side(TOOL_TEMPLATES["qwen2.5"], "the teacher")}
@@ -148,6 +149,9 @@ def test_a_thought_is_kept_or_dropped_on_both_sides():
     assert "Clouds" not in write_answers(earlier, ["Yes."], dropped)[0]["teacher"].before
     with pytest.raises(DataError, match=r"template of the teacher takes the thought out .*template\.thoughts to drop"):
         write_answers(ASKED, [THOUGHT], {"student": side(qwen), "teacher": side(deepseek, "the teacher")})
+    channels = {"student": side(CHANNELS, settings={"thoughts": "drop"})}
+    check_whole_chat(channels["student"], ASKED, "Yes.", None)
+    assert write_answers(ASKED, [THOUGHT], channels)[1] == ["Yes."]
     assert side(qwen).fingerprint != side(qwen, settings={"thoughts": "drop"}).fingerprint
 
 

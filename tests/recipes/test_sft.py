@@ -1,5 +1,6 @@
 """The recipe, run through the command line on tiny models: its loss is transformers' own in every way of batching."""
 
+import json
 import math
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from tests.recipes.single_model import (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    world = make_world(tmp_path_factory.mktemp("world"))
+    for name in ("pairs.jsonl", "held_out.jsonl"):
+        rows = [row | {"w": i % 3} for i, row in enumerate(read_rows(world / name))]
+        (world / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +41,16 @@ def lora(world, tmp_path_factory) -> tuple[Path, list[dict]]:
     return out, run("sft", world, out, "lora={}")
 
 
-def transformers_loss(lm: torch.nn.Module, world: Path, file: str, answer: str = "chosen") -> torch.Tensor:
+def transformers_loss(
+    lm: torch.nn.Module, world: Path, file: str, answer: str = "chosen", *, weighted: bool = False
+) -> torch.Tensor:
     """Mean over all target tokens of a file, by the model's own loss of one row at a time."""
     losses, counts = [], []
     for row in read_rows(world / file):
         before, after = encode(world, row["prompt"], row[answer])
         labels = torch.tensor([[-100] * len(before) + after])
         losses.append(lm(input_ids=torch.tensor([before + after]), labels=labels).loss)
-        counts.append(len(after))
+        counts.append(len(after) * (row["w"] if weighted else 1))
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
@@ -56,14 +63,16 @@ def test_it_trains_and_writes_what_it_says(world, plain):
     assert metrics[-1]["held_out/loss"] == pytest.approx(after, rel=1e-5)
 
 
-@pytest.mark.parametrize("answer", ["chosen", "rejected"])
-def test_the_loss_is_that_of_transformers(world, tmp_path, answer):
-    settings = ("training.batch_size=12", "training.microbatch_size=5", f"target={answer}")
+@pytest.mark.parametrize(("answer", "weighted"), [("chosen", False), ("rejected", True)])
+def test_the_loss_is_that_of_transformers(world, tmp_path, capsys, answer, weighted):
+    settings = ["training.batch_size=12", "training.microbatch_size=5", f"target={answer}"]
+    settings += ["data.weight=w", "data.margin=w"] if weighted else []
     metrics = run("sft", world, tmp_path / "out", *settings)
+    assert ("not used: nothing is compared" in capsys.readouterr().out) == weighted  # the margins
     model = load_model(world / "model")
-    held_out = transformers_loss(model, world, "held_out.jsonl", answer).item()
+    held_out = transformers_loss(model, world, "held_out.jsonl", answer, weighted=weighted).item()
     assert metrics[0]["held_out/loss"] == pytest.approx(held_out, rel=1e-5)
-    loss = transformers_loss(model, world, "pairs.jsonl", answer)
+    loss = transformers_loss(model, world, "pairs.jsonl", answer, weighted=weighted)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
     assert metrics[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)

@@ -21,7 +21,7 @@ MODEL = {"run.student.": "run.model.", "the student": "the model"}
 # Lines that a recipe may have of its own inside the training step.
 OWN_LINES = {
     "sft": {
-        "tokens_of_step = sum(target_tokens[row] for row in rows)",
+        "tokens_of_step = weighted_sum(run.train_pairs, rows, target_tokens) or 1.0  # 0 where no pair has a weight",
         "# A mean over the tokens of the whole step; FSDP2 averages gradients over ranks, hence the world size.",
         "((losses * batch.counted).sum() / tokens_of_step * ranks.world_size).backward()",
     }

@@ -33,6 +33,7 @@ _WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 # Known by columns of their own, none of which is called chosen or rejected.
 OWN_ANSWERS = {
     "pku_better": Layout(two_answers.pku_better, (*_PKU, "better_response_id")),
+    "pku_safer": Layout(two_answers.pku_safer, (*_PKU, "safer_response_id")),
     "shp": Layout(two_answers.shp, ("history", "human_ref_A", "human_ref_B", "labels")),
     "helpsteer2": Layout(two_answers.helpsteer2, ("prompt", "response_1", "response_2", "preference_strength")),
     "helpsteer3": Layout(two_answers.helpsteer3, ("context", "response1", "response2", "overall_preference")),
@@ -42,15 +43,17 @@ OWN_ANSWERS = {
     "summaries": Layout(two_answers.summaries, ("info", "summaries", "choice")),
     "nectar": Layout(ranked.nectar, ("prompt", "answers")),
     "ultrafeedback_completions": Layout(ranked.ultrafeedback_completions, ("instruction", "completions")),
+    "stack_exchange": Layout(ranked.stack_exchange, ("question", "answers")),
+    "distilabel": Layout(ranked.distilabel, ("generations", "ratings")),
     "nemo_rl": Layout(ranked.nemo_rl, ("context", "completions")),
     "openai": Layout(tools.openai, ("input", "preferred_output", "non_preferred_output")),
 }
 
 LAYOUTS = OWN_ANSWERS | {
-    "pku_safer": Layout(two_answers.pku_safer, (*_PKU, "safer_response_id")),
     "ms_swift": Layout(tools.ms_swift, ("messages",)),
     "axolotl": Layout(tools.axolotl, ("messages", "chosen", "rejected")),
     "hh_rlhf_cn": Layout(tools.hh_rlhf_cn, ("context", "chosen", "rejected")),
+    "answer_lists": Layout(ranked.answer_lists, ("prompt", "chosen", "rejected")),
     "ultrainteract": Layout(tools.ultrainteract, ("trajectory", "chosen", "rejected")),
     "alpaca": Layout(tools.alpaca, ("instruction",)),
     "question": Layout(tools.question, ()),
@@ -61,10 +64,11 @@ LAYOUTS = OWN_ANSWERS | {
 def find_layout(row: Row) -> str | None:
     """The layout of a row, None if it has none.
 
-    1. `chosen` and `rejected` with a prompt of their own, or with `prompt` or `conversations`: none.
+    1. `chosen` and `rejected` with a prompt of their own, or with `prompt` or `conversations`: none, or `answer_lists`
+       where both are lists of texts.
     2. `chosen` and `rejected`, and the prompt under another name, in this order: messages, trajectory, context,
        instruction, question, query, input.
-    3. The columns of `OWN_ANSWERS`.
+    3. The columns of `OWN_ANSWERS`; of answers with a better and a safer one, the better.
     4. messages with rejected_response or rejected_messages; else two answers of `tools.ANSWERS`, and the prompt as in
        2.
 
@@ -72,8 +76,12 @@ def find_layout(row: Row) -> str | None:
         DataError: It has the columns of two of `OWN_ANSWERS`.
     """
     if has_content(row.get("chosen")) and has_content(row.get("rejected")):
+        if has_content(row.get("prompt")) and all(_are_texts(row[name]) for name in ("chosen", "rejected")):
+            return "answer_lists"
         return None if _has_prompt(row) else _by_prompt(row)
     found = [name for name, layout in OWN_ANSWERS.items() if set(layout.columns) <= set(row)]
+    if "pku_better" in found and "pku_safer" in found:
+        found.remove("pku_safer")
     if len(found) > 1:
         raise DataError(f"it has the columns of {' and of '.join(found)}: set data.format to the one that is meant")
     if found:
@@ -110,6 +118,10 @@ def read_layout(row: Row, name: str) -> Candidates:
         if row.get(column) is None:
             raise DataError(f"field '{column}' is missing")
     return layout.read(row)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def _has_prompt(row: Row) -> bool:

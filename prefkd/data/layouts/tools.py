@@ -84,7 +84,6 @@ def answer_names(row: Row) -> Candidates:
     return _renamed(dict(row), [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
 
 
-MS_SWIFT_REJECTED = ("rejected_response", "rejected_messages")
 QUESTIONS = ("question", "query", "input")
 ANSWERS = (
     ("chosen", "rejected"),
@@ -94,6 +93,7 @@ ANSWERS = (
     ("accepted", "rejected"),
     ("preferred", "dispreferred"),
     ("response_w", "response_l"),
+    ("response", "rejected_response"),
     ("preferred_output", "non_preferred_output"),
 )
 

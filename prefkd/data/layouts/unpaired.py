@@ -1,47 +1,95 @@
 """Answers that were judged one by one, as KTO takes them -> pairs of a good and a bad answer to one prompt."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from json import dumps
-from typing import Any
+from typing import Any, NamedTuple
 
+from prefkd.data.columns import renamed
 from prefkd.data.layouts.candidates import NoPreference
+from prefkd.errors import DataError
 
-COLUMNS = frozenset({"prompt", "completion", "label"})
+# An answer and its label.
+NAMES = (("completion", "label"), ("response", "is_safe"))
+# Where an answer may stand at the end, next to a label.
+CONVERSATIONS = ("messages", "conversations")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "-1": False}
+# Where a prompt may stand. Answers belong together where all of these are the same.
+PROMPT = ("prompt", "instruction", "question", "query", "input", "system", "history", *CONVERSATIONS)
 
 
-def paired(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+class Judged(NamedTuple):
+    """An answer that was judged by itself.
+
+    Attributes:
+        row: The fields of its row without the answer and the label.
+        answer: Text or messages.
+        good: The label.
+    """
+
+    row: dict[str, Any]
+    answer: Any
+    good: bool
+
+
+def paired(rows: Iterable[tuple[int, Any]], columns: Mapping[str, str] | None = None) -> Iterator[tuple[int, Any]]:
     """Rows in which each good answer stands with the next bad one to its prompt, or the other way round.
 
     trl-lib/kto-mix-14k, KTOTrainer of TRL: prompt (text or messages), completion (text or messages), label (true or
-    false). Other rows stay as they are.
+    false). axolotl: the same with instruction or question in place of prompt. LLaMA-Factory and ms-swift: messages or
+    conversations, which end with the answer, and label. PKU-Alignment/BeaverTails: prompt, response, is_safe, category.
+    Other rows stay as they are.
 
     Args:
         rows: Numbered rows. Only answers that wait for another are held.
+        columns: `data.columns`, where it names `completion` or `label`.
 
     Yields:
         The row of the later answer, with `chosen` and `rejected`; at the end a `NoPreference` for each answer that has
         found none.
     """
     waiting: dict[bytes, dict[bool, deque[tuple[int, Any]]]] = defaultdict(lambda: {True: deque(), False: deque()})
+    prompt = {*PROMPT, *(path.partition(".")[0] for path in (columns or {}).values())}
     for number, row in rows:
-        label = LABELS.get(str(row.get("label")).lower()) if isinstance(row, dict) and set(row) >= COLUMNS else None
-        if label is None:
+        judged = _judged(row, columns or {}) if isinstance(row, dict) else None
+        if judged is None:
             yield number, row
             continue
-        key = blake2b(dumps(row["prompt"], default=str).encode(), digest_size=16).digest()
-        others = waiting[key][not label]
+        asked = {name: value for name, value in judged.row.items() if name in prompt}
+        key = blake2b(dumps(asked, default=str, sort_keys=True).encode(), digest_size=16).digest()
+        others = waiting[key][not judged.good]
         if not others:
-            waiting[key][label].append((number, row["completion"]))
+            waiting[key][judged.good].append((number, judged.answer))
             continue
         _, other = others.popleft()
         if not any(waiting[key].values()):
             del waiting[key]
-        good, bad = (row["completion"], other) if label else (other, row["completion"])
-        answers = {"chosen": good, "rejected": bad}
-        yield number, {name: value for name, value in row.items() if name not in ("completion", "label")} | answers
+        good, bad = (judged.answer, other) if judged.good else (other, judged.answer)
+        yield number, judged.row | {"chosen": good, "rejected": bad}
     left = sorted(number for both in waiting.values() for answers in both.values() for number, _ in answers)
     for number in left:
         yield number, NoPreference("no answer with the other label is left for its prompt")
+
+
+def _judged(row: dict[str, Any], columns: Mapping[str, str]) -> Judged | None:
+    """What a row says of its answer, or None if it is of another kind."""
+    named = {name: columns[name] for name in NAMES[0] if name in columns}
+    try:
+        row = renamed(row, named) if named else row
+    except DataError:
+        return None
+    if row.get("chosen") is not None:
+        return None
+    for answer, label in NAMES:
+        good = LABELS.get(str(row.get(label)).lower())
+        if good is not None and answer in row:
+            return Judged(
+                {name: value for name, value in row.items() if name not in (answer, label)}, row[answer], good
+            )
+    good = LABELS.get(str(row.get("label")).lower())
+    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list) and len(row[name]) > 1), None)
+    if good is None or name is None:
+        return None
+    *before, last = row[name]
+    return Judged({key: value for key, value in row.items() if key != "label"} | {name: before}, last, good)
