@@ -174,8 +174,8 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     kept = config.keep.models if config.keep else []
     states = tuple(name for name in INSTRUCTIONS if name in kept)
     asks = Asks(True, contrast.instructions, contrast.models, states="teacher" in kept, contrast_states=states)
-    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
-    return Models(Teacher(config.teacher, asks), collate)
+    shares, teacher = (config.student.share_prompt, config.teacher.share_prompt), Teacher(config.teacher, asks)
+    return Models(teacher, partial(collate_pairs, share_prompt=shares, together=teacher.together))
 
 
 def setup(config: Config, ranks: Ranks) -> Run:

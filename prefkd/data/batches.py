@@ -8,7 +8,7 @@ Shape letters used here and in the recipes:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from prefkd.data.arrow import list_lengths
 from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
-from prefkd.data.packing import Movable, Packing, pack
+from prefkd.data.packing import Movable, Packing, pack, pack_together
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.steps import Microbatch
-from prefkd.data.tokenizing import ANSWERS
+from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
 from prefkd.method.logprobs import parent_logprobs
 
 
@@ -132,6 +132,8 @@ class PairBatch(NumberedPairs):
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
+        together: Several of the last three in one packed row, for a model that attends without a mask, or None. Its
+            targets are those of each reading in turn.
         scores: Log-probs that the teacher gave them earlier, or None.
         kept_teacher, kept_positive, kept_negative: Next-token distributions that were kept then, or None.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
@@ -149,6 +151,7 @@ class PairBatch(NumberedPairs):
     eos_mask: Tensor
     text_parents: tuple[list[int], list[int]]
     step: StepCounts | None = None
+    together: TokenBatch | None = None
     kept_teacher: KeptRows | None = None
     kept_positive: KeptRows | None = None
     kept_negative: KeptRows | None = None
@@ -207,13 +210,16 @@ class AnswerBatch(Movable):
         return token_values.new_zeros(len(self.counted)).index_add(0, answers, token_values)
 
 
-def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
+def collate_pairs(
+    aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool], together: Sequence[str] = ()
+) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
     Args:
         aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
+        together: Names of the views, among teacher, positive and negative, that a model may read in one pass.
     """
     rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
     num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
@@ -231,14 +237,16 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         return _padded_scores(rows, name, num_parents) if f"chosen_{name}" in rows[0] else None
 
     reference = scores("reference")
-    has_contrast = "positive_prompt" in rows[0]
     student_shares, teacher_shares = share_prompt
     kept: dict[str, Any] = {f"kept_{name}": kept_rows(rows, name) for name in KEPT}
+    read = [name for name in ("teacher", *INSTRUCTIONS) if f"{name}_prompt" in rows[0]]
+    views = {name: tokens(f"{name}_prompt", "teacher", teacher_shares) for name in read}
     return PairBatch(
         student=tokens("student_prompt", "student", student_shares),
-        teacher=tokens("teacher_prompt", "teacher", teacher_shares),
-        positive=tokens("positive_prompt", "teacher", teacher_shares) if has_contrast else None,
-        negative=tokens("negative_prompt", "teacher", teacher_shares) if has_contrast else None,
+        teacher=views["teacher"],
+        positive=views.get("positive"),
+        negative=views.get("negative"),
+        together=_together(rows, {name: views[name] for name in together}) if together and teacher_shares else None,
         scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
@@ -405,4 +413,33 @@ def _token_batch(
         lengths=tuple(map(len, targets)),
         packing=pack(sizes, input_ids.shape[1], places),
         largest_target=int(ids.max()),
+    )
+
+
+def _together(rows: Sequence[Mapping[str, Any]], views: Mapping[str, TokenBatch]) -> TokenBatch:
+    """Views of the teacher in one packed row, which only a model without a mask can read."""
+    prompts = {name: [row[f"{name}_prompt"] for row in rows] for name in views}
+    answers = [[len(row[f"teacher_{answer}"]) for answer in ANSWERS] for row in rows]
+    readings = list(views.values())
+    packing = pack_together(
+        [[[len(ids), *own] for ids, own in zip(own_prompts, answers, strict=True)] for own_prompts in prompts.values()],
+        list(prompts.values()),
+        [view.input_ids.shape[1] for view in readings],
+        [view.predictors for view in readings],
+    )
+
+    def packed(name: str) -> Tensor:
+        return torch.cat([getattr(view, name).flatten() for view in readings])[packing.places][None]
+
+    return TokenBatch(
+        input_ids=packed("input_ids"),
+        position_ids=packed("position_ids"),
+        segments=packed("segments"),
+        shares_prompt=True,
+        predictors=packing.predictors,
+        targets=torch.cat([view.targets for view in readings]),
+        parents=torch.cat([view.parents for view in readings]),
+        lengths=tuple(length for view in readings for length in view.lengths),
+        packing=replace(packing, places=torch.arange(len(packing.places))),
+        largest_target=max(view.largest_target for view in readings),
     )
