@@ -74,10 +74,10 @@ def test_adapters_are_chosen_where_all_weights_do_not_fit(new, tmp_path, capsys)
     """A student whose optimizer is what needs memory, on a card between the two."""
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128, "num_hidden_layers": 4}
     make_model(tmp_path / "large", "qwen2", "byte_level", **sizes)
-    keys = new("--recipe", "dpo_distill", student=str(tmp_path / "large"), gpu="0.2")
+    keys = new("--recipe", "dpo_distill", student=str(tmp_path / "large"), gpu="0.93")
     assert keys["lora"]["rank"] == 16 and keys["optimizer"]["lr"] == pytest.approx(1e-5)
     assert "lora: adapters learn" in capsys.readouterr().out
-    assert main(["plan", "mine.yaml", "--gpu", "0.2", "--json", str(tmp_path / "plan.json")]) == 0
+    assert main(["plan", "mine.yaml", "--gpu", "0.93", "--json", str(tmp_path / "plan.json")]) == 0
     assert json.loads((tmp_path / "plan.json").read_text())["fits"]
     assert main(["validate", "mine.yaml"]) == 0
 

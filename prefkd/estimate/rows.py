@@ -25,8 +25,8 @@ def full_pairs(data: DataConfig, count: int) -> Dataset:
     """
     prompt, answer = data.max_prompt_length, data.max_length - data.max_prompt_length
     row: dict[str, Any] = {"file": "a full pair", "row": 1, "prompt": [0] * prompt}
-    for prompted in (*SIDES, *INSTRUCTIONS):
-        row[f"{prompted}_prompt"] = [0] * prompt
+    for token, prompted in enumerate((*SIDES, *INSTRUCTIONS)):  # which begin with nothing in common, the worst case
+        row[f"{prompted}_prompt"] = [token] * prompt
     for name in ANSWERS:
         row[name] = [0] * answer
         row |= {f"{side}_{name}": [0] * answer for side in SIDES}
