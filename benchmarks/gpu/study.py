@@ -24,8 +24,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent / "study")]
 
-import run as rows  # noqa: E402
-import summary  # noqa: E402
+import run as rows  # noqa: E402  # pyright: ignore[reportMissingImports]
+import summary  # noqa: E402  # pyright: ignore[reportMissingImports]
 import torch  # noqa: E402
 import tyro  # noqa: E402
 import world  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -87,7 +87,13 @@ def carry(arguments: Carry) -> None:
         files.mkdir()
         for model in MODELS:
             fetch_gguf(model, files / f"{model.folder}.gguf")
-        source = DataConfig(arguments.data, arguments.subset, arguments.split, held_out_fraction=0.0, on_bad_row="skip")
+        source = DataConfig(
+            source=arguments.data,
+            subset=arguments.subset,
+            split=arguments.split,
+            held_out_fraction=0.0,
+            on_bad_row="skip",
+        )
         read = load_pairs(source).train.shuffle(seed=0)
         kept: Any = read.select(range(min(arguments.pairs, len(read))))
         rows.write_pairs(

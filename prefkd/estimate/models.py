@@ -85,10 +85,11 @@ def group_bytes(model: LogprobModel, kind: Quantization = "none", ranks: int = 2
     They are in the type in which the model computes. Quantized ones travel as they are stored, or are not split.
     """
     size, groups = model.precision.itemsize, decoder_layers(model.lm)
-    quantized = {layer for _, layer in linear_layers(model.lm)} if kind != "none" else set()
+    quantized = [layer for _, layer in linear_layers(model.lm)] if kind != "none" else []
 
     def gathered(module: nn.Module) -> float:
-        there = [layer for layer in module.modules() if layer in quantized]
+        parts = set(module.modules())
+        there = [layer for layer in quantized if layer in parts]
         packed = sum(quantized_bytes(*layer.weight.shape, kind=kind, dtype_bytes=size) for layer in there)
         exact = count(module) - sum(layer.weight.numel() for layer in there)
         return exact * size + (packed if ranks > 1 and kind in SHARDED_SIZE else 0)

@@ -217,7 +217,7 @@ def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenSt
 
 
 def token_counts(signals: Signals) -> tuple[int, int]:
-    """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
+    """V_s and V_t: rows of a head that was made larger are not tokens, and a tokenizer may have more than its head."""
     other = signals.teacher or signals.positive
     assert signals.vocabularies is not None and other is not None
     texts = signals.vocabularies.student, signals.vocabularies.teacher

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
@@ -96,7 +97,7 @@ def test_a_pair_is_read_once(config, aligned, passes, asks, readings, kept_readi
         assert values(one).keys() == values(other).keys()
         for name, value in values(one).items():
             assert torch.equal(value, values(other)[name]), name
-        asked = {*asks.contrast_states} | ({"own"} if asks.states else set())
+        asked = {*asks.contrast_states} | ({"teacher"} if asks.states else set())
         assert one.states.keys() == other.states.keys() == asked
 
 
@@ -144,7 +145,7 @@ def test_ranks_decide_alike(aligned, rows, data):
     known = data.draw(st.lists(st.sampled_from(rows), unique=True))
     for row in known:
         batch = collate_pairs(aligned, Microbatch([row]), share_prompt=(True, True))
-        kept.keep(batch, {"own": torch.randn(batch.parent_mask.shape)})
+        kept.keep(batch, {"teacher": torch.randn(batch.parent_mask.shape)})
     for row in rows:
         batch = collate_pairs(aligned, Microbatch([row], step=rows), share_prompt=(True, True))
         assert (kept.find(batch) is not None) == (set(known) == set(rows))
@@ -152,7 +153,7 @@ def test_ranks_decide_alike(aligned, rows, data):
 
 def test_what_another_rank_has_read_is_kept_here(aligned):
     theirs, mine = (collate_pairs(aligned, Microbatch(rows), share_prompt=(True, True)) for rows in ([2, 4], [0, 1]))
-    logprobs = [{"own": torch.randn(batch.parent_mask.shape) * batch.parent_mask} for batch in (theirs, mine)]
+    logprobs = [{"teacher": torch.randn(batch.parent_mask.shape) * batch.parent_mask} for batch in (theirs, mine)]
     told: list = []
     there = KeptLogprobs(
         type("Other", (Ranks,), {"gather": lambda self, value: told.append(value) or [value]})(1, 2, CPU)
@@ -162,7 +163,7 @@ def test_what_another_rank_has_read_is_kept_here(aligned):
     here = KeptLogprobs(one_of_two(told))
     here.keep(mine, logprobs[1])
     found = here.find(theirs)
-    assert found is not None and torch.equal(found["own"], logprobs[0]["own"])
+    assert found is not None and torch.equal(found["teacher"], logprobs[0]["teacher"])
 
 
 @pytest.fixture(scope="module")
@@ -210,15 +211,15 @@ def test_all_readings_in_one_pass_are_those_of_three(wide, aligned, passes, quan
 def test_a_token_of_a_joined_row_sees_its_own_text(sizes, names):
     """Whatever the prompts have in common: nothing, a part, or all of the shortest one."""
     rows = []
-    for common, own, positive, negative, chosen, rejected in sizes:
-        prompts = {"teacher": own, "positive": positive, "negative": negative}
-        row = {f"{name}_prompt": [7] * common + [n] * size for n, (name, size) in enumerate(prompts.items())}
-        row |= {"student_prompt": [1], "file": "made", "row": 1}
-        for answer, size in (("chosen", chosen), ("rejected", rejected)):
-            row |= {f"{side}_{answer}": [*range(20, 20 + size)] for side in ("student", "teacher")}
-            row |= {f"{side}_{answer}_parents": [*range(size)] for side in ("student", "teacher")}
-            row |= {f"{answer}_parents": size, f"{answer}_ends": True}
-        rows.append(row)
+    for common, own, positive, negative, *answers in sizes:
+        prompts = {
+            name: [7] * common + [n] * size
+            for n, (name, size) in enumerate({"teacher": own, "positive": positive, "negative": negative}.items())
+        }
+        ids, parents = tuple([*range(20, 20 + size)] for size in answers), tuple(map(range, answers))
+        student, teacher = (Reading(prompt, ids, parents) for prompt in ([1], prompts.pop("teacher")))
+        aligned = tuple(AlignedAnswer(size, ends=True, characters=size, single=size) for size in answers)
+        rows.append({"file": "made", "row": 1, **AlignedRow(student, teacher, aligned, prompts).columns()})
     batch = collate_pairs(
         Dataset.from_list(rows), Microbatch([*range(len(rows))]), share_prompt=(True, True), together=names
     )
