@@ -1,6 +1,7 @@
 """A frozen teacher reads a pair once: what it said is kept, and the same value comes back."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -210,26 +211,29 @@ def test_all_readings_in_one_pass_are_those_of_three(wide, aligned, passes, quan
 )
 def test_a_token_of_a_joined_row_sees_its_own_text(sizes, names):
     """Whatever the prompts have in common: nothing, a part, or all of the shortest one."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for common, own, positive, negative, *answers in sizes:
         prompts = {
             name: [7] * common + [n] * size
             for n, (name, size) in enumerate({"teacher": own, "positive": positive, "negative": negative}.items())
         }
-        ids, parents = tuple([*range(20, 20 + size)] for size in answers), tuple(map(range, answers))
+        ids: Any = tuple([*range(20, 20 + size)] for size in answers)
+        parents: Any = tuple(map(range, answers))
         student, teacher = (Reading(prompt, ids, parents) for prompt in ([1], prompts.pop("teacher")))
-        aligned = tuple(AlignedAnswer(size, ends=True, characters=size, single=size) for size in answers)
+        aligned: Any = tuple(AlignedAnswer(size, ends=True, characters=size, single=size) for size in answers)
         rows.append({"file": "made", "row": 1, **AlignedRow(student, teacher, aligned, prompts).columns()})
     batch = collate_pairs(
         Dataset.from_list(rows), Microbatch([*range(len(rows))]), share_prompt=(True, True), together=names
     )
-    joined, packing = batch.together, batch.together.packing
+    joined = batch.together
+    assert joined is not None and joined.packing.keys is not None
+    packing, all_keys = joined.packing, joined.packing.keys
     ids, positions, seen = joined.input_ids[0], joined.position_ids[0], {}
     for (q, q_end), (k, k_end) in zip(
         pairwise(packing.query_starts.tolist()), pairwise(packing.key_starts.tolist()), strict=True
     ):
         for query in range(q, q_end):
-            seen[query] = packing.keys[k : k_end - (q_end - 1 - query)]  # causal to the bottom right
+            seen[query] = all_keys[k : k_end - (q_end - 1 - query)]  # causal to the bottom right
             assert seen[query][-1] == query and positions[seen[query]].tolist() == [*range(positions[query] + 1)]
     views = [getattr(batch, name) for name in names]
     assert joined.targets.tolist() == [token for view in views for token in view.targets.tolist()]
