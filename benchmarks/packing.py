@@ -41,6 +41,8 @@ class Options:
     """Tokens of prompt and an answer at most."""
     max_prompt_length: int = 512
     """Tokens of a prompt at most."""
+    instruction: int = 16
+    """Tokens behind the user's message in the prompts of a prompt-pair teacher."""
     batch_size: int = 32
     """Pairs of a step."""
     microbatch_size: int = 4
@@ -112,7 +114,11 @@ def measure(options: Options) -> dict[str, float]:
                 sum(lengths[row] for row in microbatch.rows), sum(packed_cells(*sizes[row]) for row in microbatch.rows)
             )
     separate = sum(2 * prompt + chosen + rejected for prompt, chosen, rejected in sizes)
+    answers, behind = sum(chosen + rejected for _, chosen, rejected in sizes), 2 * options.instruction * len(sizes)
+    prompts = sum(lengths) - answers
     return {
+        "tokens of a prompt-pair teacher, all readings in one pass / in three": (prompts + 3 * answers + behind)
+        / (3 * sum(lengths) + behind),
         "tokens of both answers in rows of their own / tokens of shared prompts": separate / sum(lengths),
         "padding, share of the tokens of padded rows": 1 - packed.tokens / padded.tokens,
         "cells computed, packed / masked": packed.cells / padded.cells,

@@ -23,15 +23,16 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 from prefkd import catalog
-from prefkd.cli.launch import load_recipe
+from prefkd.catalog import load_recipe
 from prefkd.config import load_config
+from prefkd.training import learner
 
 def held(what):
     return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 recipe = load_recipe(catalog.find_recipe(sys.argv[1]))
 config = load_config(recipe.Config, catalog.find_config(sys.argv[2]), sys.argv[3:])
-load, train, measured = recipe.load_causal_lm, recipe.train, {}
+load, train, measured = learner.load_causal_lm, recipe.train, {}
 
 def load_after_looking(*args, **kwargs):
     measured.setdefault("before", held("VmRSS"))
@@ -43,7 +44,7 @@ def train_and_look(*args):
     measured["peak"] = held("VmHWM")
     return result
 
-recipe.load_causal_lm, recipe.train = load_after_looking, train_and_look
+learner.load_causal_lm, recipe.train = load_after_looking, train_and_look
 recipe.main(config)
 sys.stderr.write(str(measured["peak"] - measured["before"]))
 """
@@ -88,6 +89,7 @@ def main(arguments: Arguments) -> None:
                 "data.held_out_fraction=0.0",
                 f"training.max_steps={arguments.steps}",
                 "training.checkpoint_every=null",
+                "training.device=cpu",  # for a GPU, attention without a mask is planned
                 *arguments.overrides,
             ]
             run = [recipe, f"demo/{recipe}", *settings]

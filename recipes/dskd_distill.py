@@ -157,10 +157,11 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     projectors = projectors_for(
         objective.needs, config.projectors, *sides, vocabularies, seed=training.seed, device=ranks.assembly_device
     )
+    shares, teacher = (config.student.share_prompt, config.teacher.share_prompt), Teacher(config.teacher, config.asks())
     return Models(
         student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
-        teacher=Teacher(config.teacher, config.asks()),
-        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        teacher=teacher,
+        collate=partial(collate_pairs, share_prompt=shares, together=teacher.together),
         objective=objective,
         vocabularies=vocabularies,
     )

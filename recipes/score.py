@@ -29,7 +29,7 @@ from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import INSTRUCTIONS, count_scored
 from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
-from prefkd.data.steps import Microbatch, pair_lengths, split_step
+from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
@@ -47,7 +47,7 @@ from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report
 from prefkd.training.display import Display
-from prefkd.training.run import ahead
+from prefkd.training.run import Portions, ahead
 from prefkd.training.settings import folder_problems, kernel_problems
 from prefkd.weighting import WeightConfig
 
@@ -64,6 +64,8 @@ class Config:
         keep: Next-token distributions that are kept; null = none.
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
+        microbatch_tokens: Instead, tokens of one forward pass at most, as the teacher reads them under its own prompt,
+            so that all processes have the same work.
         chunk_size: Target tokens whose logits exist at one time.
         attention, compile: How tokens attend, and whether layers are compiled, as in a training.
         device: `auto` takes the GPU where there is one.
@@ -77,6 +79,7 @@ class Config:
     keep: KeepConfig | None = None
     pairs_per_shard: int = 256
     microbatch_size: int = 8
+    microbatch_tokens: int | None = None
     chunk_size: int = 512
     attention: Attention = "auto"
     compile: bool | Literal["auto"] = "auto"
@@ -87,7 +90,7 @@ class Config:
         return ("scores",)
 
     def problems(self) -> Iterator[Problem | str]:
-        yield from size_problems(self, "pairs_per_shard", "microbatch_size", "chunk_size")
+        yield from size_problems(self, "pairs_per_shard", "microbatch_size", "microbatch_tokens", "chunk_size")
         yield from folder_problems(self.output_dir)
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device: cuda is not available here; use auto or cpu"
@@ -116,6 +119,7 @@ class Data:
         folder: Where the scores are.
         planned: All shards.
         shards: Shards that are not finished.
+        portions: How rows are shared out among forward passes.
         description: A line for the terminal.
     """
 
@@ -124,6 +128,7 @@ class Data:
     folder: Path
     planned: list[Shard]
     shards: list[Shard]
+    portions: Portions
     description: str
 
 
@@ -155,6 +160,8 @@ def load_data(config: Config, ranks: Ranks) -> Data:
         aligned = {"train": align(pairs.train), "held_out": align(pairs.held_out)}
         if not len(aligned["train"]):
             raise PrefkdError("no pair is left after truncation; raise data.max_length")
+        count = partial(learner_tokens, shares_prompt=config.teacher.share_prompt, side="teacher")
+        portions = Portions.of(config, count, name="", **aligned)
         parts = reading_fingerprint(config.data, **sides) | model_fingerprint("teacher", config.teacher)
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
@@ -166,7 +173,7 @@ def load_data(config: Config, ranks: Ranks) -> Data:
     shards = [shard for shard in planned if not is_finished(folder, shard)]
     ranks.wait()  # none writes while another still looks
     description = f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, {pairs.omissions}"
-    return Data(aligned, sides, folder, planned, shards, description)
+    return Data(aligned, sides, folder, planned, shards, portions, description)
 
 
 def load_models(config: Config, ranks: Ranks) -> Models:
@@ -175,8 +182,8 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     kept = config.keep.models if config.keep else []
     states = tuple(name for name in INSTRUCTIONS if name in kept)
     asks = Asks(True, contrast.instructions, contrast.models, states="teacher" in kept, contrast_states=states)
-    collate = partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt))
-    return Models(Teacher(config.teacher, asks), collate)
+    shares, teacher = (config.student.share_prompt, config.teacher.share_prompt), Teacher(config.teacher, asks)
+    return Models(teacher, partial(collate_pairs, share_prompt=shares, together=teacher.together))
 
 
 def setup(config: Config, ranks: Ranks) -> Run:
@@ -215,7 +222,7 @@ def score(config: Config, run: Run) -> None:
             # --------------------------------------------------------------------------------------------- one shard
             aligned, scores = run.aligned[shard.split], {}
             longest_first = sorted(shard.rows, key=lengths[shard.split].__getitem__, reverse=True)
-            microbatches = split_step(longest_first, config.microbatch_size, ranks.rank, ranks.world_size)
+            microbatches = run.portions.split(shard.split, longest_first, ranks)
             batches = ahead(partial(run.collate, aligned), microbatches, ranks.device)
             for microbatch, batch in zip(microbatches, batches, strict=True):
                 heard = run.teacher.read(batch)

@@ -129,10 +129,11 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """Load the student and split it over the ranks. The weights of the teacher come with its `load`."""
+    shares, teacher = (config.student.share_prompt, config.teacher.share_prompt), Teacher(config.teacher, config.asks())
     return Models(
         student=load_learner(config.student, config.lora, config.training, ranks),
-        teacher=Teacher(config.teacher, config.asks()),
-        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        teacher=teacher,
+        collate=partial(collate_pairs, share_prompt=shares, together=teacher.together),
         loss=PairLoss(config, ranks, weighted=True),
     )
 

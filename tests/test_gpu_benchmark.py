@@ -1,9 +1,13 @@
 """The measurement of a GPU runs as a whole on a CPU, on tiny models; its numbers mean nothing there."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 
@@ -27,4 +31,38 @@ def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path):
     ended = subprocess.run(command, text=True, capture_output=True)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert ended.returncode == 0 and set(found["results"]) == {"arguments"}
-    assert len(found["errors"]) == 9 and all("left out" in error for error in found["errors"].values())
+    assert len(found["errors"]) == 10 and all("left out" in error for error in found["errors"].values())
+
+
+@pytest.fixture
+def study(monkeypatch) -> Any:
+    """benchmarks/gpu/study.py, which brings folders of its own to the search path."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("gpu_study", FOLDER / "study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_study", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_study_runs_and_ends_with_its_table(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    study.run(study.Run(work=tmp_path, rows=("dpo",), seeds=(0,), smoke=True))
+    assert "all rows are finished" in capsys.readouterr().out
+    assert "| dpo | 1 | " in (tmp_path / "study" / "table.md").read_text()
+
+
+def test_pieces_are_small_and_make_the_same_files(study, tmp_path):
+    files, pieces = tmp_path / "files", tmp_path / "pieces"
+    files.mkdir()
+    contents = {"one.gguf": bytes(range(256)) * 100, "pairs.jsonl": b"{}"}
+    for name, content in contents.items():
+        (files / name).write_bytes(content)
+    count = study.cut(files, pieces, size=10_000)
+    assert count > 3 and all((pieces / f"{n:02}" / "part").stat().st_size <= 10_000 for n in range(count))
+    study.join(pieces, tmp_path / "joined")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "joined").iterdir()} == contents
+    (pieces / "01" / "part").unlink()
+    with pytest.raises(SystemExit, match=rf"01/part is missing or damaged; there are {count} pieces"):
+        study.join(pieces, tmp_path / "again")

@@ -30,9 +30,10 @@ import world  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from prefkd import catalog  # noqa: E402
 from prefkd.config import load_config  # noqa: E402
+from prefkd.estimate.plan import make_plan  # noqa: E402
 from prefkd.method.logprobs import linear_token_logprobs  # noqa: E402
 from prefkd.models.load import TeacherConfig  # noqa: E402
-from prefkd.models.quantize import quantization_problems  # noqa: E402
+from prefkd.models.quantize import quantization_problems, quantize, unpacked  # noqa: E402
 
 GIB = 2**30
 PAIR = "mistral_7b_to_qwen2.5_1.5b"
@@ -146,6 +147,13 @@ class Bench:
         measured = {name: statistics.median(line[name] for line in lines[2:]) for name in names if name in lines[0]}
         return measured | {"first_step_tokens_per_second": lines[0]["processed_tokens_per_second"]}
 
+    def planned(self, recipe: str, config: str, *overrides: str) -> float:
+        """GiB that `prefkd plan` counts for the same, beside which `peak_memory_gib` is to be read."""
+        module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
+        settings = [f"output_dir={self.work}/planned", *self.data("full", self.length), *overrides]
+        found = load_config(module.Config, catalog.find_run(recipe, config)[1], settings)
+        return make_plan(module, recipe, found, 1).peak / GIB
+
     def whole(self, recipe: str, out: Path, *overrides: str, length: int) -> None:
         """A whole run of a recipe, on texts cut to so many tokens."""
         module = catalog.load_recipe(catalog.find_recipe(recipe))
@@ -234,6 +242,35 @@ def head(bench: Bench) -> dict[str, float]:
     return {f"chunk_size={chunk}": bench.timed(lambda chunk=chunk: run(chunk)) * 1e3 for chunk in (512, 2048)}
 
 
+def memory(bench: Bench) -> dict[str, float]:
+    """The constants of prefkd/estimate/memory.py, CONTEXT and WORKSPACES in GiB, and GAPS; and bytes that are made for
+    each weight in nf4 while it is unpacked."""
+    if bench.device.type != "cuda":
+        return {}
+    clean()
+    began = torch.cuda.memory_allocated()
+    head(bench)
+    attention(bench)
+    clean()  # what is still allocated belongs to cuBLAS
+    free, whole = torch.cuda.mem_get_info()
+    found = {"context": (whole - free - torch.cuda.memory_reserved()) / GIB}
+    found["workspaces"] = (torch.cuda.memory_allocated() - began) / GIB
+    torch.cuda.reset_peak_memory_stats()
+    for length in range(2048, 8192, 517):  # rows of unequal length, as in a training
+        hidden = [torch.empty(length, 8960, device=bench.device) for _ in range(8)]
+        hidden.append(torch.empty(length * 2, 1536, device=bench.device))
+        del hidden
+    found["gaps"] = 1 - torch.cuda.max_memory_allocated() / torch.cuda.max_memory_reserved()
+    layer = torch.nn.Linear(4096, 14336, bias=False, device=bench.device, dtype=torch.bfloat16)
+    weights = layer.weight.numel()
+    quantize(torch.nn.Sequential(layer), "nf4")
+    clean()
+    began = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    unpacked(layer.weight)
+    return found | {"nf4_bytes_a_weight": (torch.cuda.max_memory_allocated() - began) / weights}
+
+
 def models(bench: Bench) -> dict[str, float]:
     """Random models at full size, and tiny ones for comparing devices."""
     began = time.perf_counter()
@@ -309,6 +346,7 @@ def small_card(bench: Bench) -> dict[str, Any]:
     try:
         name = f"{PAIR}_24gb"
         found = {"live": bench.train("tis_dpo_distill", f"{name}/tis_dpo_distill", *pair(bench))}
+        found["live"]["planned_gib"] = bench.planned("tis_dpo_distill", f"{name}/tis_dpo_distill", *pair(bench))
         clean()
         if bench.left > 40 or bench.smoke:
             few, scores = bench.data("few", bench.length), bench.work / "scored"  # read as they were scored
@@ -331,15 +369,16 @@ def main() -> None:
     (arguments.out / "log.txt").write_text("")
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.smoke else "cpu")
     # Models of 18 GB lie in main memory where there is room.
-    memory = Path("/dev/shm")
-    roomy = device.type == "cuda" and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 24 * GIB
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as work:
+    in_memory = Path("/dev/shm")
+    roomy = device.type == "cuda" and os.access(in_memory, os.W_OK) and shutil.disk_usage(in_memory).free > 24 * GIB
+    with tempfile.TemporaryDirectory(dir=in_memory if roomy else None) as work:
         bench = Bench(arguments, Path(work), device)
         bench.results["arguments"] = asdict(arguments)
         bench.part("environment", lambda: environment(bench), needs=0)
         bench.part("ceilings", lambda: ceilings(bench), needs=10)
         bench.part("attention", lambda: attention(bench), needs=20)
         bench.part("head", lambda: head(bench), needs=20)
+        bench.part("memory", lambda: memory(bench), needs=20)
         bench.part("models", lambda: models(bench), needs=60)
         bench.part("agreement", lambda: agreement(bench), needs=60)
         bench.part("training", lambda: training(bench), needs=60)

@@ -384,18 +384,26 @@ def finish(job: Job, arguments: Arguments, deadline: float) -> None:
     overrides = () if job.recipe in ("evaluate", *UNTRAINED) else arguments.overrides
     command = [sys.executable, "-m", "prefkd", "run", job.recipe, "--config", str(config), *overrides]
     print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
-    with (config.with_suffix(".log")).open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if code := execute(command, config.with_suffix(".log"), left):
+        raise SystemExit(f"{job.name} failed with exit code {code}; see {config.with_suffix('.log')}")
+    if job.recipe == "score":
+        job.proof.touch()
+
+
+def execute(command: list[str], log: Path, seconds: float) -> int:
+    """Run a command; returns its exit code.
+
+    Raises:
+        OutOfTime: It has taken so long, and was told to end.
+    """
+    with log.open("a") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         try:
-            code = process.wait(timeout=left)
+            return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise OutOfTime from None
-    if code:
-        raise SystemExit(f"{job.name} failed with exit code {code}; see {config.with_suffix('.log')}")
-    if job.recipe == "score":
-        job.proof.touch()
 
 
 if __name__ == "__main__":

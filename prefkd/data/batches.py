@@ -8,7 +8,7 @@ Shape letters used here and in the recipes:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prefkd.data.arrow import list_lengths
 from prefkd.data.kept_rows import KeptRows, kept_rows
-from prefkd.data.packing import Movable, Packing, pack
+from prefkd.data.packing import Movable, Packing, pack, pack_together
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.rows import (
     ANSWERS,
@@ -143,6 +143,8 @@ class PairBatch(NumberedPairs):
     Attributes:
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
+        together: Several of the last three in one packed row, for a model that attends without a mask, or None. Its
+            targets are those of each reading in turn.
         scores: Log-probs that the teacher gave them earlier, or None.
         kept: Next-token distributions that were kept then, by the names of `prefkd.data.rows.KEPT`.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
@@ -160,6 +162,7 @@ class PairBatch(NumberedPairs):
     eos_mask: Tensor
     text_parents: tuple[list[int], list[int]]
     step: StepCounts | None = None
+    together: TokenBatch | None = None
     kept: dict[str, KeptRows] = field(default_factory=dict)
 
     @property
@@ -223,13 +226,16 @@ class AnswerBatch(Movable):
         return token_values.new_zeros(len(self.counted)).index_add(0, answers, token_values)
 
 
-def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
+def collate_pairs(
+    aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool], together: Sequence[str] = ()
+) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
     Args:
         aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
+        together: Names of the views, among teacher, positive and negative, that a model may read in one pass.
     """
     rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
     contents, pairs = Contents.of(aligned), [AlignedRow.of(row) for row in rows]
@@ -246,15 +252,16 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
         return _token_batch([*readings], asked, shares_prompt=shared and has_rivals, num_parents=num_parents)
 
     scores = {name: _padded_scores(rows, name, num_parents) for name in contents.scores}
-    under = {
-        name: tokens((pair.under(name) for pair in pairs), teacher_shares)
-        for name in (INSTRUCTIONS if contents.instructed else ())
-    }
+    readings = {"teacher": [pair.teacher for pair in pairs]}
+    readings |= {name: [pair.under(name) for pair in pairs] for name in INSTRUCTIONS if contents.instructed}
+    views = {name: tokens(own, teacher_shares) for name, own in readings.items()}
+    joined = {name: readings[name] for name in together} if teacher_shares else {}
     return PairBatch(
         student=tokens((pair.student for pair in pairs), student_shares),
-        teacher=tokens((pair.teacher for pair in pairs), teacher_shares),
-        positive=under.get("positive"),
-        negative=under.get("negative"),
+        teacher=views["teacher"],
+        positive=views.get("positive"),
+        negative=views.get("negative"),
+        together=_together(joined, [views[name] for name in joined]) if joined else None,
         scores=ParentScores(**scores) if scores else None,
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
@@ -424,4 +431,30 @@ def _token_batch(
         lengths=tuple(map(len, targets)),
         packing=pack(sizes, input_ids.shape[1], places),
         largest_target=int(ids.max()),
+    )
+
+
+def _together(readings: Mapping[str, Sequence[Reading]], views: Sequence[TokenBatch]) -> TokenBatch:
+    """Views of the teacher in one packed row, which only a model without a mask can read."""
+    packing = pack_together(
+        [[[len(pair.prompt), *map(len, pair.answers)] for pair in pairs] for pairs in readings.values()],
+        [[pair.prompt for pair in pairs] for pairs in readings.values()],
+        [view.input_ids.shape[1] for view in views],
+        [view.predictors for view in views],
+    )
+
+    def packed(name: str) -> Tensor:
+        return torch.cat([getattr(view, name).flatten() for view in views])[packing.places][None]
+
+    return TokenBatch(
+        input_ids=packed("input_ids"),
+        position_ids=packed("position_ids"),
+        segments=packed("segments"),
+        shares_prompt=True,
+        predictors=packing.predictors,
+        targets=torch.cat([view.targets for view in views]),
+        parents=torch.cat([view.parents for view in views]),
+        lengths=tuple(length for view in views for length in view.lengths),
+        packing=replace(packing, places=torch.arange(len(packing.places))),
+        largest_target=max(view.largest_target for view in views),
     )

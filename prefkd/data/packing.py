@@ -2,7 +2,8 @@
 
 A row of prompt, chosen and rejected answer is three segments of queries. The prompt sees itself, an answer sees the
 prompt and itself; in each case causally, counted from the last key backwards. A row of prompt and one answer is a
-single segment that sees itself.
+single segment that sees itself. Several readings of the same pairs are packed together: what their prompts begin with
+is there once, and each reading sees it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -83,6 +84,68 @@ def pack(rows: Sequence[Sequence[int]], width: int, predictors: Tensor) -> Packi
         longest_query=max(queries),
         longest_keys=max(seen),
     )
+
+
+def pack_together(
+    rows: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    widths: Sequence[int],
+    predictors: Sequence[Tensor],
+) -> Packing:
+    """Pack several readings of the same pairs, each of which is a padded batch with rows [prompt, chosen, rejected].
+
+    A pair becomes [start that its prompts have in common], and for each reading [rest of its prompt, chosen, rejected].
+
+    Args:
+        rows: Reading -> pair -> the tokens of its prompt and of its answers.
+        prompts: Reading -> pair -> the token ids of its prompt.
+        widths: Reading -> positions of a padded row.
+        predictors: Reading -> (N,) index into the positions of its padded batch.
+
+    Returns:
+        A packing whose `places` are in the positions of all padded batches, one behind the other, and whose
+        `predictors` are those of the first reading, then those of the second.
+    """
+    firsts = [0, *accumulate(len(sizes) * width for sizes, width in zip(rows, widths, strict=True))]
+    places: list[range] = []
+    segments: list[tuple[int, list[range]]] = []
+    packed = torch.zeros(firsts[-1], dtype=torch.long)  # where each position went
+    end = 0
+    for pair in range(len(rows[0])):
+        common = _common_start([ids[pair] for ids in prompts])
+        shared = range(end, end + common)
+        segments.append((common, [shared]))
+        places.append(range(firsts[0] + pair * widths[0], firsts[0] + pair * widths[0] + common))
+        end += common
+        for first, width, sizes in zip(firsts, widths, rows, strict=False):
+            start = first + pair * width
+            rest, *answers = sizes[pair][0] - common, *sizes[pair][1:]
+            prompt = [shared, range(end, end + rest)]
+            segments.append((rest, prompt))
+            packed[start : start + common] = torch.arange(shared.start, shared.stop)
+            places.append(range(start + common, start + sum(sizes[pair])))
+            packed[start + common : start + sum(sizes[pair])] = torch.arange(end, end + rest + sum(answers))
+            end += rest
+            for size in answers:
+                segments.append((size, [*prompt, range(end, end + size)]))
+                end += size
+    segments = [(size, ranges) for size, ranges in segments if size]  # prompts may have nothing or all in common
+    queries, seen = [size for size, _ in segments], [sum(map(len, ranges)) for _, ranges in segments]
+    return Packing(
+        places=_indices(places),
+        predictors=packed[torch.cat([own + first for own, first in zip(predictors, firsts, strict=False)])],
+        query_starts=_starts(queries),
+        key_starts=_starts(seen),
+        keys=_indices(part for _, ranges in segments for part in ranges),
+        longest_query=max(queries),
+        longest_keys=max(seen),
+    )
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with."""
+    places = zip(*prompts, strict=False)
+    return next((i for i, tokens in enumerate(places) if len(set(tokens)) > 1), min(map(len, prompts)))
 
 
 def _segments(start: int, row: Sequence[int]) -> list[tuple[int, list[range]]]:

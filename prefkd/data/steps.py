@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from datasets import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from prefkd.data.arrow import list_lengths
-from prefkd.data.rows import PARTS, Contents, token_column
+from prefkd.data.rows import ALONE, PARTS, Contents, token_column
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,16 @@ def _within_budget(rows: Sequence[int], budget: int, tokens: Sequence[int]) -> l
     return groups
 
 
-def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
-    """Tokens of each pair that the model that learns reads, padding apart.
+def learner_tokens(
+    pairs: Dataset, *, shares_prompt: bool, side: Literal["student", "teacher"] = "student"
+) -> list[int]:
+    """Tokens of each pair that the model that learns reads, padding apart; or those that its teacher reads.
 
     Args:
         shares_prompt: Whether it reads the prompt once for both answers.
+        side: Which of the two models.
     """
-    columns = [token_column(Contents.of(pairs).learner, part) for part in PARTS]
+    own = side if side in Contents.of(pairs).sides else ALONE
+    columns = [token_column(own, part) for part in PARTS]
     prompt, chosen, rejected = list_lengths(pairs, columns).values()
     return ((1 if shares_prompt else 2) * prompt + chosen + rejected).tolist()

@@ -45,7 +45,7 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
     if training is not None and training.activation_checkpointing != "full":
         found.append((activations * 0.7, "training.activation_checkpointing=full"))
     holder, prefix = (training, "training.") if training is not None else (config, "")
-    if holder.microbatch_size > 1 and not (training and training.microbatch_tokens):
+    if holder.microbatch_size > 1 and not holder.microbatch_tokens:
         saved = activations * (1 - 1 / holder.microbatch_size)
         found.append((saved, f"{prefix}microbatch_size=1"))
     for saved, change in sorted(found, reverse=True):

@@ -20,8 +20,11 @@ GPUS = {
     "H200": 139.8,
     "B200": 178.4,
 }
-# The share that a run can fill: the rest is the CUDA context, NCCL's buffers and gaps between tensors.
-USABLE = 0.92
+# What no tensor shows; estimates, until part `memory` of `benchmarks/gpu` has measured them on a card: the CUDA context
+# with torch's kernels; workspaces of products and attention, and NCCL's buffers; and the share that is lost in gaps.
+CONTEXT = 0.5 * GIB
+WORKSPACES = 0.2 * GIB
+GAPS = 0.05
 # Bytes on disk of a log-prob in a score cache: 4 and what Parquet adds, as recipe score measured it (17.7 for three).
 STORED_LOGPROB = 5.9
 
@@ -31,9 +34,9 @@ def sharded_bytes(size: float, ranks: int) -> float:
     return size / ranks
 
 
-def gathered_bytes(root: int, layer: int, ranks: int) -> int:
+def gathered_bytes(root: float, layer: float) -> float:
     """Whole weights that a rank holds for a while: the root group, the layer at work and the next one."""
-    return 0 if ranks == 1 else root + 2 * layer
+    return root + 2 * layer
 
 
 def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> float:
@@ -83,8 +86,8 @@ class Card:
 
     @property
     def usable(self) -> float:
-        """Bytes that a run can fill."""
-        return self.gib * GIB * USABLE
+        """Bytes that a run's tensors can fill."""
+        return max(self.gib * GIB * (1 - GAPS) - CONTEXT - WORKSPACES, 0.0)
 
     def fits(self, size: float) -> bool:
         """Whether it has room."""

@@ -1,10 +1,9 @@
 """Models without weights, made from their config.json: what they consist of, and how large that is."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from prefkd.errors import PrefkdError, first_line
@@ -68,7 +67,7 @@ def teacher_bytes(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_byt
     if ranks == 1 or not should_split(config, exact, gpu_bytes or math.inf):
         return size
     parts = 0.0 if config.cpu_offload else sharded_bytes(size, ranks)
-    return parts + size / exact * gathered_bytes(*group_bytes(base), ranks=ranks)
+    return parts + size / exact * gathered_bytes(*group_bytes(base))
 
 
 def unpacked_bytes(kind: Quantization, base: LogprobModel, *, learns: bool = False) -> int:
@@ -80,11 +79,20 @@ def unpacked_bytes(kind: Quantization, base: LogprobModel, *, learns: bool = Fal
     return max(sizes, default=0)
 
 
-def group_bytes(model: LogprobModel) -> tuple[int, int]:
-    """What FSDP2 gathers at one time: the weights of the root group, and those of the largest layer."""
-    layers = [_bytes(layer.parameters()) for layer in decoder_layers(model.lm)]
-    return _bytes(model.parameters()) - sum(layers), max(layers, default=0)
+def group_bytes(model: LogprobModel, kind: Quantization = "none", ranks: int = 2) -> tuple[float, float]:
+    """What FSDP2 gathers at one time: the weights of the root group, and those of the largest layer.
 
+    They are in the type in which the model computes. Quantized ones travel as they are stored, or are not split.
+    """
+    size, groups = model.precision.itemsize, decoder_layers(model.lm)
+    quantized = [layer for _, layer in linear_layers(model.lm)] if kind != "none" else []
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def gathered(module: nn.Module) -> float:
+        parts = set(module.modules())
+        there = [layer for layer in quantized if layer in parts]
+        packed = sum(quantized_bytes(*layer.weight.shape, kind=kind, dtype_bytes=size) for layer in there)
+        exact = count(module) - sum(layer.weight.numel() for layer in there)
+        return exact * size + (packed if ranks > 1 and kind in SHARDED_SIZE else 0)
+
+    layers = [gathered(layer) for layer in groups]
+    return gathered(model) - sum(layers), max(layers, default=0)

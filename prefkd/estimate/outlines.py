@@ -17,10 +17,12 @@ from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import Quantization
 from prefkd.models.teacher import Teacher
+from prefkd.models.varlen import tries_varlen, use_varlen, varlen_obstacle
 from prefkd.ranks import Ranks
 from prefkd.training.settings import Recomputed, TrainingConfig
 
 Kind = TypeVar("Kind")
+GPU = torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Outlines:
         learner: The model that is trained.
         quantization: The kind in which the base of that model is stored.
         recomputed: The setting `activation_checkpointing`.
+        on_gpu: Whether the run is planned for a GPU: weights are cast by FSDP2, and attention has no mask.
         asked: Name of the teacher, in `models`; None where there is no teacher.
         teacher: The teacher.
     """
@@ -48,6 +51,7 @@ class Outlines:
     learner: LogprobModel | None
     quantization: Quantization
     recomputed: Recomputed
+    on_gpu: bool
     asked: str | None
     teacher: Teacher | None
 
@@ -77,10 +81,11 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
         role, learner = _part(models, LogprobModel)
         asked, teacher = _part(models, Teacher)
         holder = training or config
-        pairs = min(pairs_at_once(training, data), training.batch_size) if training else holder.microbatch_size
+        pairs = pairs_at_once(holder, data)
+        pairs = min(pairs, training.batch_size) if training else pairs
         batch = models.collate(full_pairs(data, pairs), Microbatch([*range(pairs)]))
         if teacher is not None:
-            teacher.load(batch.teacher, chunk_size=holder.chunk_size, ranks=ranks)
+            teacher.load(batch.teacher, chunk_size=holder.chunk_size, attention=holder.attention, ranks=ranks)
     except PrefkdError as error:
         for key, model in model_settings(config):
             read_architecture(model, key)
@@ -89,15 +94,25 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
     trained = setting(config, LearnerConfig)
     kind = trained.quantization if trained is not None else "none"
     recomputed = training.activation_checkpointing if training is not None else "none"
-    return Outlines(models, batch, pairs, step_pairs, role, learner, kind, recomputed, asked, teacher)
+    on_gpu = holder.device != "cpu"
+    found = Outlines(models, batch, pairs, step_pairs, role, learner, kind, recomputed, on_gpu, asked, teacher)
+    for model in (*(base for _, base in found.frozen), *([learner] if learner else [])) if on_gpu else ():
+        if tries_varlen(model.attention, GPU) and varlen_obstacle(model.lm, model.precision, GPU) is None:
+            use_varlen(model.lm)
+            model.packs = True
+    return found
 
 
-def pairs_at_once(training: TrainingConfig, data: DataConfig) -> int:
-    """Pairs of a microbatch, where each is as long as `data` allows."""
-    if training.microbatch_tokens is None:
-        return training.microbatch_size
+def pairs_at_once(config: Any, data: DataConfig) -> int:
+    """Pairs of a microbatch, where each is as long as `data` allows.
+
+    Args:
+        config: The section with `microbatch_size` and `microbatch_tokens`.
+    """
+    if config.microbatch_tokens is None:
+        return config.microbatch_size
     longest = data.max_prompt_length + 2 * (data.max_length - data.max_prompt_length)
-    return max(1, training.microbatch_tokens // longest)
+    return max(1, config.microbatch_tokens // longest)
 
 
 def model_settings(config: Any) -> Iterator[tuple[str, ModelConfig]]:

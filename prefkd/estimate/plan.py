@@ -6,10 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from prefkd.config.fields import setting
-from prefkd.data.batches import AnswerBatch, TokenBatch
+from prefkd.data.batches import AnswerBatch, Segment, TokenBatch
 from prefkd.data.kept_rows import kept_bytes
 from prefkd.data.pairs import load_pairs
 from prefkd.data.rows import count_scored
@@ -104,8 +102,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         card: The GPU of each, if it is known.
     """
     outlines = load_outlines(recipe, config)
-    found = run_step(recipe, config, outlines, ranks)
-    tracker, learner = found.tracker, outlines.learner
+    learner = outlines.learner
     memory: dict[str, Need] = {}
     if learner is not None:
         weights = learner_bytes(outlines.quantization, learner, ranks)
@@ -114,13 +111,16 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         if setting(config, Refresh) is not None:  # a copy of what learns
             copied = sum(tensor_bytes(weight) for weight in learner.parameters() if weight.requires_grad) / ranks
             memory["reference"] = Need(copied, copied)
-        gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
-        if gathered:
+        if outlines.on_gpu or ranks > 1:  # FSDP2 gathers what it casts, on one GPU too
+            gathered = gathered_bytes(*group_bytes(learner, outlines.quantization, ranks))
             memory["gathered weights"] = Need(gathered, gathered)
     gpu_bytes = card.gib * GIB if card is not None else None
     teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in outlines.frozen)
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
+    counted = _counted(outlines)
+    found = run_step(recipe, config, outlines, ranks)
+    tracker = found.tracker
     memory |= {kind: Need(tracker.most[kind], tracker.peak[kind]) for kind in ("gradients", "casts", "activations")}
     order = ("weights", "gathered weights", "casts", "gradients", "optimizer", "reference", "teacher", "activations")
     memory = {kind: memory[kind] for kind in order if kind in memory and memory[kind].most}
@@ -137,9 +137,9 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         ranks=ranks,
         batch=f"{outlines.pairs} pairs, each {data.max_prompt_length} tokens of prompt and {answers} of {answer}",
         step=f"{outlines.step_pairs} pairs",
-        models=_counted(outlines),
+        models=counted,
         memory=memory,
-        flops=_flops(outlines, found, data.max_prompt_length, follows=setting(config, Refresh) is not None),
+        flops=_flops(outlines, found, follows=setting(config, Refresh) is not None),
         scores=_scores(config, outlines),
     )
 
@@ -176,15 +176,14 @@ def _counted(outlines: Outlines) -> list[Counted]:
     return found
 
 
-def _flops(outlines: Outlines, step: Step, prompt: int, *, follows: bool) -> dict[str, float]:
+def _flops(outlines: Outlines, step: Step, *, follows: bool) -> dict[str, float]:
     """What the models were seen to read in a microbatch, for all microbatches of a step.
 
     Args:
-        prompt: Tokens of a prompt.
         follows: Whether a reference that follows the model reads what the model reads.
     """
     microbatches = outlines.step_pairs / outlines.pairs
-    read = {model: [_pass(model, batch, prompt) for batch in batches] for model, batches in step.passes.items()}
+    read = {model: [_pass(model, batch) for batch in batches] for model, batches in step.passes.items()}
     found = {}
     if outlines.learner is not None:
         assert outlines.role is not None
@@ -202,15 +201,10 @@ def _flops(outlines: Outlines, step: Step, prompt: int, *, follows: bool) -> dic
     return found
 
 
-def _pass(model: LogprobModel, batch: TokenBatch, prompt: int) -> Pass:
-    """What a model does with full rows, which is known without their content."""
-    rows, length = batch.input_ids.shape
-    positions = torch.arange(length)
-    if batch.shares_prompt:  # the second answer continues from the prompt
-        answer = (length - prompt) // 2
-        positions[prompt + answer :] -= answer
-    attended = rows * int(keys_attended(model.lm, positions))
-    return reading(model.lm, tokens=rows * length, attended=attended, targets=len(batch.targets))
+def _pass(model: LogprobModel, tokens: TokenBatch) -> Pass:
+    there = tokens.segments != Segment.PADDING
+    attended = int(keys_attended(model.lm, tokens.position_ids.masked_fill(~there, -1)))
+    return reading(model.lm, tokens=int(there.sum()), attended=attended, targets=len(tokens.targets))
 
 
 def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:

@@ -37,7 +37,9 @@ def full_pairs(data: DataConfig, count: int) -> Dataset:
     if not data.has_rivals:
         answers, owners, both = (answer, []), (parents, []), (aligned, NO_ANSWER)
     reading = Reading(prompt, answers, owners)
-    pair = AlignedRow(reading, reading, both, dict.fromkeys(INSTRUCTIONS, prompt))
+    # Prompts that begin with nothing in common are the worst case.
+    instructed = {name: [token] * len(prompt) for token, name in enumerate(INSTRUCTIONS, start=1)}
+    pair = AlignedRow(reading, reading, both, instructed)
     row: dict[str, Any] = {"file": "a full pair", "row": 1, **reading.columns(), **pair.columns()}
     kept = rows_of(torch.zeros(length, TOKENS_KEPT), torch.arange(TOKENS_KEPT).expand(length, -1), 2.0)
     for name in ANSWERS:

@@ -32,7 +32,7 @@ class Step:
 
     Attributes:
         tracker: The memory of its tensors.
-        passes: For each model that read something, what it read, pass by pass.
+        passes: For each model that read something, what it read, pass by pass, with its content.
     """
 
     tracker: MemoryTracker
@@ -44,13 +44,20 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
     mode, learner, teacher = fakes(), outlines.learner, outlines.teacher
     models = [base for _, base in outlines.frozen] + ([learner] if learner else [])
     passes: dict[LogprobModel, list[TokenBatch]] = {model: [] for model in models}
+    # On a GPU FSDP2 casts weights when it gathers them, and sums gradients up in the type in which weights are stored.
+    cast = learner.precision if learner is not None and outlines.on_gpu else None
+    stored = next((value.dtype for value in learner.parameters() if value.requires_grad), None) if learner else None
     with mode:
         for model in models:
-            empty(model)
-            model.register_forward_pre_hook(lambda model, inputs: passes[model].append(inputs[0]))  # pyright: ignore
+            empty(model, cast if model is learner else None)
+            model.register_forward_pre_hook(lambda model, inputs: passes[model].append(views[id(inputs[0])]))  # pyright: ignore
+    if learner is not None and cast is not None:
+        learner.autocasts = False
     batch = with_tensors(outlines.batch, mode.from_tensor)
+    views = {id(view): getattr(outlines.batch, name) for name, view in vars(batch).items()}
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
-    tracker = MemoryTracker(weights, shares={"gradients": 1 / ranks})
+    widened = stored.itemsize / cast.itemsize if stored is not None and cast is not None else 1
+    tracker = MemoryTracker(weights, shares={"gradients": widened / ranks})
     unpacked = max((unpacked_bytes(base.quantization, model) for base, model in outlines.frozen), default=0)
 
     def ask(batch: Any) -> Any:

@@ -6,8 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkd.estimate.memory import GIB, Card
+from prefkd.estimate.memory import CONTEXT, GAPS, GIB, WORKSPACES, Card
 from prefkd.estimate.plan import Plan
+
+BESIDES = f"the CUDA context takes {CONTEXT / GIB:.1f}, workspaces {WORKSPACES / GIB:.1f}, gaps {GAPS:.0%}"
 
 
 def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Console) -> None:
@@ -41,10 +43,10 @@ def verdict(plan: Plan, card: Card | None) -> Text:
     size = f"{plan.peak / bytes_of_unit:,.2f} {unit}"
     if card is None:
         return Text.assemble(("warning", "bold yellow"), f": no known GPU has room for {size}")
-    room = f"{card.name}, of whose {card.gib:.1f} GiB a run can fill {card.usable / GIB:.1f}"
+    room = f"{card.name}, of whose {card.gib:.1f} GiB tensors can fill {card.usable / GIB:.1f}; {BESIDES}"
     if card.fits(plan.peak):
         return Text.assemble(("fits", "bold green"), f": {size} on {room}")
-    return Text.assemble(("warning: does not fit", "bold yellow"), f": {size} on {room}; what saves memory:")
+    return Text.assemble(("warning: does not fit", "bold yellow"), f": {size} on {room}. What saves memory:")
 
 
 def _models(plan: Plan) -> Table:

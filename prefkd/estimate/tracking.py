@@ -124,8 +124,12 @@ def fakes() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def empty(module: nn.Module) -> None:
-    """Put fake weights into a module of the meta device, as if it were on a CPU; tied ones stay so. Inside `fakes`."""
+def empty(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Put fake weights into a module of the meta device, as if it were on a CPU; tied ones stay so. Inside `fakes`.
+
+    Args:
+        dtype: Type of the weights, those of the module if not given.
+    """
     made: dict[Tensor, Tensor] = {}
     for owner in module.modules():
         tables: Any = owner._parameters, owner._buffers
@@ -134,9 +138,9 @@ def empty(module: nn.Module) -> None:
                 if value is None:
                     continue
                 if value not in made:
-                    fake = torch.empty(value.shape, dtype=value.dtype)
-                    learns = isinstance(value, nn.Parameter) and value.requires_grad
-                    made[value] = nn.Parameter(fake, learns) if isinstance(value, nn.Parameter) else fake
+                    is_weight = isinstance(value, nn.Parameter)
+                    fake = torch.empty(value.shape, dtype=dtype if dtype and is_weight else value.dtype)
+                    made[value] = nn.Parameter(fake, value.requires_grad) if is_weight else fake
                 table[name] = made[value]
 
 

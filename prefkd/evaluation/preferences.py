@@ -28,7 +28,7 @@ from prefkd.data.pairs import DataConfig, file_name, load_pairs
 from prefkd.data.rows import Reading, row_name
 from prefkd.data.settings import MixedRows
 from prefkd.data.sources import open_source
-from prefkd.data.steps import Microbatch, pair_lengths, split_step
+from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import DataError, PrefkdError, Problem, nearest
 from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, on_all
@@ -38,6 +38,7 @@ from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
 from prefkd.ranks import Ranks
 from prefkd.training.display import Bar
+from prefkd.training.run import Portions
 
 
 @dataclass
@@ -70,17 +71,19 @@ class PreferencesConfig:
     Attributes:
         data: Name -> pairs; the names are those of the table.
         microbatch_size: Pairs of one forward pass.
+        microbatch_tokens: Instead, tokens of one forward pass at most, so that all processes have the same work.
         chunk_size: Target tokens whose logits exist at one time.
     """
 
     data: dict[str, PairsConfig] = field(default_factory=dict)
     microbatch_size: int = 8
+    microbatch_tokens: int | None = None
     chunk_size: int = 512
 
     def problems(self) -> Iterator[str]:
         if not self.data:
             yield "data: names no pairs; give them as name: {source: ...}"
-        yield from size_problems(self, "microbatch_size", "chunk_size")
+        yield from size_problems(self, "microbatch_size", "microbatch_tokens", "chunk_size")
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,9 @@ class PreferenceTask:
         collate = partial(collate_tokens, tokenized, share_prompt=share_prompt)
         lengths = pair_lengths(tokenized)
         longest_first = sorted(range(len(tokenized)), key=lengths.__getitem__, reverse=True)
-        planned = split_step(longest_first, self.config.microbatch_size)
+        count = partial(learner_tokens, shares_prompt=share_prompt)
+        portions = Portions.of(self.config, count, name="preferences.", all=tokenized)
+        planned = portions.split("all", longest_first, replace(self.ranks, rank=0, world_size=1))  # dealt out below
         keys = [row_name(row) for row in tokenized.select_columns(["file", "row"])]  # pyright: ignore
         left = [microbatch for microbatch in planned if any(keys[row] not in records.rows for row in microbatch.rows)]
         bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))

@@ -38,6 +38,11 @@ class FrozenModel:
         self.adapter = adapter
         self.storage = ""
 
+    @property
+    def packs(self) -> bool:
+        """Whether it attends without a mask, so that it can read several readings of a pair in one row."""
+        return self.base.packs
+
     @torch.no_grad()
     def __call__(self, tokens: TokenBatch) -> Tensor:
         """log pi(y_t | x, y_<t) of each target token, (N,) float32."""

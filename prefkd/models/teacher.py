@@ -214,6 +214,16 @@ class Teacher:
         return open_scores(self._folder) if self._folder is not None else None
 
     @property
+    def together(self) -> tuple[Literal["teacher", "positive", "negative"], ...]:
+        """The views of a pair that one model in memory reads: without a mask, it reads all of them in one pass."""
+        asked = self.asked
+        if asked.instructions is None or self.config.server is not None:
+            return ()
+        own = asked.reference or asked.logprobs or asked.states
+        instructed = [name for name in INSTRUCTIONS if asked.contrast_logprobs or name in asked.contrast_states]
+        return ("teacher",) * own + tuple(instructed)  # pyright: ignore[reportReturnType]
+
+    @property
     def side(self) -> ModelSide:
         """How it reads: its own tokenizer, or the one that lies with the scores."""
         return self._side
@@ -307,23 +317,56 @@ class Teacher:
     def logprobs(self, batch: PairBatch) -> dict[str, Tensor]:
         """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `teacher`,
         `positive` and `negative`, as far as they are asked."""
-        return {name: reader(batch) for name, reader in self._readers.items()}
+        return self._answers(batch)[0]
 
     @torch.no_grad()
     def _read(self, batch: PairBatch) -> tuple[TeacherOutput, dict[str, Tensor]]:
-        states = self._states(batch)
+        logprobs, states = self._answers(batch)
+        return self._output(batch, logprobs, states | self._kept_states(batch)), logprobs
+
+    def _answers(self, batch: PairBatch) -> tuple[dict[str, Tensor], dict[str, TokenStates]]:
+        """What the models answer: log-probs of parents, and states."""
+        if batch.together is not None and self.models and self.models[0].packs:
+            return self._answers_together(batch, batch.together)
+        states = self._model_states(batch)
         logprobs = {
             # The states that are asked for too make a second reading of the same tokens needless.
             name: batch.parent_sums(states[name].logprobs(), reader.tokens(batch)) if name in states else reader(batch)
             for name, reader in self._readers.items()
         }
-        return self._output(batch, logprobs, states), logprobs
+        return logprobs, states
+
+    def _answers_together(
+        self, batch: PairBatch, together: TokenBatch
+    ) -> tuple[dict[str, Tensor], dict[str, TokenStates]]:
+        """The same from one pass over all readings, so that quantized weights are unpacked once."""
+        model, count = self.models[0], len(together.targets) // len(self.together)
+        if not self._stated:
+            values = zip(self.together, model(together).split(count), strict=True)
+            return {name: batch.parent_sums(own, self._readers[name].tokens(batch)) for name, own in values}, {}
+        whole, states = model.states(together), {}
+        for index, name in enumerate(self.together):
+            own: TokenBatch = getattr(batch, name)
+            part = whole.part(index * count, (index + 1) * count)
+            states[name] = replace(part, lengths=own.lengths)
+        logprobs = {
+            name: batch.parent_sums(states[name].logprobs(), reader.tokens(batch))
+            for name, reader in self._readers.items()
+        }
+        return logprobs, {name: states[name] for name in self._stated}
 
     def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
+        return self._model_states(batch) | self._kept_states(batch)
+
+    def _model_states(self, batch: PairBatch) -> dict[str, TokenStates]:
         found = {}
         for name, reader in self._stated.items():
             assert isinstance(reader.model, FrozenModel), "a server has no states"
             found[name] = reader.model.states(reader.tokens(batch))
+        return found
+
+    def _kept_states(self, batch: PairBatch) -> dict[str, TokenStates]:
+        found: dict[str, TokenStates] = {}
         for name in self.asks.kept:
             found[name] = TopStates.of(batch.kept[name], batch, self._chunk_size)
         return found

@@ -43,25 +43,28 @@ class Portions:
 
     @classmethod
     def of(
-        cls, training: TrainingConfig, count: Callable[[Dataset], Sequence[int]], *, train: Dataset, held_out: Dataset
+        cls, config: Any, count: Callable[[Dataset], Sequence[int]], *, name: str = "training.", **splits: Dataset
     ) -> Self:
         """What a config asks for.
 
         Args:
-            count: Tokens of each row that the model that learns reads.
+            config: A section with `microbatch_size` and `microbatch_tokens`.
+            count: Tokens of each row.
+            name: Where the section stands in the config.
+            splits: The rows, by split.
 
         Raises:
             PrefkdError: The longest row is longer than `microbatch_tokens`.
         """
-        budget = training.microbatch_tokens
+        budget = config.microbatch_tokens
         if budget is None:
-            return cls(training.microbatch_size)
-        tokens = {"train": count(train), "held_out": count(held_out)}
+            return cls(config.microbatch_size)
+        tokens = {split: count(rows) for split, rows in splits.items()}
         longest = max(map(max, filter(len, tokens.values())))
         if longest > budget:
             raise PrefkdError(
-                f"training.microbatch_tokens: the longest row has {longest} tokens, more than {budget}; raise it, or "
-                "lower data.max_length"
+                f"{name}microbatch_tokens: the longest row has {longest} tokens, more than {budget}; raise it, or "
+                "lower max_length"
             )
         return cls(budget, tokens)
 

@@ -12,7 +12,7 @@ from prefkd import catalog
 from prefkd.cli.main import main
 from prefkd.config import read_yaml
 from prefkd.errors import PrefkdError
-from prefkd.estimate.memory import GIB, USABLE, Card
+from prefkd.estimate.memory import CONTEXT, GAPS, GIB, WORKSPACES, Card
 from tests.recipes import single_model
 from tests.tiny import make_model
 
@@ -146,7 +146,7 @@ def test_auto_keeps_what_there_is_room_for(plan):
     kinds = ("none", "selective", "full")
     peaks = {kind: plan("sft", f"training.activation_checkpointing={kind}")["peak"] for kind in kinds}
     for kind in kinds:
-        gib = peaks[kind] * 1.001 / USABLE / GIB
+        gib = (peaks[kind] * 1.001 + CONTEXT + WORKSPACES) / (1 - GAPS) / GIB
         assert plan("sft", "--gpu", str(gib))["peak"] == peaks[kind]
     assert plan("sft", "--gpu", "0.00001")["peak"] == plan("sft")["peak"] == peaks["full"]
 
@@ -192,7 +192,7 @@ def test_a_copied_recipe_with_fields_of_other_names(plan, world, tmp_path, capsy
         source = re.sub(rf"(?<!\.)\b(config|self|run|models)\.{old}\b", rf"\1.{new}", source)
         source = re.sub(rf"^    {old}: ", f"    {new}: ", source, flags=re.MULTILINE)
     source = source.replace("student=load_learner(", "pupil=load_learner(").replace(
-        "teacher=Teacher(", "coach=Teacher("
+        "teacher=teacher,", "coach=teacher,"
     )
     (tmp_path / "mine.py").write_text(source, encoding="utf-8")
     config, out = tmp_path / "mine.yaml", tmp_path / "mine.json"

@@ -1,5 +1,8 @@
 """A frozen teacher reads a pair once: what it said is kept, and the same value comes back."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
@@ -161,3 +165,84 @@ def test_what_another_rank_has_read_is_kept_here(aligned):
     here.keep(mine, logprobs[1])
     found = here.find(theirs)
     assert found is not None and torch.equal(found["teacher"], logprobs[0]["teacher"])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> str:
+    """A teacher wide enough for nf4, with a window that its texts are longer than."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    return str(make_model(folder, "mistral", "byte_level", **sizes, sliding_window=24, initializer_range=0.1))
+
+
+STATES = Asks(instructions=INSTRUCTIONS, contrast_logprobs=False, contrast_states=("positive", "negative"))
+ALL = Asks(reference=True, instructions=INSTRUCTIONS, states=True, contrast_states=("negative",))
+
+
+@pytest.mark.parametrize("asks", [Asks(reference=True, instructions=INSTRUCTIONS), STATES, ALL])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_all_readings_in_one_pass_are_those_of_three(wide, aligned, passes, quantization, asks):
+    """Without a mask a teacher reads a pair once for all prompts; what these begin with is in the row once."""
+    read = {}
+    for attention in ("mask", "varlen"):
+        teacher = Teacher(TeacherConfig(wide, dtype="float32", quantization=quantization), asks)
+        made = [
+            collate_pairs(aligned, Microbatch(rows), share_prompt=(True, True), together=teacher.together)
+            for rows in ([0, 1, 2], [5])
+        ]
+        teacher.load(made[0].teacher, chunk_size=64, ranks=RANKS, attention=attention)
+        passes.clear()
+        read[attention] = [teacher.read(batch) for batch in made]
+        assert len(passes) == 2 * (1 if attention == "varlen" else 3 if asks.reference else 2)
+    for masked, packed in zip(*read.values(), strict=True):
+        for name, value in values(masked).items():
+            torch.testing.assert_close(values(packed)[name], value, rtol=1e-6, atol=1e-6 * value.abs().max().item())
+        assert masked.states.keys() == packed.states.keys()
+        for name, states in masked.states.items():
+            ours = packed.states[name]
+            assert (ours.lengths, ours.parents.tolist()) == (states.lengths, states.parents.tolist())
+            torch.testing.assert_close(ours.hidden, states.hidden, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), *[st.integers(1, 4)] * 5), min_size=1, max_size=3),
+    st.sampled_from([("teacher", "positive", "negative"), ("positive", "negative"), ("teacher", "negative")]),
+)
+def test_a_token_of_a_joined_row_sees_its_own_text(sizes, names):
+    """Whatever the prompts have in common: nothing, a part, or all of the shortest one."""
+    rows: list[dict[str, Any]] = []
+    for common, own, positive, negative, *answers in sizes:
+        prompts = {
+            name: [7] * common + [n] * size
+            for n, (name, size) in enumerate({"teacher": own, "positive": positive, "negative": negative}.items())
+        }
+        ids: Any = tuple([*range(20, 20 + size)] for size in answers)
+        parents: Any = tuple(map(range, answers))
+        student, teacher = (Reading(prompt, ids, parents) for prompt in ([1], prompts.pop("teacher")))
+        aligned: Any = tuple(AlignedAnswer(size, ends=True, characters=size, single=size) for size in answers)
+        rows.append({"file": "made", "row": 1, **AlignedRow(student, teacher, aligned, prompts).columns()})
+    batch = collate_pairs(
+        Dataset.from_list(rows), Microbatch([*range(len(rows))]), share_prompt=(True, True), together=names
+    )
+    joined = batch.together
+    assert joined is not None and joined.packing.keys is not None
+    packing, all_keys = joined.packing, joined.packing.keys
+    ids, positions, seen = joined.input_ids[0], joined.position_ids[0], {}
+    for (q, q_end), (k, k_end) in zip(
+        pairwise(packing.query_starts.tolist()), pairwise(packing.key_starts.tolist()), strict=True
+    ):
+        for query in range(q, q_end):
+            seen[query] = all_keys[k : k_end - (q_end - 1 - query)]  # causal to the bottom right
+            assert seen[query][-1] == query and positions[seen[query]].tolist() == [*range(positions[query] + 1)]
+    views = [getattr(batch, name) for name in names]
+    assert joined.targets.tolist() == [token for view in views for token in view.targets.tolist()]
+    texts = [ids[seen[place]].tolist() for place in joined.predictors.tolist()]
+    expected = []
+    for name in names:
+        for answer in ("chosen", "rejected"):
+            for row in rows:
+                text = row[f"{name}_prompt"]
+                expected += [text + row[f"teacher_{answer}"][:n] for n in range(len(row[f"teacher_{answer}"]))]
+    assert texts == expected
+    assert len(ids) < sum(len(view.packing.places) for view in views) or not any(row[0] for row in sizes)

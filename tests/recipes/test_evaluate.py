@@ -216,7 +216,7 @@ def test_a_failing_checkpoint_does_not_lose_the_others(world, finished, tmp_path
 
 
 def test_two_processes_are_one(world, finished, tmp_path):
-    found = evaluate(world, tmp_path / "out", options=("--nproc-per-node=2",))
+    found = evaluate(world, tmp_path / "out", "preferences.microbatch_tokens=500", options=("--nproc-per-node=2",))
     assert found["rows"] == table(finished)["rows"]
 
 

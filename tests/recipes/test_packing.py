@@ -67,7 +67,7 @@ def test_a_budget_below_the_longest_row(worlds, tmp_path, capsys, monkeypatch, n
     start(name, worlds, tmp_path / "out", "training.microbatch_tokens=20", code=2)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: training.microbatch_tokens: the longest row has ")
-    assert line.endswith(" tokens, more than 20; raise it, or lower data.max_length")
+    assert line.endswith(" tokens, more than 20; raise it, or lower max_length")
 
 
 @pytest.mark.parametrize(

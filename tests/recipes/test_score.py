@@ -140,9 +140,10 @@ def test_whole_shards_are_kept_and_broken_ones_are_computed_again(world, scores,
     assert "0 of 4 shards" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("placement", ["replicate", "shard"])
-def test_two_processes_are_one(world, scores, tmp_path, placement):
-    out, _ = run_processes(lambda: score(world, tmp_path / "out", f"teacher.placement={placement}"))
+@pytest.mark.parametrize("settings", [("microbatch_tokens=500", "attention=varlen"), ("teacher.placement=shard",)])
+def test_two_processes_are_one(world, scores, tmp_path, settings):
+    """Also where they share tokens out instead of pairs, and read each pair once for all prompts."""
+    out, _ = run_processes(lambda: score(world, tmp_path / "out", *settings))
     assert_same_scores(read(scores), read(out))
 
 
@@ -200,6 +201,7 @@ def test_models_of_another_tokenizer(world, tmp_path, capsys):
         (("contrast.kind=models",), "contrast.positive: missing; kind: models compares two"),
         (("contrast.positive_prompt=Be good.",), "lacks {prompt}"),
         (("pairs_per_shard=0",), "pairs_per_shard: 0 is too small"),
+        (("microbatch_tokens=5",), "microbatch_tokens: the longest row has "),
         (("contrast.kind=none", "contrast.positive={path: x/y}"), "contrast.positive: goes with kind: models only"),
     ],
 )
