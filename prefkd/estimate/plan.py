@@ -109,6 +109,8 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         gathered = gathered_bytes(*group_bytes(learner), ranks=ranks)
+        if ranks > 1 and config.training.sync_once:
+            gathered = sum(value.numel() for value in learner.parameters()) * learner.precision.itemsize
         if gathered:
             memory["gathered weights"] = Need(gathered, gathered)
     gpu_bytes = card.gib * GIB if card is not None else None

@@ -122,6 +122,8 @@ class LogprobModel(nn.Module):
         self.chunk_size = chunk_size
         self.precision = precision
         self.autocasts = True  # until `prefkd.models.shard` has it done by FSDP, once for each weight
+        # `prefkd.models.shard` says whether ranks exchange weights and gradients once a step, or gradients at least.
+        self.sync_once = self.sums_on_rank = False
         self.attention: Attention = attention
         self.packs = False
         self.compiles: Compile = compile

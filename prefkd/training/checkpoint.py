@@ -66,7 +66,8 @@ FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.microbatch_tokens", "training.attention", "training.compile"),
     *("training.chunk_size", "training.activation_checkpointing", "training.evaluate_every", "training.resume"),
-    *("training.checkpoint_every", "training.keep_checkpoints", "training.shard_over", "training.cpu_offload"),
+    *("training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.shard_over", "training.sync_once", "training.cpu_offload"),
     *("training.async_checkpoints", "training.export", "training.export_every", "training.profile"),
     *("training.sample_answers", "training.sample_tokens", "teacher.placement", "teacher.cpu_offload"),
 )

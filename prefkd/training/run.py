@@ -19,6 +19,8 @@ from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import before_microbatch
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
@@ -113,9 +115,19 @@ class TrainingRun(TrainingData):
         """The microbatches of this rank, on its device; each is made while the one before is worked on."""
         pairs = {"train": self.train_pairs, "held_out": self.held_out_pairs}[split]
         self.recompilations.before_step()
-        yield from ahead(partial(collate, pairs), self.portions.split(split, rows, self.ranks), self.ranks.device)
+        microbatches = self.portions.split(split, rows, self.ranks)
+        made = ahead(partial(collate, pairs), microbatches, self.ranks.device)
+        for number, batch in enumerate(made, start=1):
+            if split == "train" and torch.is_grad_enabled():
+                before_microbatch(learner_of(self), is_last=number == len(microbatches))
+            yield batch
         if split == "train" and (new := self.recompilations.after_step()):
             self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
+
+
+def learner_of(run: TrainingRun) -> LogprobModel:
+    """The model that learns, whatever its recipe calls it."""
+    return next(part for part in vars(run).values() if isinstance(part, LogprobModel))
 
 
 def ahead(
