@@ -103,9 +103,17 @@ class Signals:
         """The same for a part of a term that is about some answers: 0 for the chosen, 1 for the rejected ones."""
         return replace(self, sides=sides)
 
-    def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
-        """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
-        return torch.stack(list(values)).view(len(self.sides), -1).sum(0)
+    def joined(self, model: TokenStates) -> TokenStates:
+        """What a model says of all of these together; the sides are those of a term, chosen before rejected."""
+        pairs = self.policy.shape[1]
+        first, last = self.sides[0] * pairs, (self.sides[-1] + 1) * pairs
+        start, end = sum(model.lengths[:first]), sum(model.lengths[:last])
+        return replace(model.part(start, end), lengths=model.lengths[first:last])
+
+    def pair_sums(self, values: Sequence[Tensor] | Tensor) -> Tensor:
+        """From a scalar for each of `answers`, (A,), to (B,), the sum over the answers of a pair."""
+        joined = values if isinstance(values, Tensor) else torch.stack(list(values))
+        return joined.view(len(self.sides), -1).sum(0)
 
     def parent_sums(self, values: Tensor) -> Tensor:
         """From (2, B, P) values of parents to (B,), the sum over the parents that the term is about."""
