@@ -28,6 +28,7 @@ from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
+from prefkd.data.places import find_places
 from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
@@ -157,7 +158,11 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     return Models(
         student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
         teacher=Teacher(config.teacher, config.asks()),
-        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        collate=partial(
+            collate_pairs,
+            share_prompt=(config.student.share_prompt, config.teacher.share_prompt),
+            pair_up=partial(find_places, one_vocabulary=vocabularies is not None and vocabularies.are_one),
+        ),
         objective=objective,
         vocabularies=vocabularies,
     )
@@ -222,6 +227,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             **heard.signals,
             projectors=run.student.projectors,
             vocabularies=run.vocabularies,
+            places=batch.places,
             only_projectors=warms_up,
         )
         losses, metrics = run.objective(signals, batch.step)  # (B,): their mean over the step is the objective

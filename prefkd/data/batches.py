@@ -7,7 +7,7 @@ Shape letters used here and in the recipes:
     P  parents of the longest answer of the microbatch
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from prefkd.data.arrow import list_lengths
 from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
 from prefkd.data.packing import Movable, Packing, pack
 from prefkd.data.pair_worth import pair_worth
+from prefkd.data.places import Places
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
@@ -138,6 +139,7 @@ class PairBatch(NumberedPairs):
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
+        places: Where both models predict what follows the same text, if that is asked for.
     """
 
     student: TokenBatch
@@ -149,6 +151,7 @@ class PairBatch(NumberedPairs):
     eos_mask: Tensor
     text_parents: tuple[list[int], list[int]]
     step: StepCounts | None = None
+    places: Places | None = None
     kept_teacher: KeptRows | None = None
     kept_positive: KeptRows | None = None
     kept_negative: KeptRows | None = None
@@ -207,13 +210,20 @@ class AnswerBatch(Movable):
         return token_values.new_zeros(len(self.counted)).index_add(0, answers, token_values)
 
 
-def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool]) -> PairBatch:
+def collate_pairs(
+    aligned: Dataset,
+    microbatch: Microbatch,
+    *,
+    share_prompt: tuple[bool, bool],
+    pair_up: Callable[[TokenBatch, TokenBatch], Places] | None = None,
+) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
     Args:
         aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
+        pair_up: Finds the places where student and teacher predict what follows the same text, if anybody asks.
     """
     rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
     num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
@@ -234,9 +244,12 @@ def collate_pairs(aligned: Dataset, microbatch: Microbatch, *, share_prompt: tup
     has_contrast = "positive_prompt" in rows[0]
     student_shares, teacher_shares = share_prompt
     kept: dict[str, Any] = {f"kept_{name}": kept_rows(rows, name) for name in KEPT}
+    student = tokens("student_prompt", "student", student_shares)
+    teacher = tokens("teacher_prompt", "teacher", teacher_shares)
     return PairBatch(
-        student=tokens("student_prompt", "student", student_shares),
-        teacher=tokens("teacher_prompt", "teacher", teacher_shares),
+        student=student,
+        teacher=teacher,
+        places=pair_up(student, teacher) if pair_up else None,
         positive=tokens("positive_prompt", "teacher", teacher_shares) if has_contrast else None,
         negative=tokens("negative_prompt", "teacher", teacher_shares) if has_contrast else None,
         scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),

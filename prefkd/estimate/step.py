@@ -50,7 +50,9 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
             model.register_forward_pre_hook(lambda model, inputs: passes[model].append(inputs[0]))  # pyright: ignore
     batch = without_content(outlines.batch, mode)
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
-    tracker = MemoryTracker(weights, shares={"gradients": 1 if learner is not None and config.training.sync_once else 1 / ranks})
+    tracker = MemoryTracker(
+        weights, shares={"gradients": 1 if learner is not None and config.training.sync_once else 1 / ranks}
+    )
     unpacked = max((unpacked_bytes(base.quantization, model) for base, model in outlines.frozen), default=0)
 
     def ask(batch: Any) -> Any:

@@ -136,8 +136,7 @@ def dual_space_loss(
     key = key / _std(key, teacher_mask, std_over)
     teacher_value = _project(
         projectors.t2s,
-        teacher_hidden / _std(teacher_hidden, teacher_mask, std_over)
-        + outputs / _std(outputs, teacher_mask, std_over),
+        teacher_hidden / _std(teacher_hidden, teacher_mask, std_over) + outputs / _std(outputs, teacher_mask, std_over),
     )
     scores = _attention_scores(_project(projectors.query, query), key)
 

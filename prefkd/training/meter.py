@@ -112,9 +112,8 @@ class Meter:
         there = tokens.segments != Segment.PADDING
         positions = tokens.position_ids.masked_fill(~there, -1)  # padding attends to nothing
         attended = keys_attended(self._models[number].lm, positions)
-        self._counts[number] += torch.stack(
-            [there.sum(), attended, there.new_tensor(len(tokens.targets), dtype=torch.long)]
-        )
+        targets = torch.full((), len(tokens.targets), device=there.device)  # written there, not copied
+        self._counts[number] += torch.stack([there.sum(), attended, targets])
 
     def _flops(self, model: LogprobModel, counts: list[float]) -> float:
         tokens, attended, targets = map(int, counts)

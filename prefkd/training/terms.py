@@ -28,6 +28,8 @@ A term of your own lies in a file of your own, mine.py say, and `_component_: mi
         return signals.pair_sums(values)
 """
 
+from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -168,9 +170,10 @@ def same_vocabulary(
             teacher_temperature=teacher_temperature,
             skew=skew,
             adaptive_alpha=adaptive_alpha,
-        ).sum()
+        )
 
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
+    answers = _same_targets(signals)
+    return signals.pair_sums(signals.answer_sums(in_chunks(loss, *answers), answers[0].lengths))
 
 
 @term(needs=["teacher_states"], unit="token", cached=True)
@@ -182,12 +185,12 @@ def uld(signals: Signals, align: Literal["position", "parent"] = "position") -> 
             the text; `parent` compares where a parent is one token on each side.
     """
 
-    def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
-        labels = student.targets[None], teacher.targets[None]
-        return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
+    def distances(student: TokenStates, teacher: TokenStates) -> Tensor:
+        return baselines.sorted_distance(student.logits(), teacher.logits().detach())
 
-    answers = signals.answers() if align == "position" else shared_places(signals, signals.teacher)
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in answers])
+    answers = _same_positions(signals) if align == "position" else shared_places(signals, signals.teacher)
+    values = in_chunks(distances, *answers)
+    return signals.pair_sums(signals.answer_sums(values, answers[0].lengths))
 
 
 @term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
@@ -227,14 +230,7 @@ def alm(signals: Signals, temperature: float = 100.0) -> Losses:
         temperature: The larger, the more improbable parents count.
     """
     assert signals.teacher_logprobs is not None
-    each = zip(signals.policy, signals.teacher_logprobs, signals.parent_mask, strict=True)
-    values = [
-        baselines.alm_loss(*answer, temperature=temperature) * answer[2].sum()  # its mean, back to a sum
-        for side, answers in enumerate(each)
-        if side in signals.sides
-        for answer in zip(*answers, strict=True)
-    ]
-    return signals.pair_sums(values)
+    return signals.parent_sums(baselines.alm_values(signals.policy, signals.teacher_logprobs, temperature=temperature))
 
 
 def _of_pairs(signals: Signals, terms: DualSpaceTerms) -> Losses:
@@ -276,12 +272,27 @@ def _padded(states: TokenStates) -> DualSpaceSide:
     )
 
 
-def _same_targets(signals: Signals) -> list[tuple[TokenStates, TokenStates]]:
-    answers = signals.answers()
-    for student, teacher in answers:
-        if not torch.equal(student.targets, teacher.targets):
-            raise PrefkdError(
-                "student and teacher read an answer as different tokens, though they have one vocabulary; "
-                "give both the same template"
-            )
-    return answers
+def _same_positions(signals: Signals) -> tuple[TokenStates, TokenStates]:
+    """The i-th targets of student and teacher, for each answer as many as the shorter reading has."""
+    assert signals.teacher is not None
+    student, teacher = signals.joined(signals.student), signals.joined(signals.teacher)
+    lengths = tuple(map(min, student.lengths, teacher.lengths))
+    starts = ([0, *accumulate(side.lengths)] for side in (student, teacher))
+    own, other = (
+        torch.cat([torch.arange(start, start + n, device=student.targets.device) for start, n in zip(side, lengths)])
+        for side in starts
+    )
+    return replace(student.at(own), lengths=lengths), replace(teacher.at(other), lengths=lengths)
+
+
+def _same_targets(signals: Signals) -> tuple[TokenStates, TokenStates]:
+    """The targets of student and teacher, who read all answers as the same tokens."""
+    assert signals.teacher is not None
+    student, teacher = signals.joined(signals.student), signals.joined(signals.teacher)
+    known = signals.places
+    if not (known.are_same if known is not None else torch.equal(student.targets, teacher.targets)):
+        raise PrefkdError(
+            "student and teacher read an answer as different tokens, though they have one vocabulary; "
+            "give both the same template"
+        )
+    return student, teacher

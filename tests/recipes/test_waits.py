@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefkd.training import run as training_run
 from tests.recipes import single_model, two_models
 
-# `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+# `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare; tensors made of Python's numbers
+# and lists, which are copied from main memory; a look whether a matrix could be inverted.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
+WAITING += ("lift_fresh", "_linalg_check_errors")
 
 
 class Waits(TorchDispatchMode):
@@ -60,7 +62,14 @@ def waits(monkeypatch) -> Waits:
     return counting
 
 
-DUAL_SPACE = "objective=[{_component_: prefkd.training.terms.dual_space, answers: both}]"
+def terms(*settings: str) -> str:
+    return (
+        "objective=[{_component_: prefkd.training.terms.tis_dpo},"
+        + ",".join(f"{{_component_: prefkd.training.terms.{each}}}" for each in settings)
+        + "]"
+    )
+
+
 RUNS = {
     # Under a mask, transformers looks at each row of single answers for padding.
     "sft": ("training.attention=varlen",),
@@ -70,7 +79,13 @@ RUNS = {
     "tis_dpo_distill rank_based": ("weights.method=rank_based", "weights.reduce=mean"),
     "tis_dpo_distill varlen": ("training.attention=varlen",),
     "dskd_distill": (),
-    "dskd_distill dual_space": (DUAL_SPACE,),
+    "dskd_distill dual_space": (terms("dual_space, answers: both", "cross_entropy", "alm", "uld"),),
+    "dskd_distill shared tokens": (terms("shared_tokens", "gold", "x_token", "distillm2", "uld, align: parent"),),
+    "dskd_distill dual_space_v2": (terms("dual_space_v2, answers: rejected"),),
+    "dskd_distill pi+ and pi-": (
+        "contrast.kind=prompts",
+        terms("align_distil", "dckd", "adpa", "tvkd", "pad", "preference"),
+    ),
 }
 
 
