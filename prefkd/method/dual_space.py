@@ -66,7 +66,8 @@ class DualSpaceSide:
 
 @dataclass(frozen=True)
 class DualSpaceTerms:
-    """Sums over targets in float32 or wider, scalars or one for each example. Only `t2s_ce`, `t2s_kd`, `s2t_kd` and `kd` carry gradient.
+    """Sums over targets in float32 or wider, scalars or one for each example. Only `t2s_ce`, `t2s_kd`, `s2t_kd` and
+    `kd` carry gradient.
 
     t2s_ce: cross-entropy of the projected teacher; teaches `t2s` and, with two vocabularies, `query`.
     t2s_kd: divergence of the student from the projected teacher; teaches the student.
@@ -179,7 +180,8 @@ def same_vocabulary_loss(
         by_example, chunk_size: As in `dual_space_loss`.
 
     Raises:
-        ValueError: The labels differ (seen unless both sides say where their targets are), `chunk_size` is less than 1, or `divergence` refuses its arguments.
+        ValueError: The labels differ, which is seen unless both sides say where their targets are; `chunk_size` is less
+            than 1; or `divergence` refuses its arguments.
     """
     _check_chunk_size(chunk_size)
     if (student.targets is None or teacher.targets is None) and not torch.equal(student.labels, teacher.labels):

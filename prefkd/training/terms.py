@@ -277,12 +277,12 @@ def _same_positions(signals: Signals) -> tuple[TokenStates, TokenStates]:
     assert signals.teacher is not None
     student, teacher = signals.joined(signals.student), signals.joined(signals.teacher)
     lengths = tuple(map(min, student.lengths, teacher.lengths))
-    starts = ([0, *accumulate(side.lengths)] for side in (student, teacher))
-    own, other = (
-        torch.cat([torch.arange(start, start + n, device=student.targets.device) for start, n in zip(side, lengths)])
-        for side in starts
-    )
-    return replace(student.at(own), lengths=lengths), replace(teacher.at(other), lengths=lengths)
+    found = []
+    for side in (student, teacher):
+        spans = zip(accumulate(side.lengths, initial=0), lengths, strict=False)
+        places = [torch.arange(start, start + length, device=side.targets.device) for start, length in spans]
+        found.append(replace(side.at(torch.cat(places)), lengths=lengths))
+    return found[0], found[1]
 
 
 def _same_targets(signals: Signals) -> tuple[TokenStates, TokenStates]:

@@ -126,10 +126,8 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
         for name, (of_step, counted_here) in found.items():
             assert counted_here == tuple(groups * count for count in WAYS[name][1]), name
             assert len(of_step) >= len(expected) - 1
-            for weight, gradient in of_step.items():  # FSDP2 takes the mean over ranks
-                torch.testing.assert_close(
-                    4 * gradient, expected[weight], rtol=1e-5, atol=1e-5, msg=f"{name}: {weight}"
-                )
+            for weight, mean in of_step.items():  # FSDP2 takes that over ranks
+                torch.testing.assert_close(4 * mean, expected[weight], rtol=1e-5, atol=1e-5, msg=f"{name}: {weight}")
 
 
 def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):

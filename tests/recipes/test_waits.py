@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefkd.training import run as training_run
 from tests.recipes import single_model, two_models
 
-# `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare; tensors made of Python's numbers
-# and lists, which are copied from main memory; a look whether a matrix could be inverted.
+# `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare; tensors made of Python's
+# numbers and lists, which are copied from main memory; a look whether a matrix could be inverted.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
 WAITING += ("lift_fresh", "_linalg_check_errors")
 
