@@ -116,7 +116,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """The columns beside each other: the mean of each row, a line for the spread, dots for the seeds."""
+    """The columns next to each other: the mean of each row, a line for the spread, dots for the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Aligning two tokenizations beside making them.
+"""Aligning two tokenizations compared with making them.
 
     python benchmarks/alignment.py --pairs pairs.jsonl.gz --student models/a --teacher models/b
 

@@ -21,7 +21,7 @@ import tyro
 
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer
 from prefkd.ranks import Ranks
-from prefkd.training.export import save_pretrained
+from prefkd.training.export import save_trained
 from prefkd.training.settings import Export, TrainingConfig
 
 EXPORTS: dict[Export, str] = {
@@ -87,7 +87,7 @@ def save(trained: Path, start: Path, export: Export) -> Path:
         lm = load_causal_lm(model, dtype=torch.float32, device=torch.device("cpu"))
         ranks, training = Ranks(0, 1, torch.device("cpu")), TrainingConfig(export=export)
         begun = replace(model, path=str(start))
-        save_pretrained(lm, load_tokenizer(model), folder, start=begun, training=training, ranks=ranks)
+        save_trained(lm, load_tokenizer(model), folder, start=begun, training=training, ranks=ranks)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`linear_token_logprobs` beside the naive way: full logits, log-softmax, gather. Forward and backward.
+"""`linear_token_logprobs` compared with the naive way: full logits, log-softmax, gather. Forward and backward.
 
     python benchmarks/linear_logprobs.py                                     # full size; the naive way needs 16 GB
     python benchmarks/linear_logprobs.py --tokens 1024 --vocabulary 32000    # a smaller machine

@@ -1,4 +1,4 @@
-r"""What `prefkd plan` says of memory beside what runs take, for recipes of the demo, on a CPU.
+r"""What `prefkd plan` says of memory compared with what runs take, for recipes of the demo, on a CPU.
 
     prefkd download demo
     python benchmarks/plan_memory.py

@@ -1,4 +1,4 @@
-r"""Time and peak memory of a preference step beside TRL's DPOTrainer, on the same pairs, in the same run.
+r"""Time and peak memory of a preference step compared with TRL's DPOTrainer, on the same pairs, in the same run.
 
 A model against its own frozen start, float32 on the CPU. Each side runs in a process of its own, TRL in its own
 environment (see trl_side.py), because its versions need not agree with ours:
@@ -70,6 +70,7 @@ def run_prefkd(arguments: Arguments) -> dict[str, Any]:
     from datasets import Dataset
 
     from prefkd.data.batches import collate_pairs
+    from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
     from prefkd.data.steps import Microbatch
     from prefkd.method.preference import dpo_loss
     from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer
@@ -81,14 +82,11 @@ def run_prefkd(arguments: Arguments) -> dict[str, Any]:
     rows = []
     for row, pair in enumerate(choose_pairs(arguments)):
         ids = {name: tokenizer(text)["input_ids"] for name, text in pair.items()}
-        answers: dict[str, Any] = {"file": str(arguments.pairs), "row": row}
-        for name in ("chosen", "rejected"):
-            ids[name] = [*ids[name], tokenizer.eos_token_id]
-            answers |= {f"{name}_parents": len(ids[name]), f"{name}_ends": True}
-        for side in ("student", "teacher"):
-            answers |= {f"{side}_{name}": value for name, value in ids.items()}
-            answers |= {f"{side}_{name}_parents": list(range(len(ids[name]))) for name in ("chosen", "rejected")}
-        rows.append(answers)
+        chosen, rejected = ([*ids[name], tokenizer.eos_token_id] for name in ("chosen", "rejected"))
+        reading = Reading(ids["prompt"], (chosen, rejected), (range(len(chosen)), range(len(rejected))))
+        answers = AlignedAnswer(len(chosen), True, 0, 0), AlignedAnswer(len(rejected), True, 0, 0)
+        columns = AlignedRow(reading, reading, answers, {}).columns()
+        rows.append({"file": str(arguments.pairs), "row": row, **columns})
     aligned = Dataset.from_list(rows)
     policy = LogprobModel(load_causal_lm(config, dtype=torch.float32, device=cpu)).train()
     if arguments.activation_checkpointing in ("both", "prefkd"):

@@ -26,6 +26,7 @@ from datasets import Dataset
 
 from prefkd.data.batches import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import ANSWERS, score_column
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.load import ModelConfig, TeacherConfig, read_side
@@ -94,7 +95,8 @@ def read(config: TeacherConfig, aligned: Dataset, microbatch: int) -> tuple[np.n
         assert scores is not None
         found |= zip(part.rows, scores.columns(batch.parent_mask), strict=True)
     seconds = time.perf_counter() - began
-    values = [found[row][f"{answer}_reference"] for row in range(len(aligned)) for answer in ("chosen", "rejected")]
+    columns = [score_column(answer, "reference") for answer in ANSWERS]
+    values = [found[row][name] for row in range(len(aligned)) for name in columns]
     return np.concatenate(values), len(aligned) / seconds
 
 

@@ -1,4 +1,4 @@
-"""Loss and gradient norm of recipe dpo beside those of TRL's DPOTrainer: the same model, the same eight pairs.
+"""Loss and gradient norm of recipe dpo compared with those of TRL's DPOTrainer: the same model, the same eight pairs.
 
     python benchmarks/trl_agreement.py --model models/smollm2-135m-instruct --pairs pairs.jsonl --trl-python PYTHON
 

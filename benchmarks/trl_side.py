@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on given pairs, for the comparisons beside this file; it runs in an environment of TRL's own.
+"""TRL's DPOTrainer on given pairs, for the comparisons in this folder; it runs in an environment of TRL's own.
 
     python -m venv trl && trl/bin/pip install trl==1.16.0
 

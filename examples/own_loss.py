@@ -1,6 +1,6 @@
 """A preference loss of your own for the recipes dpo and dpo_distill: a hinge on the log-ratio margin.
 
-Beside this file, name it in place of the config's loss and run the recipe:
+Next to this file, name it in place of the config's loss and run the recipe:
 
     prefkd run dpo --config demo/dpo loss._component_=own_loss.hinge loss.beta=0.1
 """

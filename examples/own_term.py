@@ -1,6 +1,6 @@
 """A term of your own in the objective of dskd_distill: a penalty on a student that is too sure of its words.
 
-Beside this file, name it in a config and run the recipe:
+Next to this file, name it in a config and run the recipe:
 
     prefkd run dskd_distill --config demo/dskd_distill \
         "objective=[{_component_: prefkd.training.terms.tis_dpo}, {_component_: own_term.entropy, weight: 0.1}]"

@@ -296,7 +296,7 @@ def load_recipe(path: Path) -> ModuleType:
         raise PrefkdError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     for part in ("Config", "main"):
         if not hasattr(module, part):
-            raise PrefkdError(f"{path} is no recipe: it defines no {part}; `prefkd cp` gives you one to start from")
+            raise PrefkdError(f"{path} is not a recipe: it defines no {part}; `prefkd cp` gives you one to start from")
     if not is_dataclass(module.Config):
-        raise PrefkdError(f"{path} is no recipe: its Config is not a dataclass; put @dataclass above it")
+        raise PrefkdError(f"{path} is not a recipe: its Config is not a dataclass; put @dataclass above it")
     return module

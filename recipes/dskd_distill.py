@@ -161,6 +161,7 @@ def load_models(config: Config, ranks: Ranks) -> Models:
         collate=partial(
             collate_pairs,
             share_prompt=(config.student.share_prompt, config.teacher.share_prompt),
+            instructed=config.teacher.scores is None,
             pair_up=partial(find_places, one_vocabulary=vocabularies is not None and vocabularies.are_one),
         ),
         objective=objective,

@@ -79,7 +79,7 @@ class Config:
         for key in ("baseline", "reference"):
             name = getattr(self, key)
             if name is not None and self.checkpoints and name not in self.checkpoints:
-                yield f"{key}: {name} is no checkpoint{nearest(name, self.checkpoints)}"
+                yield f"{key}: {name} is not a checkpoint{nearest(name, self.checkpoints)}"
         if self.preferences is None and not self.answers and self.lm_eval is None:
             yield "preferences: nothing is to be evaluated; give data: {name: {source: ...}}, answers, lm_eval"
         for name, task in self.answers.items():

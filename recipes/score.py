@@ -27,10 +27,11 @@ from prefkd.config.hints import size_problems
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import INSTRUCTIONS, count_scored
 from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import (
     ContrastConfig,
@@ -238,12 +239,11 @@ def save(config: Config, run: Run) -> dict[str, object]:
     """Report on the weights that the scores make by default, and say what was written."""
     files = sorted(run.folder.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
-    parents = sum(sum(aligned[f"{answer}_parents"][:]) for aligned in run.aligned.values() for answer in ANSWERS)
-    answers = [ids for aligned in run.aligned.values() for name in ANSWERS for ids in aligned[f"teacher_{name}"][:]]
+    parents, tokens = map(sum, zip(*map(count_scored, run.aligned.values()), strict=True))
     written: dict[str, object] = {
         "scores": run.folder,
         "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent"
-        + (f", {size / sum(map(len, answers)):.0f} bytes a token of the teacher" if config.keep else ""),
+        + (f", {size / tokens:.0f} bytes a token of the teacher" if config.keep else ""),
         "config": config.output_dir / "config.yaml",
     }
     if config.contrast.kind != "none":

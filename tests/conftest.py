@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def _shared(part: str) -> Path:
     folder = Path(os.environ.get("PREFKD_SHARED", ROOT.parent / "shared")) / part
     if not folder.exists():
-        pytest.skip(f"needs {part} beside the checkout (or PREFKD_SHARED)")
+        pytest.skip(f"needs {part} next to the checkout (or PREFKD_SHARED)")
     return folder
 
 

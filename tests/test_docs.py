@@ -123,7 +123,7 @@ def test_a_config_is_sound(page, block, tmp_path, monkeypatch):
     }
     named = written.pop("recipe", None)
     recipe = named or next((name for name in RECIPES if written.keys() <= takes[name]), None)
-    assert recipe in RECIPES, f"no recipe takes {', '.join(written)}; a block that is no config is of kind text"
+    assert recipe in RECIPES, f"no recipe takes {', '.join(written)}; a block that is not a config is of kind text"
     path.write_text(yaml.safe_dump({"base": f"demo/{recipe}", **written}), encoding="utf-8")
     check_config(recipe, path, [], fragment=named is None)
 

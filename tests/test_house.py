@@ -61,7 +61,45 @@ def test_a_climbing_import_is_seen() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_every_docstring_line_stands_alone(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = [
-        line.strip() for line in lines if re.match(r"\s+[a-z_*][a-z_0-9, *]*: (Of|Those|That|What|The same)\b", line)
-    ]
+    found = [line.strip() for line in lines if DANGLING.match(line)]
     assert not found, "say what it is, with a noun"
+
+
+def test_no_recipe_and_no_module_guesses_what_a_config_has() -> None:
+    guesses = re.compile(r"\b(has|get)attr\(config\b")
+    outside = [path for path in SOURCES if path.parent.name != "config"]
+    found = [path.name for path in outside if guesses.search(path.read_text(encoding="utf-8"))]
+    assert not found, "ask `prefkd.config.fields`"
+
+
+def test_columns_of_rows_are_spelled_in_one_module() -> None:
+    """The tokens, parents and scores of an answer: `prefkd.data.rows` has their names, and says what is there."""
+    spelled = re.compile(
+        r"[\"'](student|teacher|\{side\})_(prompt|chosen|rejected|\{answer\})"
+        r"|[\"'](chosen|rejected|\{answer\})_(parents|ends|characters|single|reference|positive|negative)[\"']"
+    )
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in SOURCES
+        if path.parts[-2:] != ("data", "rows.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if spelled.search(line)
+    ]
+    assert not found
+
+
+def test_contributing_answers_are_true() -> None:
+    """Each file of an answer is there, and each name stands in one of its files."""
+    root = PACKAGE.parent
+    lines = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where do I look?")[2].splitlines()
+    answers = [line.split("|")[2] for line in lines if line.startswith("| ")]
+    checked = 0
+    for answer in answers:
+        words = re.findall(r"`([^`]+)`", answer)
+        files = [root / word for word in words if "/" in word]
+        assert all(file.exists() for file in files), answer
+        text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+        for name in (word.lstrip("@") for word in words if "/" not in word and " " not in word):
+            assert name in text, f"{name} is not in {answer}"
+            checked += 1
+    assert checked > 8

@@ -15,7 +15,7 @@ RECIPE = next(recipe for recipe in catalog.recipes() if recipe.configs)
 
 
 def fresh_environment(home: Path, *paths: str) -> Path:
-    """The Python of an environment that sees, beside its own packages, those in some folders."""
+    """The Python of an environment that sees its own packages and those in some folders."""
     run(sys.executable, "-m", "venv", "--without-pip", home)
     (packages_of(home) / "borrowed.pth").write_text("\n".join(paths))
     return home / "bin" / "python"

@@ -72,7 +72,7 @@ def test_what_fits_nowhere_is_said(new, capsys):
 
 def test_adapters_are_chosen_where_all_weights_do_not_fit(new, tmp_path, capsys):
     """A student whose optimizer is what needs memory, on a card between the two."""
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128, "num_hidden_layers": 4}
+    sizes = {"hidden_size": 512, "intermediate_size": 8192, "head_dim": 128, "num_hidden_layers": 1}
     make_model(tmp_path / "large", "qwen2", "byte_level", **sizes)
     keys = new("--recipe", "dpo_distill", student=str(tmp_path / "large"), gpu="0.2")
     assert keys["lora"]["rank"] == 16 and keys["optimizer"]["lr"] == pytest.approx(1e-5)

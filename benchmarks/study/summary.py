@@ -18,7 +18,7 @@ import yaml
 from run import HERE, margin, records
 
 BASELINE = "dpo"
-# Rows that train without a teacher are no hypotheses of their own.
+# Rows that train without a teacher are not hypotheses of their own.
 ALONE = ("start", "sft", BASELINE)
 Reader = Callable[[dict[str, Any], dict[str, Any]], float]
 # From what is read of a model and of the start, for a pair. The first is the primary metric.

@@ -24,7 +24,7 @@ from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
-from prefkd.evaluation.checkpoints import in_rounds, together
+from prefkd.evaluation.checkpoints import in_rounds, on_all
 from prefkd.evaluation.judge import Comparison, JudgeConfig, judge
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
@@ -117,7 +117,7 @@ def rank_by_reward_model(
     left.sort(key=lambda one: len(one[1]), reverse=True)
     if left:
         loaded: list[RewardModel] = []
-        together(ranks, lambda: loaded.append(RewardModel(config, ranks.device)))
+        on_all(ranks, lambda: loaded.append(RewardModel(config, ranks.device)))
 
         def score(batch: Sequence[tuple[tuple[str, int], str]]) -> list[dict[str, Any]]:
             rewards = loaded[0].score([(messages[key[0]], text) for key, text in batch])

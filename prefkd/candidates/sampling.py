@@ -23,7 +23,7 @@ import numpy as np
 
 from prefkd.data.templates import ModelSide
 from prefkd.errors import Problem
-from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig, in_rounds, together
+from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig, in_rounds, on_all
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, plan_batches, sample_batch
 from prefkd.evaluation.prompts import Prompt, prompts_fingerprint
 from prefkd.evaluation.records import Records
@@ -72,7 +72,7 @@ def sample_answers(
     left = [batch for batch in batches if any(key not in records.rows for key in _keys(batch))]
     bar.advance(checkpoint.name, steps=sum(len(batch.prompts) for batch in batches if batch not in left))
     if left:
-        together(ranks, checkpoint.load)
+        on_all(ranks, checkpoint.load)
 
     def answer(batch: PromptBatch) -> list[dict[str, Any]]:
         return list(_rows(checkpoint, batch, sampling, checkpoint.side))

@@ -19,7 +19,7 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
     """Load a recipe and its config, and run it in this process.
 
     Raises:
-        PrefkdError: If the file is no recipe.
+        PrefkdError: If the file is not a recipe.
         ConfigError: With everything that is wrong in the config.
     """
     recipe = load_recipe(recipe_path)

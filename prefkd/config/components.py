@@ -80,7 +80,7 @@ def import_dotpath(dotpath: str) -> Callable[..., Any]:
     """
     parts = dotpath.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise PrefkdError(f"{dotpath!r} is no dotted path; write one such as torch.optim.AdamW")
+        raise PrefkdError(f"{dotpath!r} is not a dotted path; write one such as torch.optim.AdamW")
     found, path = _member(None, "", parts[0]), parts[0]
     if found is None:
         raise PrefkdError(f"{dotpath}: there is no module {path}; install it, or look for a typing error")

@@ -1,13 +1,24 @@
 """What aligning did to a data set, in numbers that a user can judge the two tokenizers and the limits by."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from prefkd.data.arrow import list_lengths, numbers, tables
-from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
+from prefkd.data.rows import (
+    ANSWERS,
+    INSTRUCTIONS,
+    SIDES,
+    Contents,
+    answer_column,
+    cut_column,
+    read_columns,
+    token_column,
+)
 
 
 def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -37,21 +48,19 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
     }
     if not len(aligned):
         return report
-    all_lengths = list_lengths(aligned, [f"{side}_{answer}" for side in SIDES for answer in ANSWERS])
 
-    def counts(name: str) -> np.ndarray:
-        return numbers(aligned, name)
+    def of_both_answers(column: Callable[[str], str]) -> np.ndarray:
+        return np.concatenate([numbers(aligned, column(answer)) for answer in ANSWERS])
 
-    def of_both_answers(read: Callable[[str], np.ndarray], column: str) -> np.ndarray:
-        return np.concatenate([read(column.format(answer=answer)) for answer in ANSWERS])
+    def of_answers(name: str) -> np.ndarray:
+        return of_both_answers(lambda answer: answer_column(answer, name))
 
-    parents = of_both_answers(counts, "{answer}_parents")
-    ends = of_both_answers(counts, "{answer}_ends")
-    single = of_both_answers(counts, "{answer}_single")
-    characters = of_both_answers(counts, "{answer}_characters")
-    tokens = {side: of_both_answers(all_lengths.__getitem__, f"{side}_{{answer}}") for side in SIDES}
-    response_cut = {side: of_both_answers(counts, f"{side}_{{answer}}_cut") for side in SIDES}
-    prompt_cut = {side: counts(f"{side}_prompt_cut") for side in SIDES}
+    parents, ends, single, characters = map(of_answers, ("parents", "ends", "single", "characters"))
+    columns = {side: read_columns(side, instructed=False)[1] for side in SIDES}
+    lengths = list_lengths(aligned, [*chain(*columns.values())])
+    tokens = {side: np.concatenate([lengths[name] for name in names]) for side, names in columns.items()}
+    response_cut = {side: of_both_answers(partial(cut_column, side)) for side in SIDES}
+    prompt_cut = {side: numbers(aligned, cut_column(side, "prompt")) for side in SIDES}
     report |= {
         "parents_per_response": {
             "mean": round(float(parents.mean()), 2),
@@ -64,8 +73,8 @@ def alignment_report(aligned: Dataset, pairs: Dataset, left_out: Mapping[str, in
         "response_tokens_dropped": {side: int(response_cut[side].sum()) for side in SIDES},
         "prompt_tokens_dropped": {side: int(prompt_cut[side].sum()) for side in SIDES},
     }
-    positive, negative = (f"{name}_prompt" for name in INSTRUCTIONS)
-    if positive in aligned.column_names:
+    if Contents.of(aligned).instructed:
+        positive, negative = (token_column(name, "prompt") for name in INSTRUCTIONS)
         report["pairs_without_contrast"] = sum(
             one == other
             for table in tables(aligned, [positive, negative])

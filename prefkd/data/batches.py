@@ -7,8 +7,8 @@ Shape letters used here and in the recipes:
     P  parents of the longest answer of the microbatch
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -18,12 +18,23 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.arrow import list_lengths
-from prefkd.data.kept_rows import KEPT, KeptRows, kept_rows
+from prefkd.data.kept_rows import KeptRows, kept_rows
 from prefkd.data.packing import Movable, Packing, pack
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.places import Places
+from prefkd.data.rows import (
+    ANSWERS,
+    INSTRUCTIONS,
+    AlignedRow,
+    Contents,
+    Reading,
+    answer_column,
+    row_name,
+    score_column,
+    target_column,
+    token_column,
+)
 from prefkd.data.steps import Microbatch
-from prefkd.data.tokenizing import ANSWERS
 from prefkd.method.logprobs import parent_logprobs
 
 
@@ -134,7 +145,7 @@ class PairBatch(NumberedPairs):
         student, teacher: The pairs as each model reads them.
         positive, negative: The pairs under the positive and the negative instruction (teacher's tokens), or None.
         scores: Log-probs that the teacher gave them earlier, or None.
-        kept_teacher, kept_positive, kept_negative: Next-token distributions that were kept then, or None.
+        kept: Next-token distributions that were kept then, by the names of `prefkd.data.rows.KEPT`.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
@@ -152,9 +163,7 @@ class PairBatch(NumberedPairs):
     text_parents: tuple[list[int], list[int]]
     step: StepCounts | None = None
     places: Places | None = None
-    kept_teacher: KeptRows | None = None
-    kept_positive: KeptRows | None = None
-    kept_negative: KeptRows | None = None
+    kept: dict[str, KeptRows] = field(default_factory=dict)
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
@@ -215,6 +224,7 @@ def collate_pairs(
     microbatch: Microbatch,
     *,
     share_prompt: tuple[bool, bool],
+    instructed: bool = True,
     pair_up: Callable[[TokenBatch, TokenBatch], Places] | None = None,
 ) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
@@ -223,47 +233,41 @@ def collate_pairs(
         aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
+        instructed: Whether a model reads the pairs under the two instructions, if they have any.
         pair_up: Finds the places where student and teacher predict what follows the same text, if anybody asks.
     """
     rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
-    num_parents = max(max(row["chosen_parents"], row["rejected_parents"]) for row in rows)
-    counts = torch.tensor([[row[f"{answer}_parents"] for row in rows] for answer in ("chosen", "rejected")])
-    ends = torch.tensor([[row[f"{answer}_ends"] for row in rows] for answer in ("chosen", "rejected")])
+    contents, pairs = Contents.of(aligned), [AlignedRow.of(row) for row in rows]
+    counts = torch.tensor([[pair.answers[i].parents for pair in pairs] for i in range(2)])
+    ends = torch.tensor([[pair.answers[i].ends for pair in pairs] for i in range(2)])
     chosen_text, rejected_text = (counts - ends.long()).tolist()
+    num_parents = int(counts.max())
     index = torch.arange(num_parents)
-
-    def tokens(prompt: str, side: str, shared: bool) -> TokenBatch:
-        answers = [f"{side}_{answer}" for answer in ANSWERS]
-        parents = [f"{answer}_parents" for answer in answers]
-        return _token_batch(rows, prompt, answers, parents, shares_prompt=shared, num_parents=num_parents)
-
-    def scores(name: str) -> Tensor | None:
-        return _padded_scores(rows, name, num_parents) if f"chosen_{name}" in rows[0] else None
-
-    reference = scores("reference")
-    has_contrast = "positive_prompt" in rows[0]
     student_shares, teacher_shares = share_prompt
-    kept: dict[str, Any] = {f"kept_{name}": kept_rows(rows, name) for name in KEPT}
-    student = tokens("student_prompt", "student", student_shares)
-    teacher = tokens("teacher_prompt", "teacher", teacher_shares)
+
+    def tokens(readings: Iterable[Reading], shared: bool) -> TokenBatch:
+        return _token_batch([*readings], shares_prompt=shared, num_parents=num_parents)
+
+    scores = {name: _padded_scores(rows, name, num_parents) for name in contents.scores}
+    under = {
+        name: tokens((pair.under(name) for pair in pairs), teacher_shares)
+        for name in (INSTRUCTIONS if contents.instructed and instructed else ())
+    }
+    student = tokens((pair.student for pair in pairs), student_shares)
+    teacher = tokens((pair.teacher for pair in pairs), teacher_shares)
     return PairBatch(
         student=student,
         teacher=teacher,
         places=pair_up(student, teacher) if pair_up else None,
-        positive=tokens("positive_prompt", "teacher", teacher_shares) if has_contrast else None,
-        negative=tokens("negative_prompt", "teacher", teacher_shares) if has_contrast else None,
-        scores=None if reference is None else ParentScores(reference, scores("positive"), scores("negative")),
+        positive=under.get("positive"),
+        negative=under.get("negative"),
+        scores=ParentScores(**scores) if scores else None,
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],
         text_parents=(chosen_text, rejected_text),
-        counted=_counted(microbatch),
-        names=[f"{row['file']}:{row['row']}" for row in rows],
-        data=aligned._fingerprint,
-        rows=microbatch.rows,
-        rows_of_step=microbatch.step or microbatch.rows,
-        **pair_worth(aligned, microbatch),
         step=_step_counts(aligned, microbatch),
-        **kept,
+        kept={name: kept_rows(rows, name) for name in contents.kept},
+        **_numbered(aligned, microbatch, rows),
     )
 
 
@@ -281,7 +285,7 @@ def score_columns(scores: Mapping[str, Tensor], mask: Tensor) -> list[dict[str, 
     exists = mask.cpu().numpy()
     return [
         {
-            f"{answer}_{name}": score[side, pair][exists[side, pair]]
+            score_column(answer, name): score[side, pair][exists[side, pair]]
             for side, answer in enumerate(ANSWERS)
             for name, score in values.items()
         }
@@ -291,16 +295,17 @@ def score_columns(scores: Mapping[str, Tensor], mask: Tensor) -> list[dict[str, 
 
 def count_targets(aligned: Dataset) -> Dataset:
     """Add the number of the student's target tokens to each row, from which `collate_pairs` counts those of a step."""
-    for name, lengths in list_lengths(aligned, [f"student_{name}" for name in ANSWERS]).items():
-        aligned = aligned.add_column(f"{name}_targets", lengths.astype(np.int32))  # pyright: ignore[reportArgumentType]
+    lengths = list_lengths(aligned, [token_column("student", answer) for answer in ANSWERS])
+    for answer, values in zip(ANSWERS, lengths.values(), strict=True):
+        aligned = aligned.add_column(target_column(answer), values.astype(np.int32))  # pyright: ignore[reportArgumentType]
     return aligned
 
 
 def _step_counts(aligned: Dataset, microbatch: Microbatch) -> StepCounts | None:
-    if "student_chosen_targets" not in aligned.column_names:
+    if not Contents.of(aligned).targets:
         return None
     rows = microbatch.step or microbatch.rows
-    columns = [f"student_{name}_targets" for name in ANSWERS] + [f"{name}_parents" for name in ANSWERS]
+    columns = [*map(target_column, ANSWERS), *(answer_column(answer, "parents") for answer in ANSWERS)]
     sums = {name: int(np.sum(values)) for name, values in aligned.select_columns(columns)[list(rows)].items()}
     chosen_tokens, rejected_tokens, chosen_parents, rejected_parents = (sums[name] for name in columns)
     return StepCounts(len(rows), (chosen_tokens, rejected_tokens), (chosen_parents, rejected_parents))
@@ -315,18 +320,15 @@ def collate_tokens(tokenized: Dataset, microbatch: Microbatch, *, share_prompt: 
         share_prompt: Whether the model reads a pair as one row.
     """
     rows: list[dict[str, Any]] = [tokenized[index] for index in microbatch.rows]
-    lengths = torch.tensor([[len(row[answer]) for row in rows] for answer in ANSWERS])
+    readings = [Reading.of(row) for row in rows]
+    lengths = torch.tensor([[len(reading.answers[i]) for reading in readings] for i in range(2)])
     longest = int(lengths.max())
+    has_reference = "reference" in Contents.of(tokenized).scores
     return TokenPairBatch(
-        tokens=_token_batch(rows, "prompt", ANSWERS, shares_prompt=share_prompt, num_parents=longest),
+        tokens=_token_batch(readings, shares_prompt=share_prompt, num_parents=longest),
         mask=torch.arange(longest) < lengths[:, :, None],
-        reference=_padded_scores(rows, "reference", longest) if "chosen_reference" in rows[0] else None,
-        counted=_counted(microbatch),
-        names=[f"{row['file']}:{row['row']}" for row in rows],
-        data=tokenized._fingerprint,
-        rows=microbatch.rows,
-        rows_of_step=microbatch.step or microbatch.rows,
-        **pair_worth(tokenized, microbatch),
+        reference=_padded_scores(rows, "reference", longest) if has_reference else None,
+        **_numbered(tokenized, microbatch, rows),
     )
 
 
@@ -335,12 +337,25 @@ def collate_answers(
 ) -> AnswerBatch:
     """One of the two answers of each row, a row each; for supervised fine-tuning."""
     rows: list[dict[str, Any]] = [tokenized[index] for index in microbatch.rows]
-    longest = max(len(row[answer]) for row in rows)
+    readings, asked = [Reading.of(row) for row in rows], Segment[answer.upper()]
+    longest = max(len(reading.answers[asked - 1]) for reading in readings)
     return AnswerBatch(
-        tokens=_token_batch(rows, "prompt", (answer,), shares_prompt=False, num_parents=longest),
+        tokens=_token_batch(readings, (asked,), shares_prompt=False, num_parents=longest),
         counted=_counted(microbatch),
-        names=[f"{row['file']}:{row['row']}" for row in rows],
+        names=[row_name(row) for row in rows],
     )
+
+
+def _numbered(pairs: Dataset, microbatch: Microbatch, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of `NumberedPairs`."""
+    return {
+        "counted": _counted(microbatch),
+        "names": [row_name(row) for row in rows],
+        "data": pairs._fingerprint,
+        "rows": microbatch.rows,
+        "rows_of_step": microbatch.step or microbatch.rows,
+        **pair_worth(pairs, microbatch),
+    }
 
 
 def _counted(microbatch: Microbatch) -> Tensor:
@@ -350,17 +365,15 @@ def _counted(microbatch: Microbatch) -> Tensor:
 
 
 def _padded_scores(rows: Sequence[Mapping[str, Any]], name: str, length: int) -> Tensor:
-    """The columns `chosen_NAME` and `rejected_NAME`, (2, B, length)."""
-    answers = [torch.tensor(row[f"{answer}_{name}"]) for answer in ANSWERS for row in rows]
+    """What a model of `prefkd.data.rows.SCORED` says of each answer, (2, B, length)."""
+    answers = [torch.tensor(row[score_column(answer, name)]) for answer in ANSWERS for row in rows]
     padded = [torch.nn.functional.pad(values, (0, length - len(values))) for values in answers]
     return torch.stack(padded).view(2, len(rows), length)
 
 
 def _token_batch(
-    rows: Sequence[Mapping[str, Any]],
-    prompt: str,
-    answers: Sequence[str],
-    parents_of: Sequence[str] = (),
+    readings: Sequence[Reading],
+    answers: Sequence[Segment] = (Segment.CHOSEN, Segment.REJECTED),
     *,
     shares_prompt: bool,
     num_parents: int,
@@ -368,15 +381,13 @@ def _token_batch(
     """The view of one model.
 
     Args:
-        prompt: Column of the prompts.
-        answers: Columns of the chosen and the rejected answers, or one of them.
-        parents_of: Columns of their parents; without them, each token is its own.
+        readings: The pairs as it reads them.
+        answers: Both answers, or one of them.
     """
-    columns = [(Segment[name.rpartition("_")[2].upper()], pair, name) for name in answers for pair in range(len(rows))]
-    prompts = [row[prompt] for row in rows]
-    sizes = [[len(prompts[pair]), len(rows[pair][column])] for _, pair, column in columns]
+    order = [(segment, pair) for segment in answers for pair in range(len(readings))]
+    sizes = [[len(readings[pair].prompt), len(readings[pair].answers[segment - 1])] for segment, pair in order]
     if shares_prompt:
-        half = len(rows)
+        half = len(readings)
         sizes = [[*sizes[i], sizes[i + half][1]] for i in range(half)]
     input_ids = torch.zeros(len(sizes), max(map(sum, sizes)), dtype=torch.long)
     position_ids = torch.zeros_like(input_ids)
@@ -389,23 +400,23 @@ def _token_batch(
         position_ids[row, first:end] = torch.arange(position, position + len(ids))
         segments[row, first:end] = segment
 
-    for answer, (segment, pair, column) in enumerate(columns):
-        response, prompt_length = rows[pair][column], len(prompts[pair])
+    for answer, (segment, pair) in enumerate(order):
+        reading = readings[pair]
+        prompt, response = reading.prompt, reading.answers[segment - 1]
         row = pair if shares_prompt else answer
-        first = prompt_length
+        first = len(prompt)
         if shares_prompt and segment is Segment.REJECTED:
-            first += len(rows[pair][answers[0]])
-        if not (shares_prompt and segment is Segment.REJECTED):
-            write(row, 0, prompts[pair], 0, Segment.PROMPT)
-        write(row, first, response, prompt_length, segment)
+            first += len(reading.answers[0])
+        else:
+            write(row, 0, prompt, 0, Segment.PROMPT)
+        write(row, first, response, len(prompt), segment)
         # The first token of an answer is predicted by the last token of the prompt, the others by their neighbour.
         start = row * input_ids.shape[1]
         positions = torch.arange(start + first - 1, start + first - 1 + len(response))
-        positions[0] = start + prompt_length - 1
+        positions[0] = start + len(prompt) - 1
         predictors.append(positions)
         targets.append(torch.tensor(response, dtype=torch.long))
-        own = rows[pair][parents_of[answer // len(rows)]] if parents_of else range(len(response))
-        parents.append(torch.tensor(own, dtype=torch.long) + answer * num_parents)
+        parents.append(torch.tensor(reading.parents[segment - 1], dtype=torch.long) + answer * num_parents)
     places, ids = torch.cat(predictors), torch.cat(targets)
     return TokenBatch(
         input_ids=input_ids,

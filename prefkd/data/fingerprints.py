@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from prefkd.data.pairs import DataConfig
+from prefkd.data.rows import ANSWERS, Contents, parent_column, read_columns, token_column
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS
 from prefkd.errors import ConfigError
 from prefkd.files import fingerprint, sha256
 
@@ -21,23 +22,10 @@ HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content", ".probe")
 # Mean difference in nats a token of two readings of a probe by the same model. Rounding to bfloat16 makes it 0.02.
 SAME_MODEL = 0.1
 
-# What the scores of a pair depend on, apart from the models.
-SCORED_COLUMNS = (
-    "teacher_prompt",
-    *(f"teacher_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
-    *(f"{name}_prompt" for name in INSTRUCTIONS),
-)
-# What a model's own log-probs depend on: the student's, and those of one that reads alone.
-STUDENT_COLUMNS = (
-    "student_prompt",
-    *(f"student_{answer}{part}" for answer in ANSWERS for part in ("", "_parents")),
-)
-TOKEN_COLUMNS = ("prompt", *ANSWERS)
 
-
-def own_columns(pairs: Dataset) -> tuple[str, ...]:
+def own_columns(pairs: Dataset) -> list[str]:
     """The columns that hold what the model that is trained reads."""
-    return TOKEN_COLUMNS if "prompt" in pairs.column_names else STUDENT_COLUMNS
+    return _read_columns(pairs, Contents.of(pairs).learner)
 
 
 def reading_fingerprint(data: DataConfig, student: ModelSide, teacher: ModelSide) -> Fingerprint:
@@ -73,7 +61,8 @@ def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
 
 def row_contents(aligned: Dataset) -> list[int]:
     """A hash of each row's scored tokens and parents, 8 bytes; of the trained model's where there are no others."""
-    names = [name for name in SCORED_COLUMNS if name in aligned.column_names] or [*own_columns(aligned)]
+    contents = Contents.of(aligned)
+    names = _read_columns(aligned, "teacher" if "teacher" in contents.sides else contents.learner)
     hashes = []
     for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
         lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]
@@ -85,6 +74,13 @@ def row_contents(aligned: Dataset) -> list[int]:
                 digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
             hashes.append(int.from_bytes(digest.digest(), "little", signed=True))
     return hashes
+
+
+def _read_columns(pairs: Dataset, side: str) -> list[str]:
+    """What the log-probs of a side depend on, apart from its model."""
+    own, *instructed = read_columns(side, instructed=Contents.of(pairs).instructed)[0]
+    answers = [[token_column(side, answer), *([parent_column(side, answer)] if side else [])] for answer in ANSWERS]
+    return [own, *chain(*answers), *instructed]
 
 
 def same_part(name: str, one: object, other: object) -> bool:

@@ -14,17 +14,17 @@ and, the same in all rows, kept_temperature and kept_tokens, the size of the voc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prefkd.data.packing import Movable
-from prefkd.data.tokenizing import ANSWERS
+from prefkd.data.rows import ANSWERS, kept_column, token_column
 from prefkd.method.top_rows import TopRows, id_bits, pack_ids, unpack_ids
 
-KEPT: tuple[Literal["teacher", "positive", "negative"], ...] = ("teacher", "positive", "negative")
+TEMPERATURE, TOKENS = "kept_temperature", "kept_tokens"
 LEAST_HALF = -65504.0  # what float16 has for -inf
 
 
@@ -33,62 +33,47 @@ class KeptRows(Movable):
     """What was kept of a model, of the N targets of a microbatch.
 
     Attributes:
-        ids, logprobs: (N, k) the most probable tokens.
-        rest, cooled_rest: (N,) log of the mass of all others, at temperature 1 and at the kept one.
-        temperature, tokens: See `TopRows`.
+        rows: The most probable tokens of each target.
         values: (A,) what the states of each answer are worth, or None.
     """
 
-    ids: Tensor
-    logprobs: Tensor
-    rest: Tensor
-    cooled_rest: Tensor
-    temperature: float
-    tokens: int
+    rows: TopRows
     values: Tensor | None
 
-    @property
-    def rows(self) -> TopRows:
-        """The same as the losses take it."""
-        return TopRows(self.ids, self.logprobs, self.rest, self.cooled_rest, self.temperature, self.tokens)
 
-
-def kept_columns(name: str, answer: str, rows: TopRows, value: float | None) -> dict[str, Any]:
+def kept_columns(model: str, answer: str, rows: TopRows, value: float | None) -> dict[str, Any]:
     """The columns of an answer."""
     rests = torch.stack([rows.rest, rows.cooled_rest], -1)
-    found: dict[str, Any] = {f"{answer}_{name}_top": _halves(rows.logprobs), f"{answer}_{name}_rests": _halves(rests)}
-    if name != "negative":
-        found[f"{answer}_{name}_ids"] = pack_ids(rows.ids.cpu().numpy(), rows.tokens)
+    found: dict[str, Any] = {"top": _halves(rows.logprobs), "rests": _halves(rests)}
+    if model != "negative":
+        found["ids"] = pack_ids(rows.ids.cpu().numpy(), rows.tokens)
     if value is not None:
-        found[f"{answer}_{name}_value"] = np.array([value], dtype=np.float32)
-    return found
+        found["value"] = np.array([value], dtype=np.float32)
+    return {kept_column(answer, model, name): part for name, part in found.items()}
 
 
-def kept_rows(rows: Sequence[Mapping[str, Any]], name: str) -> KeptRows | None:
-    """What was kept of a model of the pairs of a microbatch; None if nothing was."""
-    if f"chosen_{name}_top" not in rows[0]:
-        return None
-    tokens, temperature = rows[0]["kept_tokens"], rows[0]["kept_temperature"]
-    ids, tops, rests, values = [], [], [], []
+def kept_rows(rows: Sequence[Mapping[str, Any]], model: str) -> KeptRows:
+    """What was kept of a model of the pairs of a microbatch."""
+    tokens, ids, tops, rests, values = rows[0][TOKENS], [], [], [], []
     for answer in ANSWERS:
         for row in rows:
-            targets = len(row[f"teacher_{answer}"])
-            top = np.frombuffer(row[f"{answer}_{name}_top"], dtype=np.float16).reshape(targets, -1)
-            packed = row[f"{answer}_{'positive' if name == 'negative' else name}_ids"]
+            targets = len(row[token_column("teacher", answer)])
+            top = np.frombuffer(row[kept_column(answer, model, "top")], dtype=np.float16).reshape(targets, -1)
+            packed = row[kept_column(answer, "positive" if model == "negative" else model, "ids")]
             ids.append(unpack_ids(packed, top.shape[1], tokens))
             tops.append(top)
-            rests.append(np.frombuffer(row[f"{answer}_{name}_rests"], dtype=np.float16).reshape(targets, 2))
-            values += row.get(f"{answer}_{name}_value") or []
+            rests.append(np.frombuffer(row[kept_column(answer, model, "rests")], np.float16).reshape(targets, 2))
+            values += row.get(kept_column(answer, model, "value")) or []
     logprobs, masses = (_wide(np.concatenate(parts)) for parts in (tops, rests))
-    return KeptRows(
+    top_rows = TopRows(
         ids=torch.from_numpy(np.concatenate(ids)),
         logprobs=logprobs,
         rest=masses[:, 0],
         cooled_rest=masses[:, 1],
-        temperature=temperature,
+        temperature=rows[0][TEMPERATURE],
         tokens=tokens,
-        values=torch.tensor(values) if values else None,
     )
+    return KeptRows(top_rows, torch.tensor(values) if values else None)
 
 
 def kept_bytes(k: int, tokens: int, models: Sequence[str]) -> int:

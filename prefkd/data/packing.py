@@ -5,36 +5,36 @@ prompt and itself; in each case causally, counted from the last key backwards. A
 single segment that sees itself.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 class Movable:
-    """A dataclass of tensors and of other such classes."""
+    """A dataclass with tensors in it, however deep."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """The same batch with all its tensors on `device`."""
-        moved = self._with({name: part.to(device, non_blocking=non_blocking) for name, part in self._parts().items()})
-        by_name = {name: value for name, value in vars(self).items() if isinstance(value, dict)}
-        for name, parts in by_name.items():
-            tensors = {key: part.to(device, non_blocking=non_blocking) for key, part in parts.items()}
-            moved = replace(moved, **{name: tensors})  # pyright: ignore[reportArgumentType]
-        return moved
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in memory from which a GPU copies without blocking."""
-        return self._with({name: part.pin_memory() for name, part in self._parts().items()})
+        return with_tensors(self, Tensor.pin_memory)
 
-    def _parts(self) -> dict[str, "Tensor | Movable"]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, (Tensor, Movable))}
 
-    def _with(self, parts: dict[str, "Tensor | Movable"]) -> Self:
-        return replace(self, **parts)  # pyright: ignore[reportArgumentType]
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a value with its tensors changed: those of a dataclass, of a dictionary, and of what lies in them."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: with_tensors(part, change) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: with_tensors(part, change) for name, part in vars(value).items()})
+    return value
 
 
 @dataclass(frozen=True)

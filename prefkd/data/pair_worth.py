@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.arrow import column, numbers
+from prefkd.data.rows import Contents
 from prefkd.data.steps import Microbatch
 
 
@@ -58,11 +59,12 @@ def by_source(metrics: dict[str, Tensor], sources: dict[str, Tensor]) -> dict[st
 @lru_cache(maxsize=4)
 def _columns(aligned: Dataset) -> _Columns:
     found: dict[str, np.ndarray | None] = {}
+    worth = Contents.of(aligned).worth
     for name, ordinary in (("weight", 1.0), ("margin", 0.0)):
-        values = numbers(aligned, name) if name in aligned.column_names else None
+        values = numbers(aligned, name) if name in worth else None
         found[name] = None if values is None or (values == ordinary).all() else values
     names: list[str] = []
-    if "source" in aligned.column_names and len(aligned):
+    if "source" in worth and len(aligned):
         codes: Any = column(aligned, "source").combine_chunks().dictionary_encode()
         names = codes.dictionary.to_pylist()
         found["source"] = codes.indices.to_numpy(zero_copy_only=False) if len(names) > 1 else None

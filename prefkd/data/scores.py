@@ -34,7 +34,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefkd.data.arrow import column, numbers
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
-from prefkd.data.tokenizing import INSTRUCTIONS
+from prefkd.data.kept_rows import TEMPERATURE, TOKENS
+from prefkd.data.rows import INSTRUCTIONS, Contents, read_columns
 from prefkd.errors import ConfigError, PrefkdError, Problem
 from prefkd.files import whole
 
@@ -44,7 +45,6 @@ VERSION = 1
 SPLITS = ("train", "held_out")
 MOST_ROWS = 2**40  # of a file
 FINGERPRINT = "fingerprint.json"
-INSTRUCTED_PROMPTS = [f"{name}_prompt" for name in INSTRUCTIONS]
 PLACE = {"file": Value("string"), "row": Value("int64"), "content": Value("int64")}
 
 
@@ -245,7 +245,8 @@ class Scores:
             PrefkdError: A shard is damaged.
         """
         contents = np.array(row_contents(aligned), dtype=np.int64)
-        aligned = aligned.remove_columns([name for name in aligned.column_names if name in INSTRUCTED_PROMPTS])
+        _, *instructed = read_columns("teacher", instructed=Contents.of(aligned).instructed)[0]
+        aligned = aligned.remove_columns(instructed)
         if not len(aligned):
             return aligned
         scored, codes = self.read(split), dict[str, int]()
@@ -264,10 +265,7 @@ class Scores:
             raise ConfigError(lines)
         columns = scored.select(found).remove_columns(list(PLACE))
         if self.kept_models:
-            same = {
-                "kept_temperature": self.fingerprint["keep.temperature"],
-                "kept_tokens": self.fingerprint["keep.tokens"],
-            }
+            same = {TEMPERATURE: self.fingerprint["keep.temperature"], TOKENS: self.fingerprint["keep.tokens"]}
             for name, value in same.items():
                 columns = columns.add_column(name, [value] * len(columns))  # pyright: ignore[reportArgumentType]
         return concatenate_datasets([aligned, columns], axis=1)

@@ -209,7 +209,7 @@ class DataConfig(Rows):
             key = "held_out_source" if self.held_out_source else "held_out_split"
             yield f"{key}: {getattr(self, key)} is what is trained on; name another or leave it out"
         if not 0 <= self.held_out_fraction < 1:
-            yield f"held_out_fraction: {self.held_out_fraction} is no part of the data; use 0.1 for a tenth"
+            yield f"held_out_fraction: {self.held_out_fraction} is not a part of the data; use 0.1 for a tenth"
         if not 0 <= self.margin_scale < float("inf"):
             yield f"margin_scale: {self.margin_scale} would ask for less than a tie; use 0 or more"
         yield from size_problems(self, "limit", "held_out_limit", "max_length", "max_prompt_length")

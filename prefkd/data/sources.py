@@ -60,8 +60,8 @@ def _faults(source: str) -> Iterator[str]:
         elif path.exists():
             yield from file_problems(path)
         elif suffix_of(path) or not HUB_ID.fullmatch(source):
-            beside = [file.name for file in path.parent.iterdir() if suffix_of(file)] if path.parent.is_dir() else []
-            yield f"{source} does not exist" + (nearest(path.name, beside) if beside else "")
+            nearby = [file.name for file in path.parent.iterdir() if suffix_of(file)] if path.parent.is_dir() else []
+            yield f"{source} does not exist" + (nearest(path.name, nearby) if nearby else "")
     except OSError as error:
         yield f"{source} cannot be read ({error.strerror})"
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from datasets import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from prefkd.data.arrow import list_lengths
+from prefkd.data.rows import PARTS, Contents, token_column
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,8 @@ class Microbatch:
 
 def pair_lengths(pairs: Dataset) -> list[int]:
     """Tokens of each pair in the rows of all models that read it: what a microbatch is sorted by."""
-    parts = ("prompt", "chosen", "rejected")
-    columns = [*parts, *(f"{side}_{part}" for side in ("student", "teacher") for part in parts)]
-    present = [name for name in columns if name in pairs.column_names]
-    return sum(list_lengths(pairs, present).values(), np.zeros(len(pairs), dtype=np.int64)).tolist()
+    columns = [token_column(side, part) for side in Contents.of(pairs).sides for part in PARTS]
+    return sum(list_lengths(pairs, columns).values(), np.zeros(len(pairs), dtype=np.int64)).tolist()
 
 
 def plan_steps(lengths: Sequence[int], pairs_per_step: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -98,7 +96,6 @@ def learner_tokens(pairs: Dataset, *, shares_prompt: bool) -> list[int]:
     Args:
         shares_prompt: Whether it reads the prompt once for both answers.
     """
-    prefix = "" if "prompt" in pairs.column_names else "student_"
-    times = {f"{prefix}prompt": 1 if shares_prompt else 2, f"{prefix}chosen": 1, f"{prefix}rejected": 1}
-    rows: Any = pairs.select_columns(list(times))
-    return [sum(count * len(row[column]) for column, count in times.items()) for row in rows]
+    columns = [token_column(Contents.of(pairs).learner, part) for part in PARTS]
+    prompt, chosen, rejected = list_lengths(pairs, columns).values()
+    return ((1 if shares_prompt else 2) * prompt + chosen + rejected).tolist()

@@ -1,21 +1,7 @@
 """Pairs -> the same pairs as tokens of the student and of the teacher, aligned by parent tokens.
 
-An aligned data set has the columns
-
-    file, row                                    where the pair comes from
-    source, weight, margin                       as in `prefkd.data.pairs`, where the pairs have them
-    {side}_prompt                                token ids, for the sides student and teacher
-    {side}_{answer}                              token ids of the answers chosen and rejected: complete parents only,
-                                                 with the tokens of the end if no side was truncated
-    {side}_{answer}_parents                      the parent of each of these tokens, 0 .. P-1
-    {answer}_parents                             P, the parents of the answer; the end, mostly an EOS, is the last one
-    {answer}_ends                                whether the answer has its end
-    positive_prompt, negative_prompt             with a contrast: the teacher's prompts under the two instructions
-    {side}_prompt_cut, {side}_{answer}_cut       tokens that truncation took away
-    {answer}_characters, {answer}_single         characters of the answer that are left, and those of them in parents of
-                                                 one token on each side
-
-A response is aligned whole and cut afterwards: two truncated tokenizations would end at different characters.
+The columns of an aligned data set are those of `prefkd.data.rows`. A response is aligned whole and cut afterwards: two
+truncated tokenizations would end at different characters.
 """
 
 import logging
@@ -26,14 +12,25 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
 
 from prefkd.data.arrow import present
 from prefkd.data.formats import check_answers
 from prefkd.data.messages import Answer, Message, unpack_calls
-from prefkd.data.pairs import KNOWN, BadRow, DataConfig, bad_rows_error
+from prefkd.data.pairs import BadRow, DataConfig, bad_rows_error
+from prefkd.data.rows import (
+    ANSWERS,
+    INSTRUCTIONS,
+    SIDES,
+    WORTH,
+    AlignedAnswer,
+    AlignedRow,
+    Contents,
+    Reading,
+    aligned_features,
+    read_columns,
+)
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, available_cores, one_thread_in_workers, same_environment
@@ -46,11 +43,6 @@ logger = logging.getLogger(__name__)
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
 VERSION = 4
 
-SIDES = ("student", "teacher")
-ANSWERS = ("chosen", "rejected")
-INSTRUCTIONS = ("positive", "negative")
-# Columns of a pair that its tokens take along.
-KEPT = {name: KNOWN[name] for name in ("source", "weight", "margin")}
 PAIRS_PER_BATCH = 256
 # Below so many pairs for each, starting another process takes longer than it saves.
 PAIRS_PER_WORKER = 2000
@@ -83,8 +75,8 @@ def align_pairs(
         left_out: Gets the number of pairs that are left out, by reason.
 
     Returns:
-        A data set with the columns of this module. A pair is not in it if an answer has no parent left, or if the
-        answers have the same tokens on a side: nothing of it can be preferred. How many there are is logged.
+        The aligned data set. A pair is not in it if an answer has no parent left, or if the answers have the same
+        tokens on a side: nothing of it can be preferred. How many there are is logged.
 
     Raises:
         DataError: A template refuses a pair, or a model has no embedding for one of its tokens, and `on_bad_row` is
@@ -97,7 +89,7 @@ def align_pairs(
     return map_pairs(
         pairs,
         _align_batch,
-        columns=aligned_columns(with_contrast=contrast is not None),
+        columns=aligned_features(with_contrast=contrast is not None),
         sides={"student": student, "teacher": teacher},
         config=config,
         arguments={"contrast": contrast},
@@ -125,10 +117,10 @@ def map_pairs(
         work: Called with columns of some rows, `shared_sides`, `limits` and the arguments; returns the new columns and
             `problem`, the reason why a row cannot be used.
         columns: The new columns.
-        sides: Who reads the pairs.
+        sides: Who reads the pairs: the student and the teacher, or a model `ALONE`.
         made_from: Everything that the columns depend on, apart from pairs and limits.
     """
-    columns = Features({name: hint for name, hint in KEPT.items() if name in pairs.column_names} | columns)
+    columns = Features({name: hint for name, hint in WORTH.items() if name in pairs.column_names} | columns)
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in columns}, features=columns)
     limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
@@ -138,7 +130,7 @@ def map_pairs(
             work,
             batched=True,
             batch_size=PAIRS_PER_BATCH,
-            remove_columns=[name for name in pairs.column_names if name not in KEPT],
+            remove_columns=[name for name in pairs.column_names if name not in WORTH],
             features=Features({**columns, "problem": Value("string")}),
             num_proc=workers if workers > 1 else None,
             fn_kwargs={"shared_sides": Shared(dict(sides)), "limits": limits, **arguments},
@@ -148,22 +140,6 @@ def map_pairs(
     kept = _without_problems(rows, config, _unreadable_rows(rows, sides), left_out)
     _require_positions(kept, sides, config.max_length)
     return kept
-
-
-def aligned_columns(*, with_contrast: bool) -> Features:
-    """The columns of an aligned data set."""
-    ids, count = List(Value("int32")), Value("int32")
-    columns: dict[str, Any] = {"file": Value("string"), "row": Value("int64")}
-    for side in SIDES:
-        columns |= {f"{side}_prompt": ids, f"{side}_prompt_cut": count}
-        for answer in ANSWERS:
-            columns |= {f"{side}_{answer}": ids, f"{side}_{answer}_parents": ids, f"{side}_{answer}_cut": count}
-    for answer in ANSWERS:
-        columns |= {f"{answer}_parents": count, f"{answer}_ends": Value("bool")}
-        columns |= {f"{answer}_characters": count, f"{answer}_single": count}
-    if with_contrast:
-        columns |= {f"{name}_prompt": ids for name in INSTRUCTIONS}
-    return Features(columns)
 
 
 def with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
@@ -196,14 +172,13 @@ def _align_batch(
     parents = find_parents_batch(student, teacher, texts)
     for n, i in enumerate(read.written):
         both = slice(2 * n, 2 * n + 2)
-        read.rows[i] |= cut_pair(
-            {name: ids[n] for name, ids in read.prompts.items()},
-            {side: read.responses[side][0][both] for side in SIDES},
-            parents[both],
-            sides,
-            limits,
-        )
-    names = [*aligned_columns(with_contrast=contrast is not None), "problem"]
+        prompts = {name: ids[n] for name, ids in read.prompts.items()}
+        answers = {side: read.responses[side][0][both] for side in SIDES}
+        try:
+            read.rows[i] |= cut_pair(prompts, answers, parents[both], sides, limits).columns()
+        except DataError as error:
+            read.rows[i]["problem"] = str(error)
+    names = [*aligned_features(with_contrast=contrast is not None), "problem"]
     return {name: [row.get(name) for row in read.rows] for name in names}
 
 
@@ -293,7 +268,7 @@ def cut_pair(
     parents: Sequence[np.ndarray],
     sides: Mapping[str, ModelSide],
     limits: Limits,
-) -> dict[str, Any]:
+) -> AlignedRow:
     """Cut an aligned pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
@@ -303,60 +278,59 @@ def cut_pair(
         sides: Student and teacher.
         limits: Most tokens of a prompt and an answer.
 
-    Returns:
-        The columns of an aligned row, or `problem` alone.
+    Raises:
+        DataError: An answer has no parent, none is left, or both answers have the same tokens on a side.
     """
-    row: dict[str, Any] = {}
-    room = {}
+    kept_prompts, room = dict(prompts), {}
     for side in SIDES:
         # The teacher reads the answers behind up to three prompts; the longest decides, so that all of them fit.
         readings = ["student"] if side == "student" else [name for name in prompts if name != "student"]
         longest = max(len(prompts[name]) for name in readings)
-        kept_prompt, room[side] = kept_lengths(
-            longest, [len(ids) + len(sides[side].end_ids) for ids in answers[side]], limits
-        )
+        whole = [len(ids) + len(sides[side].end_ids) for ids in answers[side]]
+        kept_prompt, room[side] = kept_lengths(longest, whole, limits)
         for name in readings:
-            row[f"{name}_prompt"] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
-        row[f"{side}_prompt_cut"] = len(prompts[side]) - len(row[f"{side}_prompt"])
+            kept_prompts[name] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
 
-    for i, answer in enumerate(ANSWERS):
+    found, tokens = [], {side: ([], []) for side in SIDES}
+    for i in range(len(ANSWERS)):
         if not len(parents[i]):
-            return {"problem": NO_TOKEN}
+            raise DataError(NO_TOKEN)
         kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
         if not len(kept):
-            return {"problem": NO_PARENT}
+            raise DataError(NO_PARENT)
         ends = all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
         lengths = {"student": kept[:, 3] - kept[:, 2], "teacher": kept[:, 5] - kept[:, 4]}
         single = (lengths["student"] == 1) & (lengths["teacher"] == 1)
-        row[f"{answer}_parents"] = len(kept) + ends
-        row[f"{answer}_ends"] = ends
-        row[f"{answer}_characters"] = int(kept[-1, 1])
-        row[f"{answer}_single"] = int((kept[:, 1] - kept[:, 0])[single].sum())
+        in_single = int((kept[:, 1] - kept[:, 0])[single].sum())
+        found.append(AlignedAnswer(len(kept) + ends, ends, int(kept[-1, 1]), in_single))
         for side in SIDES:
-            ids = answers[side][i][: lengths[side].sum()]
-            parent_ids = np.arange(len(kept)).repeat(lengths[side]).tolist()
-            if ends:
-                ids = [*ids, *sides[side].end_ids]
-                parent_ids += [len(kept)] * len(sides[side].end_ids)
-            row[f"{side}_{answer}"] = ids
-            row[f"{side}_{answer}_parents"] = parent_ids
-            row[f"{side}_{answer}_cut"] = len(answers[side][i]) + len(sides[side].end_ids) - len(ids)
-    if any(row[f"{side}_chosen"] == row[f"{side}_rejected"] for side in SIDES):
-        return {"problem": SAME_TOKENS}
-    return row
+            end = sides[side].end_ids if ends else []
+            ids, owners = tokens[side]
+            ids.append([*answers[side][i][: lengths[side].sum()], *end])
+            owners.append([*np.arange(len(kept)).repeat(lengths[side]).tolist(), *([len(kept)] * len(end))])
+    if any(chosen == rejected for (chosen, rejected), _ in tokens.values()):
+        raise DataError(SAME_TOKENS)
+
+    def reading(side: str) -> Reading:
+        (chosen, rejected), owners = tokens[side]
+        first, second = (len(ids) + len(sides[side].end_ids) for ids in answers[side])
+        cut = len(prompts[side]) - len(kept_prompts[side]), first - len(chosen), second - len(rejected)
+        return Reading(kept_prompts[side], (chosen, rejected), tuple(owners), cut)
+
+    instructed = {name: kept_prompts[name] for name in INSTRUCTIONS if name in prompts}
+    return AlignedRow(reading("student"), reading("teacher"), (found[0], found[1]), instructed)
 
 
 def _unreadable_rows(rows: Dataset, sides: Mapping[str, ModelSide]) -> dict[int, str]:
     """The rows with a token that a model has no embedding for, and what it is; not cached, since models may change."""
     found: dict[int, str] = {}
-    for name in rows.column_names:
-        side = sides.get(name.partition("_")[0], [*sides.values()][-1])
-        if side.embeddings is None or not pa.types.is_list(rows.data.schema.field(name).type) or "_parents" in name:
-            continue
-        largest = pc.max(pc.list_flatten(rows.data[name])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-        if largest is not None and largest >= side.embeddings:
-            unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[name][:]))
-            found |= {i: problem for i, problem in unreadable if problem}
+    for name, side in sides.items():
+        prompts, answers = read_columns(name, instructed=Contents.of(rows).instructed)
+        for column in (*prompts, *answers) if side.embeddings is not None else ():
+            largest = pc.max(pc.list_flatten(rows.data[column])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+            if largest is not None and largest >= side.embeddings:
+                unreadable = ((i, side.unreadable(ids or ())) for i, ids in enumerate(rows[column][:]))
+                found |= {i: problem for i, problem in unreadable if problem}
     return found
 
 
@@ -365,14 +339,10 @@ def _require_positions(rows: Dataset, sides: Mapping[str, ModelSide], max_length
     for name, side in sides.items():
         if side.positions is None or side.positions >= max_length:
             continue  # no row is longer than `max_length`
-        prefix = f"{name}_" if f"{name}_prompt" in rows.column_names else ""  # a single model has its columns alone
-        instructed = [f"{instruction}_prompt" for instruction in INSTRUCTIONS] if name == "teacher" else []
-        prompts = [column for column in (f"{prefix}prompt", *instructed) if column in rows.column_names]
-        columns = [*prompts, *(f"{prefix}{answer}" for answer in ANSWERS)]
-        for index, row in enumerate(rows.select_columns(columns)):
+        prompts, answers = read_columns(name, instructed=Contents.of(rows).instructed)
+        for index, row in enumerate(rows.select_columns([*prompts, *answers])):
             parts: dict[str, list[int]] = row  # pyright: ignore[reportAssignmentType]
-            prompt = max(len(parts[column]) for column in prompts)
-            length = prompt + max(len(parts[column]) for column in columns[len(prompts) :])
+            length = sum(max(len(parts[column]) for column in columns) for columns in (prompts, answers))
             if length > side.positions:
                 raise PrefkdError(
                     f"row {rows[index]['row']} of {rows[index]['file']} has {length} tokens, and {side.name} has "

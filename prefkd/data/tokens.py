@@ -1,36 +1,24 @@
 """Pairs -> the same pairs as tokens of one model, for what has no teacher: recipes sft and dpo, and evaluation.
 
-The data set has the columns
-
-    file, row           where the pair comes from
-    prompt              token ids
-    chosen, rejected    token ids of the answers, with those of the end unless it was cut off
-    source, weight, margin  as in `prefkd.data.pairs`, where the pairs have them
-    {part}_cut          tokens of prompt, chosen and rejected that truncation took away
+The columns of the data set are those of `prefkd.data.rows`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 from prefkd.data.pairs import DataConfig
+from prefkd.data.rows import ALONE, Reading, token_features
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, NO_TOKEN, NOTHING_LEFT, SAME_TOKENS, map_pairs, read_pairs
+from prefkd.data.tokenizing import NO_TOKEN, NOTHING_LEFT, SAME_TOKENS, map_pairs, read_pairs
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, one_thread_in_workers
+from prefkd.errors import DataError
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
 VERSION = 2
-
-PARTS = ("prompt", *ANSWERS)
-COLUMNS = Features(
-    {"file": Value("string"), "row": Value("int64")}
-    | {part: List(Value("int32")) for part in PARTS}
-    | {f"{part}_cut": Value("int32") for part in PARTS}
-)
 
 
 def tokenize_pairs(
@@ -49,8 +37,8 @@ def tokenize_pairs(
         left_out: Gets the number of pairs that are left out, by reason.
 
     Returns:
-        A data set with the columns of this module. A pair is not in it if nothing of an answer is left, or if the
-        answers have the same tokens: nothing of it can be preferred. How many there are is logged.
+        The data set of tokens. A pair is not in it if nothing of an answer is left, or if the answers have the same
+        tokens: nothing of it can be preferred. How many there are is logged.
 
     Raises:
         DataError: The template refuses a pair, or the model has no embedding for one of its tokens, and `on_bad_row`
@@ -59,8 +47,8 @@ def tokenize_pairs(
     return map_pairs(
         pairs,
         _tokenize_batch,
-        columns=COLUMNS,
-        sides={"model": side},
+        columns=token_features(),
+        sides={ALONE: side},
         config=config,
         arguments={},
         made_from=("tokens", VERSION, side.fingerprint),
@@ -72,18 +60,21 @@ def tokenize_pairs(
 def _tokenize_batch(rows: Mapping[str, list], shared_sides: Shared, limits: Limits) -> dict[str, list]:
     """The columns of some rows, and `problem`: why a row cannot be used, or None."""
     one_thread_in_workers()
-    side = shared_sides.value["model"]
-    read = read_pairs(rows, {"model": side})
+    side = shared_sides.value[ALONE]
+    read = read_pairs(rows, {ALONE: side})
     for n, i in enumerate(read.written):
         both = slice(2 * n, 2 * n + 2)
-        answers, offsets = (part[both] for part in read.responses["model"])
-        read.rows[i] |= cut_tokens(read.prompts["model"][n], answers, offsets, side, limits)
-    return {name: [row.get(name) for row in read.rows] for name in (*COLUMNS, "problem")}
+        answers, offsets = (part[both] for part in read.responses[ALONE])
+        try:
+            read.rows[i] |= cut_tokens(read.prompts[ALONE][n], answers, offsets, side, limits).columns()
+        except DataError as error:
+            read.rows[i]["problem"] = str(error)
+    return {name: [row.get(name) for row in read.rows] for name in (*token_features(), "problem")}
 
 
 def cut_tokens(
     prompt: list[int], answers: Sequence[list[int]], offsets: Sequence[np.ndarray], side: ModelSide, limits: Limits
-) -> dict[str, Any]:
+) -> Reading:
     """Cut a pair to its limits and add the end where nothing of an answer is missing.
 
     Args:
@@ -93,23 +84,25 @@ def cut_tokens(
         side: How the model reads.
         limits: Most tokens of a prompt and an answer.
 
-    Returns:
-        The columns of a row, or `problem` alone.
+    Raises:
+        DataError: An answer has no token, none is left, or both answers have the same.
     """
     lengths = [len(ids) + len(side.end_ids) for ids in answers]
     kept_prompt, room = kept_lengths(len(prompt), lengths, limits)
-    row: dict[str, Any] = {"prompt": cut_prompt(prompt, kept_prompt, limits, side.bos_id)}
-    for answer, ids, characters, length in zip(ANSWERS, answers, offsets, lengths, strict=True):
+    left = []
+    for ids, characters, length in zip(answers, offsets, lengths, strict=True):
         if not ids:
-            return {"problem": NO_TOKEN}
+            raise DataError(NO_TOKEN)
         kept = len(ids) if len(ids) <= room else whole_characters(characters, room)
         if not kept:
-            return {"problem": NOTHING_LEFT}
-        row[answer] = [*ids, *side.end_ids] if length <= room else ids[:kept]
-    if row["chosen"] == row["rejected"]:
-        return {"problem": SAME_TOKENS}
-    whole = {"prompt": len(prompt), **dict(zip(ANSWERS, lengths, strict=True))}
-    return row | {f"{part}_cut": length - len(row[part]) for part, length in whole.items()}
+            raise DataError(NOTHING_LEFT)
+        left.append([*ids, *side.end_ids] if length <= room else ids[:kept])
+    chosen, rejected = left
+    if chosen == rejected:
+        raise DataError(SAME_TOKENS)
+    shown = cut_prompt(prompt, kept_prompt, limits, side.bos_id)
+    cut = len(prompt) - len(shown), lengths[0] - len(chosen), lengths[1] - len(rejected)
+    return Reading(shown, (chosen, rejected), (range(len(chosen)), range(len(rejected))), cut)
 
 
 def whole_characters(offsets: np.ndarray, most: int) -> int:

@@ -12,8 +12,9 @@ from prefkd.config.fields import setting
 from prefkd.data.batches import AnswerBatch, TokenBatch
 from prefkd.data.kept_rows import kept_bytes
 from prefkd.data.pairs import load_pairs
+from prefkd.data.rows import count_scored
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes
 from prefkd.estimate.models import (
     count,
@@ -224,8 +225,8 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     sample = pairs.train.select(range(min(SAMPLE, len(pairs.train))))
     aligned = align_pairs(sample, *readers, config=replace(config.data, workers=1), description="Counting")
     total = len(pairs.train) + len(pairs.held_out)
-    parents = sum(sum(aligned[f"{answer}_parents"][:]) for answer in ANSWERS) / max(len(sample), 1) * total
-    tokens = sum(len(ids) for answer in ANSWERS for ids in aligned[f"teacher_{answer}"]) / max(len(sample), 1) * total
+    share = total / max(len(sample), 1)
+    parents, tokens = (count * share for count in count_scored(aligned))
     kept = _kept_bytes(config, teacher.config, tokens)
     return score_cache_bytes(parents, logprobs) + kept, f"{total:,} pairs with about {parents:,.0f} parents"
 

@@ -1,21 +1,17 @@
 """The largest pairs that a config allows, without their text."""
 
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefkd.data.batches import count_targets
-from prefkd.data.kept_rows import KEPT, kept_columns
+from prefkd.data.kept_rows import TEMPERATURE, TOKENS, kept_columns
 from prefkd.data.pairs import DataConfig
-from prefkd.data.tokenizing import ANSWERS, INSTRUCTIONS, SIDES
+from prefkd.data.rows import ANSWERS, INSTRUCTIONS, KEPT, SCORED, AlignedAnswer, AlignedRow, Reading, score_column
 from prefkd.method.top_rows import rows_of
 
-SCORES = ("reference", *INSTRUCTIONS)
-TOKENS = 64  # all of a small vocabulary are kept: without content it makes no difference
+TOKENS_KEPT = 64  # all of a small vocabulary: without content it makes no difference
 
 
 def full_pairs(data: DataConfig, count: int) -> Dataset:
@@ -23,27 +19,16 @@ def full_pairs(data: DataConfig, count: int) -> Dataset:
 
     They come with scores and with prompts under instructions; a recipe takes what it needs.
     """
-    prompt, answer = data.max_prompt_length, data.max_length - data.max_prompt_length
-    row: dict[str, Any] = {"file": "a full pair", "row": 1, "prompt": [0] * prompt}
-    for prompted in (*SIDES, *INSTRUCTIONS):
-        row[f"{prompted}_prompt"] = [0] * prompt
+    prompt, length = [0] * data.max_prompt_length, data.max_length - data.max_prompt_length
+    answer, parents = [0] * length, range(length)  # a token each: the most parents there can be
+    reading = Reading(prompt, (answer, answer), (parents, parents))
+    aligned = AlignedAnswer(parents=length, ends=True, characters=length, single=length)
+    pair = AlignedRow(reading, reading, (aligned, aligned), dict.fromkeys(INSTRUCTIONS, prompt))
+    row: dict[str, Any] = {"file": "a full pair", "row": 1, **reading.columns(), **pair.columns()}
+    kept = rows_of(torch.zeros(length, TOKENS_KEPT), torch.arange(TOKENS_KEPT).expand(length, -1), 2.0)
     for name in ANSWERS:
-        row[name] = [0] * answer
-        row |= {f"{side}_{name}": [0] * answer for side in SIDES}
-        row |= {f"{side}_{name}_parents": [*range(answer)] for side in SIDES}  # a token each: the most there can be
-        row |= {f"{name}_parents": answer, f"{name}_ends": True}
-        row |= {f"{name}_{score}": [0.0] * answer for score in SCORES}
+        row |= {score_column(name, model): [0.0] * length for model in SCORED}
         for model in KEPT:
-            kept = rows_of(torch.zeros(answer, TOKENS), torch.arange(64).expand(answer, -1), 2.0)
             row |= kept_columns(model, name, kept, 0.0)
-    row |= {"kept_temperature": 2.0, "kept_tokens": TOKENS}
+    row |= {TEMPERATURE: kept.temperature, TOKENS: kept.tokens}
     return count_targets(Dataset.from_list([row] * count))
-
-
-def without_content(value: Any, mode: FakeTensorMode) -> Any:
-    """A batch whose tensors are fake tensors."""
-    if isinstance(value, Tensor):
-        return mode.from_tensor(value)
-    if not is_dataclass(value):
-        return value
-    return replace(value, **{part.name: without_content(getattr(value, part.name), mode) for part in fields(value)})  # pyright: ignore

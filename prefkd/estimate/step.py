@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from prefkd.config import Component, build
 from prefkd.data.batches import TokenBatch
+from prefkd.data.packing import with_tensors
 from prefkd.errors import PrefkdError
 from prefkd.estimate.models import unpacked_bytes
 from prefkd.estimate.outlines import Outlines
-from prefkd.estimate.rows import without_content
 from prefkd.estimate.tracking import MemoryTracker, empty, fakes
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import tensor_bytes
@@ -48,7 +48,7 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
         for model in models:
             empty(model)
             model.register_forward_pre_hook(lambda model, inputs: passes[model].append(inputs[0]))  # pyright: ignore
-    batch = without_content(outlines.batch, mode)
+    batch = with_tensors(outlines.batch, mode.from_tensor)
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
     tracker = MemoryTracker(
         weights, shares={"gradients": 1 if learner is not None and config.training.sync_once else 1 / ranks}

@@ -18,7 +18,7 @@ import numpy as np
 from prefkd.config.components import bind, component_problems, import_dotpath
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.errors import PrefkdError, nearest
-from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
+from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, on_all
 from prefkd.evaluation.exchange import WRITERS
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, answer_batch, plan_batches
 from prefkd.evaluation.judge import Comparison, JudgeConfig, Judgement, judge
@@ -132,7 +132,7 @@ class AnswersTask:
         yield from self._scores
 
     def notes(self) -> Iterator[str]:
-        """What became of comparisons that are no plain win or loss."""
+        """What became of comparisons that are neither a win nor a loss."""
         yield from self._notes
 
     def _answer(self, checkpoint: Checkpoint, records: Records, settings: Fingerprint, bar: Bar) -> None:
@@ -140,7 +140,7 @@ class AnswersTask:
         left = [batch for batch in batches if any(prompt.key not in records.rows for prompt in batch.prompts)]
         bar.advance(f"{self.name}: {checkpoint.name}", steps=self.size - sum(len(batch.prompts) for batch in left))
         if left:
-            together(self.ranks, checkpoint.load)
+            on_all(self.ranks, checkpoint.load)
 
         def answer(batch: PromptBatch) -> list[dict[str, Any]]:
             answers = answer_batch(checkpoint.served or checkpoint.lm, checkpoint.side, batch, self.config.sampling)

@@ -19,17 +19,16 @@ from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
 from prefkd.models.server import ServedModel, answers
-from prefkd.ranks import Ranks
+from prefkd.ranks import Found, Ranks, together
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
 
 
 @dataclass
 class CheckpointConfig(TeacherConfig):
     """A model that is evaluated: a base, one that was trained, an adapter on its base, or one behind a server.
 
-    One that is missing or damaged is no mistake in the config: the others are evaluated, and the table says `failed`.
+    A missing or damaged model is not a mistake in the config: the others are evaluated, and the table says `failed`.
     """
 
     def problems(self) -> Iterator[Problem | str]:
@@ -133,32 +132,14 @@ class Checkpoint:
             raise PrefkdError(problem)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why something failed, in one line."""
     return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
 
 
-def together(ranks: Ranks, work: Callable[[], Found]) -> list[Found]:
-    """Do something on each rank.
-
-    Returns:
-        What each rank found, on all of them.
-
-    Raises:
-        PrefkdError: It failed on one of them.
-    """
-    found, failure = None, None
-    try:
-        found = work()
-    except Exception as error:  # whatever it is, the other ranks must not wait for this one
-        if ranks.world_size == 1:
-            raise
-        failure = reason(error)
-    outcomes = ranks.gather((found, failure))
-    for _, failed in outcomes:
-        if failed is not None:
-            raise PrefkdError(failed)
-    return [result for result, _ in outcomes]
+def on_all(ranks: Ranks, work: Callable[[], Found]) -> list[Found]:
+    """What each rank found, as `prefkd.ranks.together`; a single process sees an error as it is."""
+    return [work()] if ranks.world_size == 1 else together(ranks, work, reason)
 
 
 def in_rounds(ranks: Ranks, items: Sequence[Item], work: Callable[[Item], list[Found]]) -> Iterator[list[Found]]:
@@ -173,5 +154,5 @@ def in_rounds(ranks: Ranks, items: Sequence[Item], work: Callable[[Item], list[F
     """
     for first in range(0, len(items), ranks.world_size):
         own = first + ranks.rank
-        parts = together(ranks, lambda own=own: work(items[own]) if own < len(items) else [])
+        parts = on_all(ranks, lambda own=own: work(items[own]) if own < len(items) else [])
         yield [row for part in parts for row in part]

@@ -44,7 +44,7 @@ class SamplingConfig:
         if not 0 <= self.temperature < math.inf:
             yield f"temperature: {self.temperature} is not a temperature; use 0 for the likeliest tokens, 1 to sample"
         if not 0 < self.top_p <= 1:
-            yield f"top_p: {self.top_p} is no probability; use 1.0 for all tokens"
+            yield f"top_p: {self.top_p} is not a probability; use 1.0 for all tokens"
 
     def fingerprint(self) -> Fingerprint:
         """What answers depend on. Which prompts share a batch is part of it, as it decides about the last digits."""

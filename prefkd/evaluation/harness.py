@@ -213,7 +213,7 @@ def _row(task: str, name: str, numbers: Mapping[str, Any], samples: Sequence[Map
         if sample.get("filter", "none") == filter_name and isinstance(sample.get(metric), (int, float))
     }
     mean = float(numbers[name])
-    # Of a metric that is no mean over questions, perplexity say, the questions tell nothing.
+    # The questions tell nothing of a metric that is not a mean over them, such as perplexity.
     is_mean = bool(values) and abs(float(np.mean(list(values.values()))) - mean) < 1e-6
     return {
         "key": f"{task}/{name}",

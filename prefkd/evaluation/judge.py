@@ -81,7 +81,7 @@ class JudgeConfig:
         if find_spec("openai") is None:
             yield "model: a judge needs the package openai; pip install 'prefkd[judge]'"
         if not re.match(r"https?://", self.base_url):
-            yield f"base_url: {self.base_url} is no address; write one such as http://localhost:8000/v1"
+            yield f"base_url: {self.base_url} is not an address; write one such as http://localhost:8000/v1"
         if self.api_key_variable is not None and not find_key(self.api_key_variable):
             yield (
                 f"api_key_variable: {self.api_key_variable} is neither in the environment nor in .env; set it, or use "
@@ -256,7 +256,7 @@ def _request(client: Any, config: JudgeConfig, one: Comparison, swapped: bool) -
 
 
 def _nonsense(error: Exception) -> str:
-    """A reply that is no chat completion is kept as one without a verdict: asking again would not help."""
+    """A reply that is not a chat completion is kept as one without a verdict: asking again would not help."""
     return f"(no chat completion: {type(error).__name__})"
 
 

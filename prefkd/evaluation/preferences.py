@@ -25,12 +25,13 @@ from prefkd.config.hints import size_problems
 from prefkd.data.batches import collate_tokens
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, file_name, load_pairs
+from prefkd.data.rows import Reading, row_name
 from prefkd.data.settings import MixedRows
 from prefkd.data.sources import open_source
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import DataError, PrefkdError, Problem, nearest
-from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, together
+from prefkd.evaluation.checkpoints import Checkpoint, in_rounds, on_all
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
@@ -121,13 +122,8 @@ def read_pairs(config: PairsConfig) -> EvaluationPairs:
     if not len(rows):
         raise DataError(f"{config.label}: no pair is held out; raise held_out_fraction, or use part: all")
     if config.by is None and config.sources:
-        return EvaluationPairs(config, rows, {pair_key(row): row["source"] for row in cast(Any, rows)})
+        return EvaluationPairs(config, rows, {row_name(row): row["source"] for row in cast(Any, rows)})
     return EvaluationPairs(config, rows, _subsets(parts, config) if config.by else {})
-
-
-def pair_key(row: Mapping[str, Any]) -> str:
-    """The name of a pair in records."""
-    return f"{row['file']}:{row['row']}"
 
 
 class PreferenceTask:
@@ -207,14 +203,14 @@ class PreferenceTask:
         lengths = pair_lengths(tokenized)
         longest_first = sorted(range(len(tokenized)), key=lengths.__getitem__, reverse=True)
         planned = split_step(longest_first, self.config.microbatch_size)
-        keys = [pair_key(row) for row in tokenized.select_columns(["file", "row"])]  # pyright: ignore
+        keys = [row_name(row) for row in tokenized.select_columns(["file", "row"])]  # pyright: ignore
         left = [microbatch for microbatch in planned if any(keys[row] not in records.rows for row in microbatch.rows)]
         bar.advance(label, steps=self.size - sum(len(microbatch.rows) for microbatch in left))
         if left:
-            together(self.ranks, checkpoint.load)
+            on_all(self.ranks, checkpoint.load)
             model = checkpoint.reader(self.config.chunk_size)
             probe = collate(Microbatch([0])).to(self.ranks.device).tokens
-            together(self.ranks, lambda: model.check(probe, checkpoint.description))
+            on_all(self.ranks, lambda: model.check(probe, checkpoint.description))
 
             @torch.no_grad()
             def read(microbatch: Microbatch) -> list[dict[str, Any]]:
@@ -269,8 +265,7 @@ def accuracies(
 def _record(
     pair: Mapping[str, Any], subsets: Mapping[str, str], logprobs: list[float], tokens: list[float]
 ) -> dict[str, Any]:
-    cut = sum(pair[f"{part}_cut"] for part in ("prompt", "chosen", "rejected"))
-    key = pair_key(pair)
+    key = row_name(pair)
     if not np.isfinite(logprobs).all():
         raise PrefkdError(f"row {pair['row']} of {pair['file']}: a log-prob is not a number; use dtype: float32")
     return {
@@ -282,7 +277,7 @@ def _record(
         "rejected_logprob": logprobs[1],
         "chosen_tokens": int(tokens[0]),
         "rejected_tokens": int(tokens[1]),
-        "cut": cut > 0,
+        "cut": any(Reading.of(pair).cut),
     }
 
 
@@ -299,5 +294,5 @@ def _subsets(parts: Sequence[MixedRows], config: PairsConfig) -> dict[str, str]:
                     continue  # a bad row; reading the pairs has reported it
                 if config.by not in row:
                     raise DataError(f"row {number} of {name}: there is no field {config.by}{nearest(config.by, row)}")
-                found[pair_key({"file": name, "row": number})] = str(row[config.by])
+                found[row_name({"file": name, "row": number})] = str(row[config.by])
     return found

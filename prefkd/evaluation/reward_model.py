@@ -76,7 +76,7 @@ class RewardModel:
             raise PrefkdError(f"reward model {config.path}: it has {model.config.num_labels} outputs; lower label")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # Decoders read the reward at the last token that is no padding.
+        # Decoders read the reward at the last token that is not padding.
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(device).eval()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import row_name
 from prefkd.data.templates import ModelSide
 from prefkd.errors import DataError
 from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
@@ -40,7 +41,7 @@ class Samples:
         if asked:
             better = "rejected" if data.reverse else "chosen"
             rows: Iterator[Any] = map(dict, load_pairs(data).held_out)
-            prompts = (Prompt(f"{row['file']}:{row['row']}", row["prompt"], [row[better]]) for row in rows)
+            prompts = (Prompt(row_name(row), row["prompt"], [row[better]]) for row in rows)
             self._prompts = list(islice(filter(self._can_read, prompts), asked))
 
     def __call__(self, step: int) -> dict[str, float]:

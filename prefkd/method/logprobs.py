@@ -57,7 +57,7 @@ def bounded_logits(logits: Tensor, *, scale: float = 1.0, cap: float | None = No
     Args:
         logits: (..., V) what the head gives.
         scale: s.
-        cap: c; None is no cap, ``s x``.
+        cap: c; without a cap (None) ``s x``.
 
     Returns:
         (..., V) in float32 or wider, since near the cap narrower types hold no slope.

@@ -21,25 +21,25 @@ def head_scale_and_cap(config: PreTrainedConfig) -> tuple[float, float | None]:
     Raises:
         PrefkdError: A field of the config seems to change logits, and is not known.
     """
-    config = config.get_text_config()
+    text = config.get_text_config()
     scale = 1.0
     for name in FACTORS:
-        scale *= _number(config, name)
+        scale *= _number(text, name)
     for name in DIVISORS:
-        value = _number(config, name)
-        scale *= value if name == "logits_scaling" and config.model_type.startswith(MULTIPLIES) else 1 / value
-    caps = [value for name in CAPS if (value := getattr(config, name, None)) is not None]
-    for name, value in config.to_dict().items():
+        value = _number(text, name)
+        scale *= value if name == "logits_scaling" and text.model_type.startswith(MULTIPLIES) else 1 / value
+    caps = [value for name in CAPS if (value := getattr(text, name, None)) is not None]
+    for name, value in text.to_dict().items():
         if name not in (*CAPS, *FACTORS, *DIVISORS) and _seems_to_change_logits(name, value):
             raise PrefkdError(
-                f"config.json of {config.model_type}: {name} is {value}, which seems to change logits and is not "
+                f"config.json of {text.model_type}: {name} is {value}, which seems to change logits and is not "
                 "supported; use another model"
             )
     return scale, float(caps[0]) if caps else None
 
 
-def _number(config: PreTrainedConfig, name: str) -> float:
-    value = getattr(config, name, None)
+def _number(text: PreTrainedConfig, name: str) -> float:
+    value = getattr(text, name, None)
     return 1.0 if value is None else float(value)
 
 

@@ -344,10 +344,10 @@ def decoder_layers(lm: PreTrainedModel) -> list[nn.Module]:
 
 def sliding_window(lm: PreTrainedModel) -> int | None:
     """The sliding window of a model's attention in positions, None if every layer sees the whole text."""
-    config = lm.config.get_text_config()
-    if getattr(config, "use_sliding_window", True) is False:
+    text = lm.config.get_text_config()
+    if getattr(text, "use_sliding_window", True) is False:
         return None
-    return getattr(config, "sliding_window", None)
+    return getattr(text, "sliding_window", None)
 
 
 def _switch_dropout_off(model: nn.Module) -> None:

@@ -54,7 +54,7 @@ class LoraConfig:
         if self.alpha <= 0:
             yield f"alpha: {self.alpha} would switch the adapters off; use a positive number, twice the rank say"
         if not 0 <= self.dropout < 1:
-            yield f"dropout: {self.dropout} is no share; use 0.0 or more, and less than 1"
+            yield f"dropout: {self.dropout} is not a share; use 0.0 or more, and less than 1"
         if self.target_modules == []:
             yield "target_modules: names no layer; leave it out for all linear layers"
 

@@ -222,9 +222,9 @@ def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
     """Why a layer cannot be quantised, empty if it can."""
     rows, inputs = layer.weight.shape
     if kind == "nf4" and rows * inputs % _NF4_BLOCK:
-        return f"its weights are no multiple of {_NF4_BLOCK}; use int8"
+        return f"its weights are not a multiple of {_NF4_BLOCK}; use int8"
     if kind == "nf4" and (rows % shards or rows // shards * inputs % _NF4_BLOCK):
         return f"it cannot be split over {shards} processes; use placement: replicate"
     if kind == "int4" and inputs % _INT4_GROUP:
-        return f"its inputs are no multiple of {_INT4_GROUP}; use int8"
+        return f"its inputs are not a multiple of {_INT4_GROUP}; use int8"
     return ""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores, scores_problems
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
@@ -71,7 +71,7 @@ class Asks:
         states: Hidden states at the targets.
         contrast_logprobs: Whether log-probs of pi+ and pi- are asked, for weights.
         contrast_states: The names `positive` and `negative` of those of pi+ and pi- whose states are asked too.
-        kept: The names `own`, `positive` and `negative` of those whose distributions come from scores.
+        kept: The names `teacher`, `positive` and `negative` of those whose distributions come from scores.
         own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
             that scores have.
     """
@@ -135,8 +135,8 @@ class TeacherOutput:
     Attributes:
         scores: The log-probs that the student is compared with, and those under pi+ and pi-.
         logprobs: (2, B, P) its own log-prob of each parent.
-        states: The states at their targets of the teacher, `own`, and of pi+ and pi-, `positive` and `negative`, or
-            what scores keep of their distributions.
+        states: The states at their targets of `teacher`, and of pi+ and pi-, `positive` and `negative`, or what scores
+            keep of their distributions.
     """
 
     scores: ParentScores | None
@@ -147,8 +147,7 @@ class TeacherOutput:
     def signals(self) -> dict[str, Any]:
         """The same by the names that the terms of an objective have for it."""
         reference = self.scores.reference if self.scores else None
-        states = {"teacher" if name == "own" else name: states for name, states in self.states.items()}
-        return {"reference": reference, "teacher_logprobs": self.logprobs, **states}
+        return {"reference": reference, "teacher_logprobs": self.logprobs, **self.states}
 
     @property
     def reference(self) -> Tensor:
@@ -262,15 +261,15 @@ class Teacher:
             next(in_memory) if config.server is None else open_served(config.server, read_side(config), probe, ranks)
             for config in self.configs
         ]
-        names = ["own"] * self.asked.of_teacher + [*self.asked.pair]
+        names = ["teacher"] * self.asked.of_teacher + [*self.asked.pair]
         readers = {name: _Reader(model, "teacher") for name, model in zip(names, opened, strict=True)}
         if self.asked.instructions is not None:
             own = opened[0]
             readers |= {"positive": _Reader(own, "positive"), "negative": _Reader(own, "negative")}
-        asked_for = {"own"} if self.asked.reference or self.asked.logprobs else set()
+        asked_for = {"teacher"} if self.asked.reference or self.asked.logprobs else set()
         asked_for |= set(INSTRUCTIONS) if self.asked.has_contrast and self.asked.contrast_logprobs else set()
         self._readers = {name: reader for name, reader in readers.items() if name in asked_for}
-        stated = ("own",) * self.asked.states + self.asked.contrast_states
+        stated = ("teacher",) * self.asked.states + self.asked.contrast_states
         self._stated = {name: reader for name, reader in readers.items() if name in stated}
         bases = {id(model.base): model.base for model in self.models}
         size = " + ".join(parameter_count(base) for base in bases.values())
@@ -306,8 +305,8 @@ class Teacher:
 
     @torch.no_grad()
     def logprobs(self, batch: PairBatch) -> dict[str, Tensor]:
-        """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `own`, `positive`
-        and `negative`, as far as they are asked."""
+        """log-prob of each parent by name, (2, B, P) each, of a microbatch that is asked about once: `teacher`,
+        `positive` and `negative`, as far as they are asked."""
         return {name: reader(batch) for name, reader in self._readers.items()}
 
     @torch.no_grad()
@@ -326,17 +325,16 @@ class Teacher:
             assert isinstance(reader.model, FrozenModel), "a server has no states"
             found[name] = reader.model.states(reader.tokens(batch))
         for name in self.asks.kept:
-            kept = getattr(batch, f"kept_{'teacher' if name == 'own' else name}")
-            found[name] = TopStates.of(kept, batch, self._chunk_size)
+            found[name] = TopStates.of(batch.kept[name], batch, self._chunk_size)
         return found
 
     def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: dict[str, TokenStates]) -> TeacherOutput:
         """Put together what its models say and what came with the batch."""
         found = {name: logprobs[name] for name in INSTRUCTIONS if name in logprobs}
         if self.asked.reference:
-            found["reference"] = logprobs["own"]
+            found["reference"] = logprobs["teacher"]
         scores = replace(batch.scores, **found) if batch.scores else ParentScores(**found) if found else None
         own = None
         if self.asks.logprobs:
-            own = logprobs["own"] if self.asked.logprobs else scores and scores.reference
+            own = logprobs["teacher"] if self.asked.logprobs else scores and scores.reference
         return TeacherOutput(scores, own, states)

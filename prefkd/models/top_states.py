@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from prefkd.data.batches import PairBatch
-from prefkd.data.kept_rows import KEPT, KeptRows, kept_columns
+from prefkd.data.kept_rows import KeptRows, kept_columns
+from prefkd.data.rows import ANSWERS, KEPT
 from prefkd.errors import PrefkdError
 from prefkd.method.preference_distillation import state_values
 from prefkd.method.top_rows import TopRows, keep_top, rows_of
@@ -70,7 +71,7 @@ class KeepConfig:
         Args:
             tokens: Size of the vocabulary; a head may have more rows.
         """
-        answers = {"teacher" if name == "own" else name: model.answers() for name, model in states.items()}
+        answers = {name: model.answers() for name, model in states.items()}
         count = len(next(iter(answers.values()))) // 2
         found: list[dict[str, Any]] = [{} for _ in range(count)]
         for index in range(2 * count):
@@ -80,7 +81,7 @@ class KeepConfig:
                 if name in answers:
                     rows, value = self._of_answer(answers[name][index], ids if name == "negative" else None, tokens)
                     ids = rows.ids
-                    found[pair] |= kept_columns(name, ("chosen", "rejected")[side], rows, value)
+                    found[pair] |= kept_columns(name, ANSWERS[side], rows, value)
         return found
 
     @torch.no_grad()
@@ -119,17 +120,17 @@ class TopStates(TokenStates):
     @classmethod
     def of(cls, kept: KeptRows, batch: PairBatch, chunk_size: int) -> "TopStates":
         """Those of a microbatch."""
-        tokens = batch.teacher
+        tokens, rows = batch.teacher, kept.rows
         return cls(
             inputs=tokens.input_ids.flatten()[tokens.predictors],
             targets=tokens.targets,
             parents=tokens.parents,
-            hidden=kept.logprobs.new_zeros(len(tokens.targets), 0),
-            embedding=kept.logprobs.new_zeros(kept.tokens, 0),
-            head=kept.logprobs.new_zeros(kept.tokens, 0),
+            hidden=rows.logprobs.new_zeros(len(tokens.targets), 0),
+            embedding=rows.logprobs.new_zeros(rows.tokens, 0),
+            head=rows.logprobs.new_zeros(rows.tokens, 0),
             lengths=tokens.lengths,
             chunk_size=chunk_size,
-            rows=kept.rows,
+            rows=rows,
             values=kept.values,
         )
 

@@ -35,7 +35,7 @@ class StageInputs:
     inputs: dict[str, str]
 
     def changes(self, now: "StageInputs") -> list[str]:
-        """What is different now, a few words each. Inputs that are gone are no change: the result is still there."""
+        """What is different now, a few words each. Missing inputs do not count: the result is still there."""
         changed = ["the recipe"] if now.recipe != self.recipe else []
         for key in self.settings | now.settings:
             old, new = self.settings.get(key, "nothing"), now.settings.get(key, "nothing")
@@ -88,7 +88,7 @@ def record_end(folder: Path, fingerprint: StageInputs, seconds: float) -> None:
 def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
     """The texts of a config, by dotted key, that name a file or a folder if there is one.
 
-    That is none of a few fixed words, and no argument of a component: a metric logger's folder is no input.
+    A few fixed words are not paths, and neither are arguments of a component: a metric logger's folder is not an input.
     """
     hints = get_type_hints(type(config))
     for part in fields(config):

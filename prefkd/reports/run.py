@@ -10,8 +10,8 @@ from datasets import Dataset
 
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import ANSWERS, Contents, answer_column
 from prefkd.data.steps import Microbatch
-from prefkd.data.tokenizing import ANSWERS
 from prefkd.models.load import ModelConfig, TeacherConfig
 from prefkd.models.teacher import Teacher
 from prefkd.reports.alignment.answers import read_answers
@@ -128,7 +128,7 @@ def _panel(curves: RunCurves, metric: str) -> Panel:
 
 def _shown_pairs(config: Any, run: TrainingRun, teacher: Teacher) -> tuple[list[ShownPair], Weights | None]:
     """A few training pairs as both models read them, and the weights of their parents if they differ."""
-    lengths = np.array([run.train_pairs[f"{answer}_parents"] for answer in ANSWERS]).min(0)
+    lengths = np.array([run.train_pairs[answer_column(answer, "parents")] for answer in ANSWERS]).min(0)
     ordered = np.flatnonzero(lengths >= FEWEST_PARENTS) if lengths.max() >= FEWEST_PARENTS else np.arange(len(lengths))
     aligned = run.train_pairs.select(ordered[:SHOWN_PAIRS])
     data, sides = setting(config, DataConfig), {"student": run.side, "teacher": teacher.side}
@@ -146,7 +146,7 @@ def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weigh
     settings = setting(config, WeightConfig)
     if settings is None or settings.contrast == "uniform" or run.ranks.world_size > 1:
         return None
-    if "chosen_positive" not in aligned.column_names:
+    if "positive" not in Contents.of(aligned).scores:
         batch = run.collate(aligned, Microbatch(list(range(len(aligned))))).to(run.ranks.device)
         scores = teacher.read(batch).scores
         if scores is None or scores.positive is None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores, scores_problems
-from prefkd.data.tokenizing import INSTRUCTIONS
 from prefkd.errors import Problem
 from prefkd.method import preference as losses_by_name
 from prefkd.models.teacher import Asks
@@ -12,7 +12,7 @@ from prefkd.training.objective import Objective
 from prefkd.training.signals import Need
 from prefkd.weighting import contrast_problems
 
-STATES: dict[str, Need] = {"own": "teacher_states", "positive": "positive_states", "negative": "negative_states"}
+STATES: dict[str, Need] = {"teacher": "teacher_states", "positive": "positive_states", "negative": "negative_states"}
 
 
 def asks_of(config: Any, objective: Objective) -> Asks:
@@ -31,7 +31,7 @@ def asks_of(config: Any, objective: Objective) -> Asks:
         instructions=config.contrast.instructions if states and weighted is None else weighted,
         pair={name: model for name, model in config.contrast.models.items() if name in states},
         logprobs="teacher_logprobs" in needs,
-        states="teacher_states" in needs and "own" not in kept,
+        states="teacher_states" in needs and "teacher" not in kept,
         contrast_logprobs=weighted is not None,
         contrast_states=states,
         kept=kept,
@@ -40,11 +40,11 @@ def asks_of(config: Any, objective: Objective) -> Asks:
 
 
 def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
-    """The models, of own, positive and negative, whose distributions are taken from scores."""
+    """The models, of teacher, positive and negative, whose distributions are taken from scores."""
     if config.teacher.scores is None:
         return ()
     stored = _stored(config)  # None if an earlier stage has yet to write them
-    live = {"own"} if config.teacher.path is not None else set()
+    live = {"teacher"} if config.teacher.path is not None else set()
     live |= set(INSTRUCTIONS) if config.contrast.kind == "models" else set()
     return tuple(
         name
@@ -52,7 +52,7 @@ def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
         if need in objective.needs
         and need not in objective.uncached_needs
         and name not in live
-        and (stored is None or ("teacher" if name == "own" else name) in stored.kept_models)
+        and (stored is None or name in stored.kept_models)
     )
 
 

@@ -85,7 +85,7 @@ def resume_problems(config: Any) -> Iterator[Problem]:
     if resume not in ("auto", "none"):
         checkpoint = Path(resume)
         if not (checkpoint / RECORD).is_file():
-            text = f"{resume} is no checkpoint; name a folder checkpoints/step_..., or use auto or none"
+            text = f"{resume} is not a checkpoint; name a folder checkpoints/step_..., or use auto or none"
             yield Problem("training.resume", text, about="resume", paths=(checkpoint,))
             return
         changes = _changes(checkpoint / RUN, config)

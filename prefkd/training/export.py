@@ -30,75 +30,51 @@ def save_trained(
     training: TrainingConfig,
     ranks: Ranks,
 ) -> None:
-    """Save what has learned, with its tokenizer: the adapter if there is one in the model, else all of the model.
+    """Save what has learned to `folder`: the adapter if there is one in the model, else all of the model.
 
-    Args:
-        start: The checkpoint that training began with.
-    """
-    if getattr(lm, "peft_config", None):
-        save_adapter(lm, tokenizer, folder, start=start, ranks=ranks)
-    else:
-        save_pretrained(lm, tokenizer, folder, start=start, training=training, ranks=ranks)
-
-
-def save_pretrained(
-    lm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    start: ModelConfig,
-    training: TrainingConfig,
-    ranks: Ranks,
-) -> None:
-    """Save model, tokenizer, chat template and generation config to `folder`; all ranks call it, the main one writes.
+    With it come its tokenizer, chat template and generation config. All ranks call it, the main one writes. The weights
+    of an adapter stay float32, in peft's format; those of its base are not gathered.
 
     Args:
         start: The checkpoint that training began with.
         training: Says in which type the weights are saved (`export`), and seeds their rounding.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    has_adapter = bool(getattr(lm, "peft_config", None))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter)
     state: dict[str, Any] = get_model_state_dict(lm, options=options)
     if ranks.is_main:
         side = ModelSide(tokenizer, start.template)
-        for name in lm.all_tied_weights_keys:  # each stands under the name of the weight that it is tied to, too
-            state.pop(name, None)
-        export, stored = training.export, stored_dtype(start)
-        for name, value in state.items():  # one by one, so that two copies of all weights never exist
-            state[name] = exported(name, value, export=export, stored=stored, seed=training.seed)
         with whole(folder) as unfinished:
             _stop_at(side, lm)
-            lm.save_pretrained(unfinished, state_dict=state)
-            lm.config.dtype = export_dtype(export, stored)  # transformers has written the type of the weights in memory
-            lm.config.save_pretrained(unfinished)
+            if has_adapter:
+                _write_adapter(lm, state, unfinished)
+            else:
+                _write_model(lm, state, unfinished, start=start, training=training)
             _save_tokenizer(side, unfinished)
     ranks.wait()
 
 
-def save_adapter(
-    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, start: ModelConfig, ranks: Ranks
+def _write_model(
+    lm: PreTrainedModel, state: dict[str, Any], folder: Path, *, start: ModelConfig, training: TrainingConfig
 ) -> None:
-    """Save the adapter that was trained on a model, its tokenizer and generation config, to `folder` in peft's format.
+    for name in lm.all_tied_weights_keys:  # each stands under the name of the weight that it is tied to, too
+        state.pop(name, None)
+    export, stored = training.export, stored_dtype(start)
+    for name, value in state.items():  # one by one, so that two copies of all weights never exist
+        state[name] = exported(name, value, export=export, stored=stored, seed=training.seed)
+    lm.save_pretrained(folder, state_dict=state)
+    lm.config.dtype = export_dtype(export, stored)  # transformers has written the type of the weights in memory
+    lm.config.save_pretrained(folder)
 
-    All ranks call it, the main one writes. The weights stay float32; those of the base are not gathered.
 
-    Args:
-        start: The base.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    state: dict[str, Any] = get_model_state_dict(lm, options=options)
-    if ranks.is_main:
-        # Left to itself, peft asks the Hub for the base's vocabulary.
-        state = get_peft_model_state_dict(lm, state_dict=state, save_embedding_layers=False)  # pyright: ignore
-        side = ModelSide(tokenizer, start.template)
-        with whole(folder) as unfinished:
-            (config,) = lm.peft_config.values()  # pyright: ignore
-            config.save_pretrained(str(unfinished))
-            _stop_at(side, lm)
-            lm.generation_config.save_pretrained(unfinished)  # pyright: ignore
-            weights = {f"{PREFIX}{name}": value.contiguous() for name, value in state.items()}
-            save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-            _save_tokenizer(side, unfinished)
-    ranks.wait()
+def _write_adapter(lm: PreTrainedModel, state: dict[str, Any], folder: Path) -> None:
+    # Left to itself, peft asks the Hub for the base's vocabulary.
+    state = get_peft_model_state_dict(lm, state_dict=state, save_embedding_layers=False)  # pyright: ignore
+    (config,) = lm.peft_config.values()  # pyright: ignore
+    config.save_pretrained(str(folder))
+    lm.generation_config.save_pretrained(folder)  # pyright: ignore
+    weights = {f"{PREFIX}{name}": value.contiguous() for name, value in state.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def export_dtype(export: Export, stored: torch.dtype) -> torch.dtype:

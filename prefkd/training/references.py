@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from prefkd.data.batches import PairBatch, ParentScores, TokenPairBatch, score_columns
 from prefkd.data.fingerprints import Fingerprint, own_columns, pairs_fingerprint
+from prefkd.data.rows import ANSWERS, Contents, score_column
 from prefkd.data.scores import Scores, Shard, begin_scores, is_finished, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, pair_lengths
 from prefkd.files import fingerprint, whole
@@ -32,7 +33,7 @@ from prefkd.training.settings import TrainingConfig
 
 Collate = Callable[[Dataset, Microbatch], PairBatch | TokenPairBatch]
 
-COLUMNS = ("chosen_reference", "rejected_reference")
+COLUMNS = [score_column(answer, "reference") for answer in ANSWERS]
 PAIRS_PER_SHARD = 256
 
 
@@ -110,10 +111,10 @@ class _Rows:
 
     def with_columns(self, read: Dataset | None) -> Dataset:
         """All pairs, these rows with what was read of them."""
-        others = self.pairs.remove_columns([name for name in COLUMNS if name in self.pairs.column_names])
+        others = self.pairs.remove_columns(COLUMNS if "reference" in Contents.of(self.pairs).scores else [])
         features = Features({name: List(Value("float32")) for name in COLUMNS})
         empty = Dataset.from_dict({name: [[]] for name in COLUMNS}, features=features)
-        stored = empty if read is None else concatenate_datasets([read.select_columns(list(COLUMNS)), empty])
+        stored = empty if read is None else concatenate_datasets([read.select_columns(COLUMNS), empty])
         places = np.full(len(self.pairs), len(stored) - 1)
         places[self.rows] = np.arange(len(self.rows))
         return concatenate_datasets([others, stored.select(places)], axis=1)

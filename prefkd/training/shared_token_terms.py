@@ -216,7 +216,7 @@ def numbers(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def token_counts(signals: Signals) -> tuple[int, int]:
-    """V_s and V_t: rows of a head that was made larger are no tokens, and a tokenizer may have more than its head."""
+    """V_s and V_t: rows of a head that was made larger are not tokens, and a tokenizer may have more than its head."""
     other = signals.teacher or signals.positive
     assert signals.vocabularies is not None and other is not None
     texts = signals.vocabularies.student, signals.vocabularies.teacher

@@ -161,7 +161,7 @@ def same_vocabulary(
 
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         logits, teacher_logits = student.logits(), teacher.logits().detach()
-        tokens = min(logits.shape[-1], teacher_logits.shape[-1])  # rows of a head that was made larger are no tokens
+        tokens = min(logits.shape[-1], teacher_logits.shape[-1])  # rows of a head that was made larger are not tokens
         return divergences.divergence(
             divergence,
             logits[:, :tokens],

@@ -7,7 +7,7 @@ import pytest
 from tqdm import tqdm
 
 from prefkd.cli.bars import BarLines, bars_as_lines
-from tests.training.test_progress import Clock
+from tests.training.test_display import Clock
 
 
 def draw(seconds: float, steps: int = 60, **settings) -> list[str]:

@@ -15,7 +15,7 @@ from tests.tiny import make_tokenizer, write_pairs
 
 @pytest.fixture
 def tokenizers(folder) -> tuple[str, str]:
-    """Two folders with tokenizers and no weights, beside pairs.jsonl."""
+    """Two folders with tokenizers and no weights, next to pairs.jsonl."""
     for name, kind in (("small", "byte_level"), ("large", "metaspace")):
         make_tokenizer(kind).save_pretrained(folder / name)
     write_pairs(folder / "pairs.jsonl", 40)
@@ -97,9 +97,12 @@ def test_choices_are_those_of_the_data_config():
     assert typing.get_args(verb["truncation"]) == typing.get_args(config["truncation"])
 
 
-@pytest.mark.parametrize("data", ["hh_harmless_pairs", "sharegpt_dpo_en"])
 @pytest.mark.parametrize(
-    ("student", "teacher"), [("tokenizer-qwen", "tokenizer-mistral-v3"), ("smollm2-135m-instruct", "gemma-3-270m")]
+    ("student", "teacher", "data"),
+    [
+        ("tokenizer-qwen", "tokenizer-mistral-v3", "sharegpt_dpo_en"),
+        ("smollm2-135m-instruct", "gemma-3-270m", "hh_harmless_pairs"),
+    ],
 )
 def test_real_tokenizers_on_real_pairs(student, teacher, data, pairs, real_models, folder):
     command = [sys.executable, "-m", "prefkd", "inspect", str(real_models / student), str(real_models / teacher)]

@@ -11,7 +11,7 @@ from tests.tiny import make_model, write_pairs
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory) -> Path:
-    """Broken files of all kinds beside a sound model and sound pairs. No command of these tests writes any."""
+    """Broken files of all kinds next to a sound model and sound pairs. No command of these tests writes any."""
     folder = tmp_path_factory.mktemp("broken")
     model = make_model(tmp_path_factory.mktemp("model") / "model", "llama", "byte_level")
     with chdir(folder):

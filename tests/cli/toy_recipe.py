@@ -31,7 +31,7 @@ class Training:
 
     def problems(self) -> Iterator[str]:
         if self.batch_size % self.microbatch_size:
-            yield f"batch_size: {self.batch_size} is no multiple of microbatch_size {self.microbatch_size}"
+            yield f"batch_size: {self.batch_size} is not a multiple of microbatch_size {self.microbatch_size}"
 
 
 @dataclass

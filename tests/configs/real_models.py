@@ -13,7 +13,7 @@ ROPE_1M = {"rope_theta": 1000000.0}
 PHI = {
     "architectures": ["Phi3ForCausalLM"],
     "model_type": "phi3",
-    # Code of its own, beside which transformers has the same architecture.
+    # Code of its own; transformers has the same architecture.
     "auto_map": {
         "AutoConfig": "configuration_phi3.Phi3Config",
         "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",

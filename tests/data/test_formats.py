@@ -245,7 +245,7 @@ def test_text_becomes_nfc():
     assert pair.chosen == "\u1ea1\u0308"
 
 
-# ------------------------------------------------------------------------- what a message holds beside its text
+# ------------------------------------------------------------------------- what a message holds besides its text
 
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
 PARTS = {
@@ -435,7 +435,7 @@ def test_a_list_of_messages_is_never_text(value):
     assert not whole or pair.chosen != row["chosen"]
 
 
-# ------------------------------------------------------------------------------------ fields beside the format's
+# ------------------------------------------------------------------------------------ fields besides the format's
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ PROBLEMS = {
     "subset of a file": ({"subset": "x"}, "subset: x means nothing to a file; leave it out"),
     "fraction": (
         {"held_out_fraction": 1.0},
-        "held_out_fraction: 1.0 is no part of the data; use 0.1 for a tenth",
+        "held_out_fraction: 1.0 is not a part of the data; use 0.1 for a tenth",
     ),
     "limit": ({"limit": 0}, "limit: 0 is too small; use 1 or more"),
     "lengths": (

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from prefkd.data import tokenizing
 from prefkd.data.pairs import COLUMNS, DataConfig, load_pairs
+from prefkd.data.rows import AlignedRow
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import SAME_TOKENS, align_pairs, cut_pair, with_instruction
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
@@ -136,16 +137,15 @@ def test_a_cut_answer_has_complete_parents_alone(student_widths, teacher_widths,
     parents = find_parents(both["student"], both["teacher"], length)
     sides = {side: _Ids(bos_id=None, end_ids=end) for side in SIDES}
     ids = {side: list(range(len(both[side]))) for side in SIDES}
-    row = cut_pair(
-        {side: list(range(prompt)) for side in SIDES},
-        {side: [ids[side], [token + 1000 for token in ids[side]]] for side in SIDES},
-        [parents, parents],
-        sides,  # pyright: ignore[reportArgumentType]
-        limits,
-    )
-    if "problem" in row:
-        assert row == {"problem": tokenizing.NO_PARENT}
+    answers = {side: [ids[side], [token + 1000 for token in ids[side]]] for side in SIDES}
+    prompts = {side: list(range(prompt)) for side in SIDES}
+    try:
+        found = cut_pair(prompts, answers, [parents, parents], sides, limits)  # pyright: ignore[reportArgumentType]
+    except DataError as error:
+        assert str(error) == tokenizing.NO_PARENT
         return
+    row = found.columns()
+    assert AlignedRow.of(row) == found
     reached = set()
     for side in SIDES:
         answer, owners = row[f"{side}_chosen"], row[f"{side}_chosen_parents"]

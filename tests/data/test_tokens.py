@@ -12,6 +12,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import NOTHING_LEFT, SAME_TOKENS, align_pairs
 from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
 from prefkd.data.truncation import Limits
+from prefkd.errors import DataError
 from tests.data.test_tokenizing import HARD_TEXTS, make_pairs
 from tests.tiny import make_tokenizer
 
@@ -51,11 +52,9 @@ def test_an_end_is_cut_first_and_what_is_left_is_counted(side):
     answers, offsets = side.encode_responses(["a b c d", "e"])
     prompt, ends = [1, 2, 3], len(side.end_ids)
     room = len(answers[0])
-    row = cut_tokens(prompt, answers, offsets, side, Limits(3 + room, 3, "keep_end"))
-    assert row["chosen"] == answers[0]
-    assert row["chosen_cut"] == ends
-    assert row["rejected"] == [*answers[1], *side.end_ids]
-    assert row["rejected_cut"] == 0
+    reading = cut_tokens(prompt, answers, offsets, side, Limits(3 + room, 3, "keep_end"))
+    assert reading.answers == (answers[0], [*answers[1], *side.end_ids])
+    assert reading.cut == (0, ends, 0)
 
 
 def test_pairs_of_which_nothing_can_be_preferred_are_left_out(side):
@@ -69,8 +68,8 @@ def test_pairs_of_which_nothing_can_be_preferred_are_left_out(side):
 def test_an_answer_of_one_long_character_cannot_be_cut(side):
     answers, offsets = side.encode_responses(["𝒳", "no"])
     assert len(answers[0]) > 2, "the tokenizer has a token for it"
-    row = cut_tokens([1], answers, offsets, side, Limits(2, 1, "keep_end"))
-    assert row == {"problem": NOTHING_LEFT}
+    with pytest.raises(DataError, match=NOTHING_LEFT):
+        cut_tokens([1], answers, offsets, side, Limits(2, 1, "keep_end"))
 
 
 def test_no_pairs_give_no_rows(side):

@@ -1,4 +1,4 @@
-"""The formulas of a plan beside what torch and torchao count."""
+"""The formulas of a plan compared with what torch and torchao count."""
 
 from dataclasses import replace
 

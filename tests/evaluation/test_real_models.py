@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
 
-PAIRS = 6
+PAIRS = 3
 
 
 def test_logprobs_of_real_pairs(real_models, pairs, tmp_path):
     folder = real_models / "smollm2-135m-instruct"
     with gzip.open(pairs / "hh_harmless_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    rows = [row for row in rows if row["prompt"].count("Human:") == 1 and len(json.dumps(row)) < 900][:PAIRS]
+    rows = [row for row in rows if row["prompt"].count("Human:") == 1 and len(json.dumps(row)) < 600][:PAIRS]
     Path(tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.yaml").write_text(
         f"output_dir: {tmp_path}/out\n"

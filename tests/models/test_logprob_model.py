@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from prefkd.data.batches import collate_pairs
+from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, load_causal_lm
@@ -45,14 +46,10 @@ def _pairs(vocab_size: int, seed: int) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for row, (prompt, chosen, rejected) in enumerate([(7, 5, 9), (1, 1, 3), (12, 8, 2)]):
-        ids = {
-            name: torch.randint(vocab_size, (n,), generator=generator).tolist()
-            for name, n in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
-        }
-        parents = {f"{name}_parents": list(range(len(ids[name]))) for name in ("chosen", "rejected")}
-        sides = {f"{side}_{name}": value for side in ("student", "teacher") for name, value in (ids | parents).items()}
-        counts = {"chosen_parents": chosen, "rejected_parents": rejected, "chosen_ends": True, "rejected_ends": False}
-        rows.append({"file": "made", "row": row, **sides, **counts})
+        ids = [torch.randint(vocab_size, (n,), generator=generator).tolist() for n in (prompt, chosen, rejected)]
+        reading = Reading(ids[0], (ids[1], ids[2]), (range(chosen), range(rejected)))
+        answers = AlignedAnswer(chosen, True, chosen, chosen), AlignedAnswer(rejected, False, rejected, rejected)
+        rows.append({"file": "made", "row": row, **AlignedRow(reading, reading, answers, {}).columns()})
     return Dataset.from_list(rows)
 
 

@@ -14,7 +14,8 @@ from prefkd.errors import PrefkdError
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, load_tokenizer
 from prefkd.models.lora import LoraConfig, adapters_off, add_adapter, load_adapter, use_adapter
 from prefkd.ranks import Ranks
-from prefkd.training.export import save_adapter
+from prefkd.training.export import save_trained
+from prefkd.training.settings import TrainingConfig
 from tests.tiny import make_model
 
 CPU = torch.device("cpu")
@@ -43,10 +44,13 @@ def make_adapter(base: Path, folder: Path, seed: int) -> torch.Tensor:
         for parameter in lm.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
-    save_adapter(
-        lm, load_tokenizer(ModelConfig(str(base))), folder, start=ModelConfig(str(base)), ranks=Ranks(0, 1, CPU)
-    )
+    save(lm, base, folder)
     return logits(lm)
+
+
+def save(lm, base: Path, folder: Path) -> None:
+    start, tokenizer = ModelConfig(str(base)), load_tokenizer(ModelConfig(str(base)))
+    save_trained(lm, tokenizer, folder, start=start, training=TrainingConfig(), ranks=Ranks(0, 1, CPU))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -214,11 +218,5 @@ def test_a_half_written_adapter_is_not_there(base, tmp_path, monkeypatch):
         "prefkd.training.export.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        save_adapter(
-            lm,
-            load_tokenizer(ModelConfig(str(base))),
-            tmp_path / "adapter",
-            start=ModelConfig(str(base)),
-            ranks=Ranks(0, 1, CPU),
-        )
+        save(lm, base, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

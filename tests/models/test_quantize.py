@@ -43,7 +43,7 @@ def test_linear_layers_shrink_and_the_rest_stays(world, kind, bytes_per_weight, 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_quantising_leaves_the_process_as_it_was(world, kind):
-    """A student whose teacher is quantised computes what it computes beside an exact one."""
+    """A student whose teacher is quantised computes what it computes with an exact one."""
 
     def settings() -> tuple:
         inductor = {name: str(value) for name, value in torch._inductor.config.shallow_copy_dict().items()}

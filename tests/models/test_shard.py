@@ -131,7 +131,7 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
 
 
 def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):
-    # Large enough for what a process takes beside, some 10 MB, not to count.
+    # Large enough for what else a process takes, some 10 MB, not to count.
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "head_dim": 96, "num_hidden_layers": 12}
     folder = make_model(tmp_path, "llama", "byte_level", **sizes, initializer_range=0.02)
 

@@ -94,7 +94,7 @@ def test_a_pair_is_read_once(config, aligned, passes, asks, readings, kept_readi
         assert values(one).keys() == values(other).keys()
         for name, value in values(one).items():
             assert torch.equal(value, values(other)[name]), name
-        asked = {*asks.contrast_states} | ({"own"} if asks.states else set())
+        asked = {*asks.contrast_states} | ({"teacher"} if asks.states else set())
         assert one.states.keys() == other.states.keys() == asked
 
 
@@ -142,7 +142,7 @@ def test_ranks_decide_alike(aligned, rows, data):
     known = data.draw(st.lists(st.sampled_from(rows), unique=True))
     for row in known:
         batch = collate_pairs(aligned, Microbatch([row]), share_prompt=(True, True))
-        kept.keep(batch, {"own": torch.randn(batch.parent_mask.shape)})
+        kept.keep(batch, {"teacher": torch.randn(batch.parent_mask.shape)})
     for row in rows:
         batch = collate_pairs(aligned, Microbatch([row], step=rows), share_prompt=(True, True))
         assert (kept.find(batch) is not None) == (set(known) == set(rows))
@@ -150,7 +150,7 @@ def test_ranks_decide_alike(aligned, rows, data):
 
 def test_what_another_rank_has_read_is_kept_here(aligned):
     theirs, mine = (collate_pairs(aligned, Microbatch(rows), share_prompt=(True, True)) for rows in ([2, 4], [0, 1]))
-    logprobs = [{"own": torch.randn(batch.parent_mask.shape) * batch.parent_mask} for batch in (theirs, mine)]
+    logprobs = [{"teacher": torch.randn(batch.parent_mask.shape) * batch.parent_mask} for batch in (theirs, mine)]
     told: list = []
     there = KeptLogprobs(
         type("Other", (Ranks,), {"gather": lambda self, value: told.append(value) or [value]})(1, 2, CPU)
@@ -160,4 +160,4 @@ def test_what_another_rank_has_read_is_kept_here(aligned):
     here = KeptLogprobs(one_of_two(told))
     here.keep(mine, logprobs[1])
     found = here.find(theirs)
-    assert found is not None and torch.equal(found["own"], logprobs[0]["own"])
+    assert found is not None and torch.equal(found["teacher"], logprobs[0]["teacher"])

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from prefkd.data.batches import Segment, TokenBatch, collate_answers, collate_pairs, collate_tokens
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import Reading
 from prefkd.data.steps import Microbatch
-from prefkd.data.tokens import PARTS, tokenize_pairs
+from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models import logprob_model, varlen
 from prefkd.models.attention import shared_prompt_mask
@@ -105,12 +106,11 @@ def test_each_token_sees_what_the_mask_lets_it_see(sizes, shares, window):
 
 def tokenized(sizes: list[tuple[int, int, int]]) -> Dataset:
     """Pairs of random tokens, of one model."""
-    draw = random.Random(0)
-    rows = [
-        {"file": "made", "row": row}
-        | {part: [draw.randrange(100) for _ in range(size)] for part, size in zip(PARTS, own, strict=True)}
-        for row, own in enumerate(sizes)
-    ]
+    draw, rows = random.Random(0), []
+    for row, own in enumerate(sizes):
+        prompt, chosen, rejected = ([draw.randrange(100) for _ in range(size)] for size in own)
+        reading = Reading(prompt, (chosen, rejected), (range(len(chosen)), range(len(rejected))))
+        rows.append({"file": "made", "row": row, **reading.columns()})
     return Dataset.from_list(rows)
 
 

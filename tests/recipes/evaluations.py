@@ -3,16 +3,14 @@
 import json
 from pathlib import Path
 
-from prefkd.cli.main import main
+from tests.recipes.runs import start
 
 
 def run_evaluation(
     settings: str, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0
 ) -> dict[str, list]:
     """Run the recipe with some YAML and return what is in table.json, nothing if it wrote none."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(settings, encoding="utf-8")
-    assert main(["run", *options, "evaluate", "--config", str(config), f"output_dir={out}", *overrides]) == code
+    start("evaluate", settings, out, *overrides, options=options, code=code)
     return table(out) if (out / "table.json").is_file() else {}
 
 

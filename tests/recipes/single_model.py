@@ -1,15 +1,15 @@
 """What the tests of sft and dpo share: a tiny world, a run through the command line, and log-probs by other means."""
 
-import json
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefkd.cli.main import main
-from tests.tiny import SPEEDS, make_model, write_pairs
+from tests.recipes.runs import answer_logprobs, assert_same_metrics, assert_same_weights, read_rows, train
+from tests.tiny import make_model, write_pairs
+
+__all__ = ["answer_logprobs", "read_rows"]
 
 
 def make_world(folder: Path) -> Path:
@@ -20,14 +20,9 @@ def make_world(folder: Path) -> Path:
     return folder
 
 
-def run(
-    recipe: str, world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0
-) -> list[dict]:
+def run(recipe: str, world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0):
     """Run a recipe and return its metrics, one dictionary for each step."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
-        f"""
-        output_dir: {out}
+    settings = f"""
         model: {{path: {world}/model}}
         data: {{source: {world}/pairs.jsonl, held_out_source: {world}/held_out.jsonl}}
         optimizer: {{_component_: torch.optim.SGD, lr: 0.1}}
@@ -35,13 +30,8 @@ def run(
         training:
           {{batch_size: 4, microbatch_size: 4, precision: float32, evaluate_every: 2, max_grad_norm: 1000.0,
             sample_answers: 0}}
-        """,
-        encoding="utf-8",
-    )
-    assert main(["run", *options, recipe, "--config", str(config), *overrides]) == code
-    if code:
-        return []
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        """
+    return train(recipe, settings, out, *overrides, options=options, code=code)
 
 
 def saved_weights(out: Path) -> dict[str, torch.Tensor]:
@@ -51,22 +41,12 @@ def saved_weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(one: tuple[Path, list[dict]], other: tuple[Path, list[dict]], tolerance: float) -> None:
-    for left, right in zip(one[1], other[1], strict=True):
-        assert left.keys() == right.keys()
-        for name in left.keys() - SPEEDS:
-            assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), name
-    left, right = saved_weights(one[0]), saved_weights(other[0])
-    assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=tolerance, atol=tolerance, msg=name)
+    assert_same_metrics(one[1], other[1], tolerance)
+    assert_same_weights(saved_weights(one[0]), saved_weights(other[0]), tolerance)
 
 
 def load_model(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def encode(world: Path, prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -76,9 +56,3 @@ def encode(world: Path, prompt: str, answer: str) -> tuple[list[int], list[int]]
     # The chat template trims the answer.
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, answer.strip()))
     return before, [*after, tokenizer.eos_token_id]
-
-
-def answer_logprobs(lm: torch.nn.Module, before: list[int], after: list[int]) -> torch.Tensor:
-    """Log-prob of each token of an answer, from whole logits."""
-    logits = lm(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None])[:, 0]

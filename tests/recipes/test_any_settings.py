@@ -31,7 +31,7 @@ from prefkd.config.hints import members, named_sections
 from tests.recipes import two_models
 from tests.tiny import make_model
 
-EXAMPLES = int(os.environ.get("PREFKD_SETTINGS_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("PREFKD_SETTINGS_EXAMPLES", "2"))
 TRAINED = {"sft": "model", "dpo": "model", "dpo_distill": "student", "tis_dpo_distill": "student"}
 TRAINED["dskd_distill"] = "student"
 

@@ -21,22 +21,10 @@ values:
   data: {source: pairs.jsonl, held_out_source: held_out.jsonl}
   training: {batch_size: 4, microbatch_size: 4, max_steps: 2, precision: float32, sample_answers: 0}
 stages:
-  sft:
-    recipe: sft
-    config: empty.yaml
-    overrides: {model: {path: student}, data: "${values.data}", training: "${values.training}"}
   dpo:
     recipe: dpo
     config: empty.yaml
     overrides: {model: {path: teacher}, data: "${values.data}", lora: {rank: 2}, training: "${values.training}"}
-  dpo_reversed:
-    recipe: dpo
-    config: empty.yaml
-    overrides:
-      model: {path: teacher}
-      data: {source: pairs.jsonl, held_out_source: held_out.jsonl, reverse: true}
-      lora: {rank: 2}
-      training: ${values.training}
   score:
     recipe: score
     config: empty.yaml
@@ -47,14 +35,14 @@ stages:
       contrast:
         kind: models
         positive: {path: teacher, adapter: "${stages.dpo.output_dir}/adapter", dtype: float32}
-        negative: {path: teacher, adapter: "${stages.dpo_reversed.output_dir}/adapter", dtype: float32}
+        negative: {path: teacher, dtype: float32}
       pairs_per_shard: 4
       microbatch_size: 1
   tis_dpo_distill:
     recipe: tis_dpo_distill
     config: empty.yaml
     overrides:
-      student: {path: "${stages.sft.output_dir}/model"}
+      student: {path: student}
       teacher: {scores: "${stages.score.output_dir}/scores"}
       data: ${values.data}
       weights: {contrast: scores}

@@ -243,7 +243,7 @@ def test_truncation_is_told(world, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("baseline=bse",), "baseline: bse is no checkpoint; did you mean base?"),
+        (("baseline=bse",), "baseline: bse is not a checkpoint; did you mean base?"),
         (("checkpoints.base.pth=x",), "checkpoints.base.pth: unknown key; did you mean path?"),
         (("checkpoints.base.placement=shard",), "checkpoints.base.placement: shard is for teachers"),
         (("checkpoints.base=x",), "checkpoints.base: 'x' is not a section of keys and values"),

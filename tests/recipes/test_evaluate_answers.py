@@ -182,7 +182,7 @@ def test_a_judge_compares_with_the_baseline(world, finished, tmp_path, monkeypat
         ),
         (
             ("answers.bench.judge={base_url: localhost, model: j, api_key_variable: null}",),
-            "answers.bench.judge.base_url: localhost is no address",
+            "answers.bench.judge.base_url: localhost is not an address",
         ),
         (("answers.bench.prompt=x",), "answers.bench.prompt: unknown key; did you mean prompts?"),
     ],

@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, reci
 
 @pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit"])
 def test_a_run_whose_moments_have_few_bits_goes_on_exactly(tmp_path, name):
-    """Its checkpoints are written beside the next steps, which change the moments in place."""
+    """Its checkpoints are written during the next steps, which change the moments in place."""
     world = single_model.make_world(tmp_path)
     make_model(world / "model", "llama", "byte_level", hidden_size=64, intermediate_size=64, head_dim=16)
     optimizer = f"optimizer={{_component_: torchao.optim.{name}, lr: 0.01}}"
@@ -117,7 +117,7 @@ def test_a_run_whose_moments_have_few_bits_goes_on_exactly(tmp_path, name):
         whole = run("dpo", world, tmp_path / "whole", *settings)
         with pytest.raises(SystemExit):
             run("dpo", world, tmp_path / "out", *settings, killer(4, "SIGTERM"))
-        shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_00000004")  # the last is not written beside a step
+        shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_00000004")  # the last is not written during a step
         resumed = run("dpo", world, tmp_path / "out", *settings)
     assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
 
@@ -230,7 +230,7 @@ def test_what_is_refused(world, stopped, tmp_path, capsys):
         f"output_dir: {stopped} holds an unfinished run; set training.resume to auto, or name another folder"
     )
     assert error(tmp_path / "new", "training.resume=nowhere") == (
-        "training.resume: nowhere is no checkpoint; name a folder checkpoints/step_..., or use auto or none"
+        "training.resume: nowhere is not a checkpoint; name a folder checkpoints/step_..., or use auto or none"
     )
     checkpoint = stopped / "checkpoints" / "step_00000004"
     assert "was made with other settings (lora.rank 16 -> 8)" in error(
@@ -263,7 +263,7 @@ def test_two_processes_stop_together_and_one_goes_on(world, whole, tmp_path):
     single_model.assert_same_run((tmp_path / "one", one), (tmp_path / "out", resumed), 1e-5)
 
 
-@pytest.mark.parametrize("when", ["at once", "beside the next steps"])
+@pytest.mark.parametrize("when", ["at once", "during the next steps"])
 def test_kills_at_random_moments_change_nothing(tmp_path, when):
     """`python -m tests.faults.random_kills 20` does more of them."""
     assert compare(2, tmp_path, f"training.async_checkpoints={when != 'at once'}") == 2

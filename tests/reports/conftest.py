@@ -12,7 +12,10 @@ import pytest
 from prefkd.data.pairs import DataConfig
 from prefkd.data.templates import ModelSide
 from prefkd.reports.alignment.report import inspect_pairs
+from tests.cli.conftest import folder, prefkd
 from tests.tiny import make_tokenizer
+
+__all__ = ["folder", "prefkd"]
 
 # (prompt, chosen, rejected)
 HARD = [

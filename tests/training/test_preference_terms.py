@@ -146,7 +146,7 @@ def test_distillm2_is_a_mean_over_the_targets_of_each_answer(signals):
 def test_on_one_vocabulary_they_are_the_published_formulas(one_vocabulary):
     signals = one_vocabulary
     lengths = [len(answer) for answer in STUDENT]
-    tokens = len(TOKENIZERS[0])  # rows of a head beyond them are no tokens, and lie in the bucket of all others
+    tokens = len(TOKENIZERS[0])  # rows of a head beyond them are not tokens, and lie in the bucket of all others
     fits = {
         name: replace(getattr(signals, name), head=getattr(signals, name).head[:tokens])
         for name in ("student", "teacher", "positive", "negative")

@@ -17,7 +17,7 @@ from tests.tiny import make_tokenizer
 TOKENIZERS = make_tokenizer("metaspace"), make_tokenizer("byte_level")
 ENDS = TOKENIZERS[0].eos_token_id, TOKENIZERS[1].eos_token_id
 VOCABULARIES = Vocabularies.of(*TOKENIZERS, ENDS)
-PADDING = 3  # rows of the heads that are no tokens
+PADDING = 3  # rows of the heads that are not tokens
 # The parents of each target of the answers: two chosen ones, then two rejected ones.
 STUDENT = ((0, 1, 1, 2), (0, 1), (0, 0, 1), (0, 1, 2, 2))
 TEACHER = ((0, 1, 2, 2), (0, 0, 1), (0, 1), (0, 0, 1, 1, 2))

@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from prefkd.data.messages import Message, unpack_calls
+from prefkd.data.rows import ANSWERS, SIDES, AlignedAnswer, AlignedRow
 from prefkd.data.templates import Frame, ModelSide, write_answers
 from prefkd.data.token_map import BYTE_OF
-from prefkd.data.tokenizing import ANSWERS, SIDES
 from prefkd.method.parent_tokens import find_parents_batch
 from prefkd.reports.pairs import TokenText
 from prefkd.reports.visible import visible_line
@@ -81,14 +81,14 @@ class InspectedPair:
         file, row: Where it comes from.
         prompt: The conversation.
         answers: Chosen and rejected.
-        aligned: Its row of the aligned data set.
+        aligned: Its tokens.
     """
 
     file: str
     row: int
     prompt: Sequence[Message]
     answers: tuple[Answer, Answer]
-    aligned: Mapping[str, Any]
+    aligned: AlignedRow
 
 
 def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide]) -> list[InspectedPair]:
@@ -114,15 +114,16 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
     encoded = {name: side.encode_responses(texts, frames[name]) for name, side in sides.items()}
     parents = find_parents_batch(encoded["student"][1], encoded["teacher"][1], texts)
 
-    def answer(n: int, name: str, row: Mapping[str, Any], tokens: Mapping[str, Any]) -> Answer:
+    def answer(n: int, row: Mapping[str, Any], aligned: AlignedAnswer) -> Answer:
+        name = ANSWERS[n % 2]
         return Answer(
             name=name,
             written=len(row[name]),
             text=texts[n],
             ids={side: encoded[side][0][n] for side in SIDES},
             offsets={side: encoded[side][1][n] for side in SIDES},
-            parents=parents[n][: tokens[f"{name}_parents"] - tokens[f"{name}_ends"]],
-            ends=tokens[f"{name}_ends"],
+            parents=parents[n][: aligned.parents - aligned.ends],
+            ends=aligned.ends,
         )
 
     return [
@@ -130,10 +131,10 @@ def read_answers(pairs: Dataset, aligned: Dataset, sides: Mapping[str, ModelSide
             file=row["file"],
             row=row["row"],
             prompt=row["prompt"],
-            answers=(answer(2 * i, "chosen", row, tokens), answer(2 * i + 1, "rejected", row, tokens)),
+            answers=(answer(2 * i, row, tokens.answers[0]), answer(2 * i + 1, row, tokens.answers[1])),
             aligned=tokens,
         )
-        for i, (row, tokens) in enumerate(zip(rows, kept, strict=True))
+        for i, (row, tokens) in enumerate(zip(rows, map(AlignedRow.of, kept), strict=True))
     ]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from prefkd.data.rows import SIDES
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import SIDES
 from prefkd.reports.alignment.answers import Answer, InspectedPair, token_texts
 from prefkd.reports.pairs import FEWEST_PARENTS
 
@@ -149,7 +149,7 @@ def changed_by_decoding(pairs: Sequence[InspectedPair], name: str, side: ModelSi
     places = [(pair, answer) for pair in pairs for answer in pair.answers]
     rows = [list(answer.ids[name]) for _, answer in places]
     decoded = side.tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
-    # A blank before the text is no loss: some tokenizers add one, some decoders take one away.
+    # A blank before the text is not a loss: some tokenizers add one, some decoders take one away.
     changed = [
         {"file": pair.file, "row": pair.row, "answer": answer.name}
         for (pair, answer), text in zip(places, decoded, strict=True)
@@ -163,10 +163,9 @@ def pair_tokens(pairs: Sequence[InspectedPair]) -> dict[str, dict[str, int]]:
     numbers = {}
     for side in SIDES:
         totals = [
-            len(pair.aligned[f"{side}_prompt"])
-            + pair.aligned[f"{side}_prompt_cut"]
-            + max(len(answer.ids[side]) + 1 for answer in pair.answers)
+            len(reading.prompt) + reading.cut[0] + max(len(answer.ids[side]) + 1 for answer in pair.answers)
             for pair in pairs
+            for reading in [pair.aligned.sides[side]]
         ]
         named = {f"percentile_{p}": int(np.percentile(totals, p, method="higher")) for p in PERCENTILES}
         numbers[side] = named | {"maximum": max(totals)}

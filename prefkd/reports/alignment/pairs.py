@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from prefkd.data.rows import SIDES
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import SIDES
 from prefkd.reports.alignment.answers import Answer, InspectedPair, token_texts
 from prefkd.reports.alignment.numbers import WORST_ROWS, pair_numbers, worst_pairs
 from prefkd.reports.alignment.weights import PairWeights
@@ -43,7 +43,7 @@ def show_pair(
 ) -> ShownPair:
     """Put a pair together for the page, coloured by weight, or without weights by tokens."""
     numbers = pair_numbers(pair) | (weights.numbers if weights else {})
-    cut = {side: pair.aligned[f"{side}_prompt_cut"] for side in SIDES}
+    cut = {side: reading.cut[0] for side, reading in pair.aligned.sides.items()}
     unseen = (f"The {side} does not see {cut[side]:,} tokens of the prompt." for side in SIDES if cut[side])
     return ShownPair(
         file=pair.file,

@@ -12,9 +12,10 @@ from prefkd.data.alignment_report import alignment_report
 from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.layouts import columns_of
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import ANSWERS, SIDES
 from prefkd.data.scores import Scores
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS, SIDES, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.reports.alignment.answers import read_answers
 from prefkd.reports.alignment.numbers import inspection_numbers

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkd.data.pairs import in_rows
-from prefkd.data.tokenizing import ANSWERS, SIDES
+from prefkd.data.rows import ANSWERS, SIDES
 from prefkd.reports.alignment.verdict import Verdict
 from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line

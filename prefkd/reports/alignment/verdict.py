@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkd.data.pairs import DataConfig, in_rows
-from prefkd.data.tokenizing import SIDES
+from prefkd.data.rows import SIDES
 
 Grade = Literal["good", "fair", "poor"]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from prefkd.data.rows import ANSWERS
 from prefkd.data.scores import SPLITS, Scores
-from prefkd.data.tokenizing import ANSWERS
 from prefkd.errors import PrefkdError
 from prefkd.reports.weights.answers import WeightedAnswers, weigh_answers
 from prefkd.reports.weights.colours import ColourScale, colour_scale, weight_lines

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 
 from prefkd.data.batches import collate_pairs
+from prefkd.data.rows import ANSWERS
 from prefkd.data.steps import Microbatch
-from prefkd.data.tokenizing import ANSWERS
 from prefkd.errors import PrefkdError
 from prefkd.weighting import WeightConfig, parent_log_ratio, parent_weights
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.data.tokenizing import ANSWERS
+from prefkd.data.rows import ANSWERS
 from prefkd.method.weights import TRANSFORMS, importance_weights
 from prefkd.reports.weights.answers import WeightedAnswers
 from prefkd.training.contrast_verdict import judge_contrast
@@ -171,8 +171,8 @@ def reference_numbers(answers: Mapping[str, WeightedAnswers]) -> dict[str, Any]:
     """The reference's part of the margins that the loss starts from.
 
     The loss is a sigmoid of beta times the student's margin minus the reference's. The student's is not known here. A
-    student that goes along with the reference cancels most of it, so the shares are no forecast: they say how far out
-    the pairs would be if the student gave both answers of a pair the same weighted log-prob.
+    student that goes along with the reference cancels most of it, so the shares are not a forecast: they say how far
+    out the pairs would be if the student gave both answers of a pair the same weighted log-prob.
 
     Returns:
         weighted: Distribution over pairs of the sum of w l_ref over the chosen parents minus that over the rejected.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from prefkd.data.tokenizing import ANSWERS, SIDES
+from prefkd.data.rows import ANSWERS, SIDES, AlignedRow
 from prefkd.reports.page import number
 from prefkd.reports.pairs import FEWEST_PARENTS, MOST_PARENTS, ShownAnswer, ShownPair, ShownParent, drawn
 from prefkd.reports.visible import visible, visible_block, visible_line
@@ -67,26 +67,26 @@ def choose_pairs(answers: Mapping[str, WeightedAnswers], generator: np.random.Ge
 def show_pair(pair: ChosenPair, scored: ScoredPairs, scale: ColourScale) -> ShownPair:
     """Put a pair together for the page."""
     row: dict[str, Any] = scored.rows[pair.index]
-    cut = row["student_prompt_cut"]
+    aligned = AlignedRow.of(row)
+    prompt, cut = aligned.student.prompt, aligned.student.cut[0]
     return ShownPair(
         file=row["file"],
         row=row["row"],
         why=pair.why,
         remark=f"What the student reads{f', {cut:,} tokens cut off' if cut else ''}:",
-        prompt=[(None, visible_block(scored.readers["student"].texts([(True, row["student_prompt"])])[0]))],
-        answers=[_show_answer(answer, pair.index, row, scored, scale) for answer in ANSWERS],
+        prompt=[(None, visible_block(scored.readers["student"].texts([(True, prompt)])[0]))],
+        answers=[_show_answer(i, pair.index, aligned, scored, scale) for i in range(len(ANSWERS))],
     )
 
 
-def _show_answer(
-    answer: str, index: int, row: Mapping[str, Any], scored: ScoredPairs, scale: ColourScale
-) -> ShownAnswer:
+def _show_answer(place: int, index: int, row: AlignedRow, scored: ScoredPairs, scale: ColourScale) -> ShownAnswer:
+    answer = ANSWERS[place]
     side = scored.answers[answer]
     start, count = int(side.starts[index]), int(side.counts[index])
     kept = slice(start, start + min(count, MOST_PARENTS))
     tokens = {
-        name: _tokens_of_parents(row[f"{name}_{answer}"], row[f"{name}_{answer}_parents"], scored.readers[name])
-        for name in SIDES
+        name: _tokens_of_parents(reading.answers[place], reading.parents[place], scored.readers[name])
+        for name, reading in row.sides.items()
     }
     parents = zip(
         scored.texts[answer][kept],

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from prefkd.data.rows import parent_column, token_column
 from prefkd.data.templates import ModelSide
 from prefkd.data.token_map import BYTE_OF
 from prefkd.reports.weights.answers import WeightedAnswers
@@ -71,7 +72,7 @@ def parent_texts(scored: Dataset, answer: str, answers: WeightedAnswers, side: s
         answers: Its answers.
         side: Whose tokens to read: the one of `reader`.
     """
-    columns = [f"{side}_{answer}", f"{side}_{answer}_parents"]
+    columns = [token_column(side, answer), parent_column(side, answer)]
     table = cast(pa.Table, scored.select_columns(columns).with_format("arrow")[:])
     ids, parents = (table[column].combine_chunks().flatten().to_numpy() for column in columns)
     lengths = table[columns[0]].combine_chunks().value_lengths().to_numpy()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from prefkd.data.rows import ANSWERS
 from prefkd.data.templates import ModelSide
-from prefkd.data.tokenizing import ANSWERS
 from prefkd.reports.page import render_page
 from prefkd.reports.weights.answers import weigh_answers
 from prefkd.reports.weights.colours import colour_scale

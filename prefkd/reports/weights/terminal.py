@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prefkd.data.tokenizing import ANSWERS
+from prefkd.data.rows import ANSWERS
 from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.rows import ANSWERS
 from prefkd.data.scores import begin_scores, open_scores, plan_shards, write_shard
-from prefkd.data.tokenizing import ANSWERS, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.reports.alignment.report import inspect_pairs
 from prefkd.reports.alignment.terminal import print_inspection

@@ -8,7 +8,7 @@ import pytest
 from prefkd.errors import ConfigError
 from prefkd.pipeline.rounds import unroll
 from prefkd.pipeline.stages import read_pipeline
-from tests.cli.test_pipeline import chain  # noqa: F401 (a fixture)
+from tests.pipeline.test_pipeline import chain  # noqa: F401 (a fixture)
 
 ROUNDS = """
 output_dir: runs/chain

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Ended
 
 from prefkd import catalog
 from prefkd.cli.main import main
 from prefkd.pipeline.stages import read_pipeline
+from tests.cli.conftest import Ended
 
 CHAIN = """
 output_dir: runs/chain
