@@ -85,12 +85,7 @@ RUNS = {
     "tis_dpo_distill varlen": ("training.attention=varlen",),
     "dskd_distill": (),
     "dskd_distill dual_space": (terms("dual_space, answers: both", "cross_entropy", "alm", "uld"),),
-    "dskd_distill shared tokens": (terms("shared_tokens", "gold", "x_token", "distillm2", "uld, align: parent"),),
     "dskd_distill dual_space_v2": (terms("dual_space_v2, answers: rejected"),),
-    "dskd_distill pi+ and pi-": (
-        "contrast.kind=prompts",
-        terms("align_distil", "dckd", "adpa", "tvkd", "pad", "preference"),
-    ),
 }
 
 
