@@ -99,8 +99,8 @@ FUSED = Passes(_fused_fold, _fused_differences, fused=True)
 @cache
 def compiled_passes(backend: str = "inductor") -> Passes:
     """`FUSED` as torch compiles it when it is called next, for all lengths at one time."""
-    fold, differences = (torch.compile(function, dynamic=True, backend=backend) for function in FUSED[:2])
-    return Passes(fold, differences, fused=True)
+    fold = torch.compile(FUSED.fold, dynamic=True, backend=backend)
+    return Passes(fold, torch.compile(FUSED.differences, dynamic=True, backend=backend), fused=True)
 
 
 def set_targets(values: Tensor, columns: Tensor, new: Tensor) -> Tensor:
