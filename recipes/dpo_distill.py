@@ -133,7 +133,11 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     return Models(
         student=load_learner(config.student, config.lora, config.training, ranks),
         teacher=Teacher(config.teacher, config.asks()),
-        collate=partial(collate_pairs, share_prompt=(config.student.share_prompt, config.teacher.share_prompt)),
+        collate=partial(
+            collate_pairs,
+            share_prompt=(config.student.share_prompt, config.teacher.share_prompt),
+            instructed=config.teacher.scores is None,
+        ),
         loss=PairLoss(config, ranks),
     )
 

@@ -29,6 +29,7 @@ from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
+from prefkd.data.places import find_places
 from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
@@ -161,7 +162,13 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     return Models(
         student=load_learner(config.student, config.lora, training, ranks, projectors=projectors),
         teacher=teacher,
-        collate=partial(collate_pairs, share_prompt=shares, together=teacher.together),
+        collate=partial(
+            collate_pairs,
+            share_prompt=shares,
+            instructed=config.teacher.scores is None,
+            together=teacher.together,
+            pair_up=partial(find_places, one_vocabulary=vocabularies is not None and vocabularies.are_one),
+        ),
         objective=objective,
         vocabularies=vocabularies,
     )
@@ -226,6 +233,7 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
             **heard.signals,
             projectors=run.student.projectors,
             vocabularies=run.vocabularies,
+            places=batch.places,
             only_projectors=warms_up,
         )
         losses, metrics = run.objective(signals, batch.step)  # (B,): their mean over the step is the objective
@@ -307,8 +315,6 @@ def main(config: Config) -> None:
         held_out = train(config, run)
         folder = save(config, run, config.output_dir / config.outputs()[0])
         projectors = save_projectors(run.student, config.output_dir, ranks=ranks)
-        again, report = (
-            partial(evaluate, config, run, len(run.steps)),
-            partial(write_report, "dskd_distill", config, run),
-        )
+        again = partial(evaluate, config, run, len(run.steps))
+        report = partial(write_report, "dskd_distill", config, run)
         finish("dskd_distill", config, run, run.student, folder, held_out, again, report, files=projectors)

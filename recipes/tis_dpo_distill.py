@@ -133,7 +133,9 @@ def load_models(config: Config, ranks: Ranks) -> Models:
     return Models(
         student=load_learner(config.student, config.lora, config.training, ranks),
         teacher=teacher,
-        collate=partial(collate_pairs, share_prompt=shares, together=teacher.together),
+        collate=partial(
+            collate_pairs, share_prompt=shares, instructed=config.teacher.scores is None, together=teacher.together
+        ),
         loss=PairLoss(config, ranks, weighted=True),
     )
 

@@ -7,7 +7,7 @@ Shape letters used here and in the recipes:
     P  parents of the longest answer of the microbatch
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from prefkd.data.arrow import list_lengths
 from prefkd.data.kept_rows import KeptRows, kept_rows
 from prefkd.data.packing import Movable, Packing, pack, pack_together
 from prefkd.data.pair_worth import pair_worth
+from prefkd.data.places import Places
 from prefkd.data.rows import (
     ANSWERS,
     INSTRUCTIONS,
@@ -151,6 +152,7 @@ class PairBatch(NumberedPairs):
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
         step: How much there is in the whole step, if the data set has the columns of `count_targets`.
+        places: Where both models predict what follows the same text, if that is asked for.
     """
 
     student: TokenBatch
@@ -163,6 +165,7 @@ class PairBatch(NumberedPairs):
     text_parents: tuple[list[int], list[int]]
     step: StepCounts | None = None
     together: TokenBatch | None = None
+    places: Places | None = None
     kept: dict[str, KeptRows] = field(default_factory=dict)
 
     @property
@@ -227,7 +230,13 @@ class AnswerBatch(Movable):
 
 
 def collate_pairs(
-    aligned: Dataset, microbatch: Microbatch, *, share_prompt: tuple[bool, bool], together: Sequence[str] = ()
+    aligned: Dataset,
+    microbatch: Microbatch,
+    *,
+    share_prompt: tuple[bool, bool],
+    instructed: bool = True,
+    together: Sequence[str] = (),
+    pair_up: Callable[[TokenBatch, TokenBatch], Places] | None = None,
 ) -> PairBatch:
     """Make a microbatch of rows of an aligned data set (`prefkd.data.tokenizing.align_pairs`).
 
@@ -235,7 +244,9 @@ def collate_pairs(
         aligned: The data set, with or without a teacher's scores (`prefkd.data.scores`).
         microbatch: Which of its rows.
         share_prompt: Whether the student and the teacher read a pair as one row.
+        instructed: Whether a model reads the pairs under the two instructions, if they have any.
         together: Names of the views, among teacher, positive and negative, that a model may read in one pass.
+        pair_up: Finds the places where student and teacher predict what follows the same text, if anybody asks.
     """
     rows: list[dict[str, Any]] = [aligned[index] for index in microbatch.rows]
     contents, pairs = Contents.of(aligned), [AlignedRow.of(row) for row in rows]
@@ -253,15 +264,18 @@ def collate_pairs(
 
     scores = {name: _padded_scores(rows, name, num_parents) for name in contents.scores}
     readings = {"teacher": [pair.teacher for pair in pairs]}
-    readings |= {name: [pair.under(name) for pair in pairs] for name in INSTRUCTIONS if contents.instructed}
+    if contents.instructed and instructed:
+        readings |= {name: [pair.under(name) for pair in pairs] for name in INSTRUCTIONS}
     views = {name: tokens(own, teacher_shares) for name, own in readings.items()}
     joined = {name: readings[name] for name in together} if teacher_shares else {}
+    student = tokens((pair.student for pair in pairs), student_shares)
     return PairBatch(
-        student=tokens((pair.student for pair in pairs), student_shares),
+        student=student,
         teacher=views["teacher"],
         positive=views.get("positive"),
         negative=views.get("negative"),
         together=_together(joined, [views[name] for name in joined]) if joined else None,
+        places=pair_up(student, views["teacher"]) if pair_up else None,
         scores=ParentScores(**scores) if scores else None,
         parent_mask=index < counts[:, :, None],
         eos_mask=(index == counts[:, :, None] - 1) & ends[:, :, None],

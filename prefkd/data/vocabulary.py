@@ -7,8 +7,9 @@ is ▁, a part of a character is <0xE4> for each byte, everything else is itself
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from prefkd.method.baselines import minimal_edit_vocabulary_map
 from prefkd.method.shared_tokens import SharedTokens, TokenMap, find_shared_tokens
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 # Raise it when the same tokenizers come to give another map.
 VERSION = 1
@@ -68,6 +71,7 @@ class Vocabularies:
     teacher: Sequence[str]
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
     ends: tuple[int, int] | None = None
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -75,6 +79,12 @@ class Vocabularies:
     ) -> "Vocabularies":
         """The vocabularies of two tokenizers."""
         return cls(token_texts(student), token_texts(teacher), (student, teacher), ends)
+
+    def once(self, make: Callable[[], Made], *key: Any) -> Made:
+        """What is made of them once, on a device for instance, and then kept under a key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @cached_property
     def are_one(self) -> bool:

@@ -113,6 +113,8 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
             memory["reference"] = Need(copied, copied)
         if outlines.on_gpu or ranks > 1:  # FSDP2 gathers what it casts, on one GPU too
             gathered = gathered_bytes(*group_bytes(learner, outlines.quantization, ranks))
+            if ranks > 1 and config.training.sync_once:
+                gathered = sum(value.numel() for value in learner.parameters()) * learner.precision.itemsize
             memory["gathered weights"] = Need(gathered, gathered)
     gpu_bytes = card.gib * GIB if card is not None else None
     teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in outlines.frozen)

@@ -57,7 +57,8 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
     views = {id(view): getattr(outlines.batch, name) for name, view in vars(batch).items()}
     weights = [value for model in models for value in (*model.parameters(), *model.buffers())]
     widened = stored.itemsize / cast.itemsize if stored is not None and cast is not None else 1
-    tracker = MemoryTracker(weights, shares={"gradients": widened / ranks})
+    whole = learner is not None and config.training.sync_once
+    tracker = MemoryTracker(weights, shares={"gradients": widened if whole else widened / ranks})
     unpacked = max((unpacked_bytes(base.quantization, model) for base, model in outlines.frozen), default=0)
 
     def ask(batch: Any) -> Any:

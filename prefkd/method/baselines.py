@@ -38,11 +38,25 @@ def uld_loss(student_logits: Tensor, teacher_logits: Tensor, student_labels: Ten
     """
     student_mask, teacher_mask = student_labels != NO_TARGET, teacher_labels != NO_TARGET
     pairs = torch.minimum(student_mask.sum(1), teacher_mask.sum(1)).unsqueeze(1)
-    p = _sorted_probabilities(student_logits[student_mask & (student_mask.cumsum(1) <= pairs)])
-    q = _sorted_probabilities(teacher_logits.detach()[teacher_mask & (teacher_mask.cumsum(1) <= pairs)])
+    p = student_logits[student_mask & (student_mask.cumsum(1) <= pairs)]
+    q = teacher_logits.detach()[teacher_mask & (teacher_mask.cumsum(1) <= pairs)]
+    return sorted_distance(p, q).sum()
+
+
+def sorted_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """ULD of two next-token distributions at n places, ``|| sort(p_i) - sort(q_i) ||_1``.
+
+    Args:
+        student_logits: (n, V_s).
+        teacher_logits: (n, V_t).
+
+    Returns:
+        (n,) in float32 or wider.
+    """
+    p, q = _sorted_probabilities(student_logits), _sorted_probabilities(teacher_logits)
     vocabulary = max(p.shape[1], q.shape[1])
     p, q = (F.pad(values, (0, vocabulary - values.shape[1])) for values in (p, q))
-    return (p - q).abs().sum()  # sum over i of || sort(p_i) - sort(q_i) ||_1
+    return (p - q).abs().sum(1)
 
 
 def min_ed_loss(
@@ -133,13 +147,23 @@ def alm_loss(
     Raises:
         ValueError: `temperature` is not positive.
     """
+    student, teacher = student_parent_logprobs[parent_mask], teacher_parent_logprobs[parent_mask]
+    losses = alm_values(student, teacher, temperature=temperature)
+    return losses.sum() / max(1, len(losses))
+
+
+def alm_values(student_logprobs: Tensor, teacher_logprobs: Tensor, *, temperature: float) -> Tensor:
+    """The losses of `alm_loss`, of parents in any shape.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")
-    log_p = _probable(student_parent_logprobs[parent_mask] / temperature)
-    log_q = _probable(teacher_parent_logprobs.detach()[parent_mask] / temperature)
+    log_p = _probable(student_logprobs / temperature)
+    log_q = _probable(teacher_logprobs.detach() / temperature)
     q = log_q.exp()
-    losses = q * (log_q - log_p) + (1 - q) * (_log_of_other(log_q) - _log_of_other(log_p))
-    return losses.sum() / max(1, len(losses))
+    return q * (log_q - log_p) + (1 - q) * (_log_of_other(log_q) - _log_of_other(log_p))
 
 
 def _sorted_probabilities(logits: Tensor) -> Tensor:

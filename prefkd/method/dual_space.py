@@ -49,8 +49,8 @@ class DualSpaceSide:
     logits: (B, S, V) where they exist anyway. Left out, they are ``hidden @ head.T``, made for targets only and in
         chunks. They cost their own memory, and their gradient is as large again.
     scale, cap: Scale and soft cap of the head's output (`bounded_logits`).
-    targets: Where the labels are targets, an index of examples and one of positions, (N,) each. It says that every
-        example has targets on both sides, and spares looking for them, for which a host waits for its GPU.
+    targets: Where the labels are targets, (N,) index into the B*S positions. It says that every example has targets on
+        both sides, and spares looking for them, for which a host waits for its GPU.
     """
 
     input_ids: Tensor
@@ -61,12 +61,13 @@ class DualSpaceSide:
     logits: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
-    targets: tuple[Tensor, Tensor] | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DualSpaceTerms:
-    """Sums over targets, scalars in float32 or wider. Only `t2s_ce`, `t2s_kd`, `s2t_kd` and `kd` carry gradient.
+    """Sums over targets in float32 or wider, scalars or one for each example. Only `t2s_ce`, `t2s_kd`, `s2t_kd` and
+    `kd` carry gradient.
 
     t2s_ce: cross-entropy of the projected teacher; teaches `t2s` and, with two vocabularies, `query`.
     t2s_kd: divergence of the student from the projected teacher; teaches the student.
@@ -94,6 +95,7 @@ def dual_space_loss(
     teacher_temperature: float = 1.0,
     std_over: StdOver = "valid",
     only_projectors: bool = False,
+    by_example: bool = False,
     chunk_size: int | None = None,
 ) -> DualSpaceTerms:
     """DSKD with cross-model attention (arXiv 2406.17328), for two vocabularies.
@@ -113,6 +115,7 @@ def dual_space_loss(
             `example`, the targets of each example, so that examples do not depend on each other; `all`, every position,
             padding too, as the published code has it.
         only_projectors: t2s_ce alone, to warm the projectors up; the other terms are 0.
+        by_example: Terms are (B,), a sum for each example.
         chunk_size: Targets whose logits exist at one time, in forward and in backward, which recomputes them. None is
             all of them.
 
@@ -125,38 +128,33 @@ def dual_space_loss(
     paired = (student.labels != NO_TARGET).any(1) & (teacher.labels != NO_TARGET).any(1)
     mask = (student.labels != NO_TARGET) & paired.unsqueeze(1)  # m
     teacher_mask = (teacher.labels != NO_TARGET) & paired.unsqueeze(1)  # m^t
-    targets, teacher_places = _targets(student, mask), _targets(teacher, teacher_mask)
+    targets, teacher_targets = _targets(student, mask), _targets(teacher, teacher_mask)
     teacher_hidden = _wide(teacher.hidden.detach())
 
     query = torch.cat(_embedded(student, mask), -1)  # [E_s(x); E_s(y)]
-    teacher_inputs, teacher_targets = _embedded(teacher, teacher_mask)
-    key = torch.cat([teacher_inputs, teacher_targets], -1)  # [E_t(x'); E_t(y')]
+    inputs, outputs = _embedded(teacher, teacher_mask)
+    key = torch.cat([inputs, outputs], -1)  # [E_t(x'); E_t(y')]
     key = key / _std(key, teacher_mask, std_over)
     teacher_value = _project(
         projectors.t2s,
-        teacher_hidden / _std(teacher_hidden, teacher_mask, std_over)
-        + teacher_targets / _std(teacher_targets, teacher_mask, std_over),
+        teacher_hidden / _std(teacher_hidden, teacher_mask, std_over) + outputs / _std(outputs, teacher_mask, std_over),
     )
     scores = _attention_scores(_project(projectors.query, query), key)
 
-    seen_by_student = _attend(scores, teacher_value, teacher_mask)[targets]
+    seen_by_student = _at(_attend(scores, teacher_value, teacher_mask), targets)
+    compare = None if only_projectors else _comparison(divergence, temperature, teacher_temperature)
     t2s_ce, t2s_kd, hits = _teacher_to_student(
-        seen_by_student.to(student.hidden.dtype),
-        student,
-        targets,
-        None if only_projectors else _comparison(divergence, temperature, teacher_temperature),
-        only_hits=True,
-        chunk_size=chunk_size,
+        seen_by_student.to(student.hidden.dtype), student, targets, compare, only_hits=True, chunk_size=chunk_size
     )
     if only_projectors:
         zero = torch.zeros_like(t2s_ce)
-        return DualSpaceTerms(t2s_ce, zero, zero, t2s_ce, hits, zero)
-    seen_by_teacher = _attend(scores.mT, _project(projectors.s2t, student.hidden), mask)[teacher_places]
+        return _terms(t2s_ce, zero, zero, hits, zero, by_example=by_example)
+    seen_by_teacher = _at(_attend(scores.mT, _project(projectors.s2t, student.hidden), mask), teacher_targets)
     s2t_kd, s2t_hits = _student_to_teacher(
-        seen_by_teacher.to(student.hidden.dtype), teacher, teacher_places, temperature, chunk_size
+        seen_by_teacher.to(student.hidden.dtype), teacher, teacher_targets, temperature, chunk_size
     )
-    s2t_hits = s2t_hits * mask.sum() / teacher_mask.sum().clamp_min(1)
-    return DualSpaceTerms(t2s_ce, t2s_kd, s2t_kd, t2s_ce + t2s_kd + s2t_kd, hits, s2t_hits)
+    own, other = (part.sum(1) if by_example else part.sum() for part in (mask, teacher_mask))
+    return _terms(t2s_ce, t2s_kd, s2t_kd, hits, s2t_hits * own / other.clamp_min(1), by_example=by_example)
 
 
 def same_vocabulary_loss(
@@ -166,6 +164,7 @@ def same_vocabulary_loss(
     *,
     divergence: str,
     temperature: float,
+    by_example: bool = False,
     chunk_size: int | None = None,
 ) -> DualSpaceTerms:
     """DSKD where both sides share vocabulary and positions (arXiv 2406.17328).
@@ -178,100 +177,113 @@ def same_vocabulary_loss(
         teacher: The teacher's batch; its labels are the student's.
         divergence: A name of `prefkd.method.divergences`, for t2s_kd. s2t_kd is always the forward KL.
         temperature: Temperature of both sides of both divergences.
-        chunk_size: As in `dual_space_loss`.
+        by_example, chunk_size: As in `dual_space_loss`.
 
     Raises:
-        ValueError: The labels differ, `chunk_size` is less than 1, or `divergence` refuses its arguments.
+        ValueError: The labels differ, which is seen unless both sides say where their targets are; `chunk_size` is less
+            than 1; or `divergence` refuses its arguments.
     """
     _check_chunk_size(chunk_size)
-    if not torch.equal(student.labels, teacher.labels):
+    if (student.targets is None or teacher.targets is None) and not torch.equal(student.labels, teacher.labels):
         raise ValueError("student and teacher have different labels, but share a vocabulary only if they are the same")
     targets = _targets(student, student.labels != NO_TARGET)
     t2s_ce, t2s_kd, hits = _teacher_to_student(
-        _project(projectors.t2s, teacher.hidden.detach()[targets]).to(student.hidden.dtype),
+        _project(projectors.t2s, _at(teacher.hidden.detach(), targets)).to(student.hidden.dtype),
         student,
         targets,
         _comparison(divergence, temperature),
         only_hits=False,
         chunk_size=chunk_size,
     )
-    seen_by_teacher = _project(projectors.s2t, student.hidden[targets]).to(student.hidden.dtype)
+    seen_by_teacher = _project(projectors.s2t, _at(student.hidden, targets)).to(student.hidden.dtype)
     s2t_kd, s2t_hits = _student_to_teacher(seen_by_teacher, teacher, targets, temperature, chunk_size)
-    return DualSpaceTerms(t2s_ce, t2s_kd, s2t_kd, t2s_ce + t2s_kd + s2t_kd, hits, s2t_hits)
+    return _terms(t2s_ce, t2s_kd, s2t_kd, hits, s2t_hits, by_example=by_example)
+
+
+def _terms(
+    t2s_ce: Tensor, t2s_kd: Tensor, s2t_kd: Tensor, hits: Tensor, s2t_hits: Tensor, *, by_example: bool
+) -> DualSpaceTerms:
+    """From (B,) sums."""
+    sums = t2s_ce, t2s_kd, s2t_kd, t2s_ce + t2s_kd + s2t_kd, hits, s2t_hits
+    return DualSpaceTerms(*(sums if by_example else (values.sum() for values in sums)))
 
 
 def _teacher_to_student(
     states: Tensor,
     student: DualSpaceSide,
-    places: tuple[Tensor, Tensor],
+    places: Tensor,
     compare: Callable[[Tensor, Tensor], Tensor] | None,
     *,
     only_hits: bool,
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """t2s_ce, t2s_kd (0 without `compare`) and the hits of the (N, H_s) projected teacher states."""
+    """t2s_ce, t2s_kd (0 without `compare`) and the hits of the (N, H_s) projected teacher states, (B,) each."""
 
-    def terms(states: Tensor, targets: Tensor, examples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(states: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = _head(states, student, student.head.detach())  # z^{t2s}
-        ce = F.cross_entropy(logits, targets, reduction="sum")
-        hit = logits.argmax(-1) == targets
+        ce = F.cross_entropy(logits, targets, reduction="none")
+        hit = (logits.argmax(-1) == targets).to(ce.dtype)
         if compare is None:
-            return ce, torch.zeros_like(ce), hit.sum()
-        kd = compare(_own_logits(student, examples, positions), logits.detach())  # D(z^s; sg(z^{t2s}))
-        return ce, (kd * hit if only_hits else kd).sum(), hit.sum()
+            return ce, torch.zeros_like(ce), hit
+        kd = compare(_own_logits(student, places), logits.detach())  # D(z^s; sg(z^{t2s}))
+        return ce, kd * hit if only_hits else kd, hit
 
     ce, kd, hits = _sums(terms, states, student.labels, places, chunk_size)
-    return ce, kd, hits.to(ce.dtype)
+    return ce, kd, hits
 
 
 def _student_to_teacher(
     states: Tensor,
     teacher: DualSpaceSide,
-    places: tuple[Tensor, Tensor],
+    places: Tensor,
     temperature: float,
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """s2t_kd and the hits of the (N, H_t) projected student states."""
+    """s2t_kd and the hits of the (N, H_t) projected student states, (B,) each."""
     compare = _comparison("forward_kl", temperature)
 
-    def terms(states: Tensor, targets: Tensor, examples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(states: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         logits = _head(states, teacher, teacher.head.detach())  # z^{s2t}
         with torch.no_grad():
-            teacher_logits = _own_logits(teacher, examples, positions)
-        return compare(logits, teacher_logits).sum(), (logits.argmax(-1) == targets).sum()  # FKL(z^{s2t}; z^t)
+            teacher_logits = _own_logits(teacher, places)
+        kd = compare(logits, teacher_logits)  # FKL(z^{s2t}; z^t)
+        return kd, (logits.argmax(-1) == targets).to(kd.dtype)
 
     kd, hits = _sums(terms, states, teacher.labels, places, chunk_size)
-    return kd, hits.to(kd.dtype)
+    return kd, hits
 
 
 def _sums(
-    terms: Callable[..., tuple[Tensor, ...]],
-    states: Tensor,
-    labels: Tensor,
-    places: tuple[Tensor, Tensor],
-    chunk_size: int | None,
+    terms: Callable[..., tuple[Tensor, ...]], states: Tensor, labels: Tensor, places: Tensor, chunk_size: int | None
 ) -> Iterator[Tensor]:
-    """Sums of `terms` over all targets, one chunk after the other; backward recomputes what a chunk needs there."""
+    """(B,) sums over the targets of each example of `terms`, (n,) of n targets each.
+
+    One chunk of targets, of whichever examples, comes after the other; backward recomputes what a chunk needs there.
+    """
     size = max(1, len(states)) if chunk_size is None else chunk_size
-    chunks = zip(*(rows.split(size) for rows in (states, labels[places], *places)), strict=True)
+    chunks = zip(*(rows.split(size) for rows in (states, _at(labels, places), places)), strict=True)
     if chunk_size is not None:
         terms = partial(checkpoint, terms, use_reentrant=False, preserve_rng_state=False)
-    return (torch.stack(parts).sum() for parts in zip(*(terms(*chunk) for chunk in chunks), strict=True))
+    for parts in zip(*(terms(*chunk) for chunk in chunks), strict=True):
+        values = torch.cat(parts)
+        yield values.new_zeros(labels.numel()).index_copy(0, places, values).view(labels.shape).sum(1)
 
 
-def _targets(side: DualSpaceSide, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Examples and positions of the targets in `mask`, (N,) each."""
-    if side.targets is not None:
-        return side.targets
-    examples, positions = mask.nonzero(as_tuple=True)
-    return examples, positions
+def _targets(side: DualSpaceSide, mask: Tensor) -> Tensor:
+    """(N,) index of the targets in `mask` into the B*S positions."""
+    return mask.flatten().nonzero().squeeze(1) if side.targets is None else side.targets
 
 
-def _own_logits(side: DualSpaceSide, examples: Tensor, positions: Tensor) -> Tensor:
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """(N, ...) values at places of (B, S, ...)."""
+    return values.flatten(0, 1).index_select(0, places)
+
+
+def _own_logits(side: DualSpaceSide, places: Tensor) -> Tensor:
     """(n, V) logits of the model itself at n targets, in float32 or wider."""
     if side.logits is None:
-        return _head(side.hidden[examples, positions], side, side.head)
-    return _wide(side.logits[examples, positions])
+        return _head(_at(side.hidden, places), side, side.head)
+    return _wide(_at(side.logits, places))
 
 
 def _head(states: Tensor, side: DualSpaceSide, weight: Tensor) -> Tensor:

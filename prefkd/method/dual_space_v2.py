@@ -30,7 +30,7 @@ class ExactProjectors(nn.Module):
 
 
 class ExactTerms(NamedTuple):
-    """Sums over places, scalars in float32 or wider; the first three carry gradient.
+    """Sums over places in float32 or wider, or values of each; the first three carry gradient.
 
     t2s_ce: cross-entropy of the projected teacher towards its own argmax.
     t2s_kd: divergence of the student from the projected teacher.
@@ -64,7 +64,7 @@ def head_map(head: Tensor, other: Tensor, *, ridge: float = RIDGE) -> Tensor:
         gram = head.T @ head
         least = ridge * gram.diagonal().mean() + torch.finfo(dtype).tiny  # heads of nothing but zeros can be inverted
         gram = gram + least * torch.eye(len(gram), dtype=dtype, device=gram.device)
-        return torch.linalg.solve(gram, head.T @ other)
+        return torch.linalg.solve_ex(gram, head.T @ other).result  # without a look at an error, which would wait
 
 
 def label_map(shared: SharedTokens, teacher_tokens: int) -> Tensor:
@@ -83,6 +83,7 @@ def exact_dual_space_loss(
     divergence_name: str,
     temperature: float,
     only_agreement: bool = True,
+    by_place: bool = False,
 ) -> ExactTerms:
     """The three losses of DSKD v2 at places where both models predict what follows the same text.
 
@@ -94,14 +95,16 @@ def exact_dual_space_loss(
         labels: (n,) the teacher's argmax in the student's vocabulary, -100 where the student lacks that token.
         divergence_name: A name of `prefkd.method.divergences`, of both divergences.
         temperature: Temperature of both sides of both divergences.
+        by_place: Terms are (n,), not summed.
         only_agreement: t2s_kd counts only where the projected teacher says what the teacher says; else everywhere.
 
     Raises:
         ValueError: As `divergence`.
     """
     agrees = t2s_logits.argmax(-1) == labels
-    t2s_ce = F.cross_entropy(t2s_logits, labels, ignore_index=NO_TARGET, reduction="sum")
+    t2s_ce = F.cross_entropy(t2s_logits, labels, ignore_index=NO_TARGET, reduction="none")
     t2s_kd = divergence(divergence_name, student_logits, t2s_logits.detach(), temperature=temperature)
     s2t_kd = divergence(divergence_name, s2t_logits, teacher_logits.detach(), temperature=temperature)
     counted = t2s_kd * agrees if only_agreement else t2s_kd
-    return ExactTerms(t2s_ce, counted.sum(), s2t_kd.sum(), agrees.sum().to(t2s_ce.dtype))
+    values = t2s_ce, counted, s2t_kd, agrees.to(t2s_ce.dtype)
+    return ExactTerms(*(values if by_place else (value.sum() for value in values)))

@@ -6,12 +6,13 @@ position t predict the token at position t + 1.
 B examples, S positions, V vocabulary, H hidden size, N targets, P parents.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from prefkd.method.head_passes import EAGER, Passes, Running, set_targets
 
 NO_TARGET = -100
 COPIED_ROWS = 4096  # rows of the head that are held in another precision at one time
@@ -74,6 +75,7 @@ def linear_token_logprobs(
     chunk_size: int,
     scale: float = 1.0,
     cap: float | None = None,
+    passes: Passes = EAGER,
 ) -> Tensor:
     """Log-probabilities of targets straight from hidden states, without all logits at once.
 
@@ -90,6 +92,7 @@ def linear_token_logprobs(
         chunk_size: Room for logits, in forward and backward: chunk_size x V of them, and as much again with a cap.
         scale: Factor of the logits.
         cap: Bound of the logits, None for none.
+        passes: How logits are gone through; compiled ones are for a GPU.
 
     Returns:
         (N,) in nats, float32 or wider.
@@ -105,7 +108,7 @@ def linear_token_logprobs(
         factors = wide  # elsewhere torch has no product of halves that is summed and returned in float32
     wants_hidden_grad = torch.is_grad_enabled() and hidden.requires_grad
     result: Any = _LinearTokenLogprobs.apply(
-        hidden, head_weight, targets, chunk_size, factors, wants_hidden_grad, scale, cap
+        hidden, head_weight, targets, chunk_size, factors, wants_hidden_grad, scale, cap, passes
     )
     return result
 
@@ -140,6 +143,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
     its slope. Slopes of the last stripe would have to wait too, so with a cap this stripe is computed again as well.
 
     e is summed without the target, as `others`, so that 1 - p[y] = others / total is exact for confident tokens too.
+    What is done with logits between the products are the `Passes`.
     """
 
     @staticmethod
@@ -153,32 +157,31 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         wants_hidden_grad: bool,
         scale: float,
         cap: float | None,
+        passes: Passes,
     ) -> Tensor:
         stripes = _stripes(len(head_weight), len(hidden), chunk_size, copied=head_weight.dtype != factors)
-        target_logits, others = hidden.new_zeros(2, len(hidden), dtype=_wide(hidden))
-        peaks = torch.full_like(others, -float("inf"))
+        zeros = hidden.new_zeros(len(hidden), dtype=_wide(hidden))
+        running = Running(zeros, torch.full_like(zeros, -float("inf")), zeros)
         sums = hidden.new_zeros(hidden.shape, dtype=_wide(hidden)) if wants_hidden_grad else None
-        room = _room(hidden, stripes)
+        waits = ctx.needs_input_grad[1] and cap is None
+        room, waiting = _room(hidden, stripes), None
         for stripe in stripes:
             rows, columns = head_weight[stripe], targets - stripe.start
+            dtype = factors if sums is not None or (waits and stripe == stripes[-1]) else None
             logits = _stripe_logits(room, hidden, rows, factors)
-            slopes = _bound(logits, scale, cap)
-            target_logits += _at_targets(logits, columns)
-            old_peaks, peaks = peaks, torch.maximum(peaks, logits.amax(-1))
-            exponentials = _set_targets(_exponentials(logits, peaks), columns, torch.zeros_like(others))
-            rescale = (old_peaks - peaks).exp()
-            others.mul_(rescale).add_(exponentials.sum(-1))
+            waiting, rescale, running = passes.fold(logits, columns, running, scale, cap, dtype)
             if sums is not None:
-                sloped = exponentials if slopes is None else exponentials.mul_(slopes)
-                _add_product(sums.mul_(rescale.unsqueeze(-1)), sloped, rows, factors)
+                _add_product(sums.mul_(rescale.unsqueeze(-1)), waiting, rows, factors, passes)
+        target_logits, peaks, others = running
         totals = others + (target_logits - peaks).exp()
         if sums is not None:  # s (y - p) W, with slopes
             target_slopes = 1 if cap is None else 1 - (target_logits / cap).square()
             sums.div_(-totals.unsqueeze(-1))
             sums.addcmul_((target_slopes * others / totals).unsqueeze(-1), head_weight[targets]).mul_(scale)
-        ctx.save_for_backward(hidden, head_weight, targets, peaks, others, totals, sums)
-        ctx.waiting = room if ctx.needs_input_grad[1] and cap is None else None
-        ctx.stripes, ctx.factors, ctx.scale, ctx.cap = stripes, factors, scale, cap
+        ctx.save_for_backward(hidden, head_weight, targets, *running, totals, sums)
+        ctx.waiting = waiting if waits else None
+        ctx.room = room if waits and not passes.fused else None  # where what waits lies in it
+        ctx.stripes, ctx.factors, ctx.scale, ctx.cap, ctx.passes = stripes, factors, scale, cap, passes
         return target_logits - peaks - totals.log()
 
     @staticmethod
@@ -188,27 +191,26 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         head_grad = _head_grad(ctx, grad).to(head_weight.dtype) if ctx.needs_input_grad[1] else None
         if hidden_grad is not None:
             hidden_grad = (grad.unsqueeze(-1) * hidden_grad).to(hidden.dtype)
-        return hidden_grad, head_grad, *(None for _ in range(6))
+        return hidden_grad, head_grad, *(None for _ in range(7))
 
 
 def _head_grad(ctx: Any, grad: Tensor) -> Tensor:
     """``sum over tokens of g s (y - p) h'`` with slopes, (V, H), for `_LinearTokenLogprobs`."""
-    hidden, head_weight, targets, peaks, others, totals, _ = ctx.saved_tensors
-    head_grad = head_weight.new_zeros(head_weight.shape, dtype=totals.dtype)
-    weighted_hidden = (-ctx.scale * grad / totals).unsqueeze(-1) * hidden
-    waiting, ctx.waiting = ctx.waiting, None  # a second backward pass finds nothing waiting
-    room = _room(hidden, ctx.stripes) if waiting is None else waiting
+    hidden, head_weight, targets, *found, totals, _ = ctx.saved_tensors
+    running, how = Running(*found), (ctx.scale, ctx.cap, ctx.factors)
+    head_grad = head_weight.new_empty(head_weight.shape, dtype=totals.dtype)
+    weighted_hidden = ((-ctx.scale * grad / totals).unsqueeze(-1) * hidden).to(ctx.factors)
+    # A second backward pass finds nothing waiting.
+    (waiting, ctx.waiting), (room, ctx.room) = (ctx.waiting, None), (ctx.room, None)
+    room = _room(hidden, ctx.stripes) if room is None else room
     for stripe in reversed(ctx.stripes):
-        rows, columns, slopes = head_weight[stripe], targets - stripe.start, None
+        rows, columns = head_weight[stripe], targets - stripe.start
         if waiting is not None and stripe == ctx.stripes[-1]:
-            exponentials = _shape(room, hidden, rows)
+            difference = set_targets(waiting, columns, -running.others)  # (e - total y), where e[y] - total = -others
         else:
             logits = _stripe_logits(room, hidden, rows, ctx.factors)
-            slopes = _bound(logits, ctx.scale, ctx.cap)
-            exponentials = _exponentials(logits, peaks)
-        difference = _set_targets(exponentials, columns, -others)  # (e - total y), where e[y] - total = -others
-        difference = difference if slopes is None else difference.mul_(slopes)
-        _add_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
+            difference = ctx.passes.differences(logits, columns, running, *how)
+        _write_product(head_grad[stripe], difference.T, weighted_hidden, ctx.factors)
     return head_grad
 
 
@@ -229,55 +231,29 @@ def _room(hidden: Tensor, stripes: list[slice]) -> Tensor:
     return hidden.new_empty(len(hidden) * (stripes[-1].stop - stripes[-1].start), dtype=_wide(hidden))
 
 
-def _shape(room: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
-    """(N, stripe) at the start of `room`."""
-    return room[: len(hidden) * len(rows)].view(len(hidden), len(rows))
-
-
 def _stripe_logits(room: Tensor, hidden: Tensor, rows: Tensor, factors: torch.dtype) -> Tensor:
     """``hidden @ rows.T``, in `room`."""
-    logits = _shape(room, hidden, rows)
-    _add_product(logits, hidden, rows.T, factors, keep=False)
+    logits = room[: len(hidden) * len(rows)].view(len(hidden), len(rows))
+    _write_product(logits, hidden, rows.T, factors)
     return logits
 
 
-def _bound(logits: Tensor, scale: float, cap: float | None) -> Tensor | None:
-    """``c tanh(s x / c)`` in place, and the slopes ``1 - tanh²``, which are all 1 without a cap."""
-    if scale != 1:
-        logits.mul_(scale)
-    if cap is None:
-        return None
-    logits.div_(cap).tanh_()
-    slopes = logits.square().neg_().add_(1)
-    logits.mul_(cap)
-    return slopes
-
-
-def _exponentials(logits: Tensor, peaks: Tensor) -> Tensor:
-    """``exp(z - peak)``, in place; as a power of 2, which a CPU computes in less than half the time."""
-    return logits.sub_(peaks.unsqueeze(-1)).mul_(math.log2(math.e)).exp2_()
-
-
-def _at_targets(values: Tensor, columns: Tensor) -> Tensor:
-    """(N,) value of each row at its column, 0 where that lies outside."""
-    found = values.gather(-1, columns.clamp(0, values.shape[1] - 1).unsqueeze(-1)).squeeze(-1)
-    return found.where((columns >= 0) & (columns < values.shape[1]), 0)
-
-
-def _set_targets(values: Tensor, columns: Tensor, new: Tensor) -> Tensor:
-    """`values` with `new` at each row's column, in place; rows whose column lies outside stay."""
-    inside = (columns >= 0) & (columns < values.shape[1])
-    column = columns.clamp(0, values.shape[1] - 1).unsqueeze(-1)
-    return values.scatter_(-1, column, new.unsqueeze(-1).where(inside.unsqueeze(-1), values.gather(-1, column)))
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor, factors: torch.dtype, *, keep: bool = True) -> None:
-    """``out <- out + left @ right``, or without the first term unless `keep`; sums in the precision of `out`."""
+def _add_product(out: Tensor, left: Tensor, right: Tensor, factors: torch.dtype, passes: Passes) -> None:
+    """``out <- out + left @ right``; sums in the precision of `out`."""
     left, right = left.to(factors), right.to(factors)
     if factors == out.dtype:
-        out.addmm_(left, right, beta=int(keep))
-    elif keep:
+        out.addmm_(left, right)
+    elif passes.fused:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
         out.add_(torch.mm(left, right, out_dtype=out.dtype))
+
+
+def _write_product(out: Tensor, left: Tensor, right: Tensor, factors: torch.dtype) -> None:
+    """``out <- left @ right``; sums in the precision of `out`."""
+    left, right = left.to(factors), right.to(factors)
+    if factors == out.dtype:
+        torch.mm(left, right, out=out)
     else:
         torch.mm(left, right, out_dtype=out.dtype, out=out)
 

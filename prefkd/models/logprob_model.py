@@ -17,6 +17,7 @@ from prefkd.data.batches import Segment, TokenBatch
 from prefkd.errors import PrefkdError, first_line
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.dual_space_v2 import ExactProjectors
+from prefkd.method.head_passes import EAGER, Passes, compiled_passes
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
 from prefkd.models.compiled import Compile, compile_layers, is_compiled, tries_compiling, undo_compiling
@@ -33,6 +34,8 @@ QUANTILE = 0.99
 # Beyond so much a model that computes in 16 bits is compared once more in float32, where rounding cannot be the reason.
 ROUNDED = 0.25
 EXACT = 1e-3
+# A share by which sums of products in 16 bits may differ when they are summed in another order.
+HALF = 1e-2
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TokenStates:
         lengths: Number of targets of each answer, in whose order they stand.
         chunk_size: Target tokens whose logits may exist at one time.
         scale, cap: Scale and soft cap of the head's output (`prefkd.method.logprobs.bounded_logits`).
+        passes: How `logprobs` goes through logits.
     """
 
     inputs: Tensor
@@ -61,12 +65,12 @@ class TokenStates:
     chunk_size: int
     scale: float = 1.0
     cap: float | None = None
+    passes: Passes = EAGER
 
     def logprobs(self) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,) float32."""
-        return linear_token_logprobs(
-            self.hidden, self.head, self.targets, chunk_size=self.chunk_size, scale=self.scale, cap=self.cap
-        )
+        how: Any = {"chunk_size": self.chunk_size, "scale": self.scale, "cap": self.cap, "passes": self.passes}
+        return linear_token_logprobs(self.hidden, self.head, self.targets, **how)
 
     def logits(self) -> Tensor:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""
@@ -103,7 +107,8 @@ class LogprobModel(nn.Module):
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
         attention: `mask` reads padded rows under a mask, `varlen` packed ones without (`prefkd.models.varlen`), `auto`
             is varlen on a GPU that proves to do it. Until `check` has decided, it is the mask.
-        compile: Whether `check` has torch compile the layers; `auto` on a GPU where that proves to work.
+        compile: Whether `check` has torch compile the layers, and what is done with logits; `auto` on a GPU where that
+            proves to work.
         projectors: Projectors that are trained with the model and needed only then.
     """
 
@@ -122,9 +127,12 @@ class LogprobModel(nn.Module):
         self.chunk_size = chunk_size
         self.precision = precision
         self.autocasts = True  # until `prefkd.models.shard` has it done by FSDP, once for each weight
+        # `prefkd.models.shard` says whether ranks exchange weights and gradients once a step, or gradients at least.
+        self.sync_once = self.sums_on_rank = False
         self.attention: Attention = attention
         self.packs = False
         self.compiles: Compile = compile
+        self.passes = EAGER
         self.window = sliding_window(lm)
         self.scale, self.cap = head_scale_and_cap(lm.config)
         self.projectors = projectors
@@ -156,6 +164,7 @@ class LogprobModel(nn.Module):
                 chunk_size=self.chunk_size,
                 scale=self.scale,
                 cap=self.cap,
+                passes=self.passes,
             )
         )
 
@@ -246,6 +255,7 @@ class LogprobModel(nn.Module):
         self._choose_attention(tokens, name)
         self._require_own_logprobs(tokens, name)
         self._choose_compiling(tokens, name)
+        self._choose_passes(tokens, name)
 
     def _require_own_logprobs(self, tokens: TokenBatch, name: str) -> None:
         if self._difference(tokens) <= (EXACT if self._is_exact else ROUNDED):
@@ -310,6 +320,24 @@ class LogprobModel(nn.Module):
             raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
         logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
 
+    def _choose_passes(self, tokens: TokenBatch, name: str) -> None:
+        if not tries_compiling(self.compiles, tokens.input_ids.device):
+            return
+        eager, self.passes = self(tokens, _logprobs_and_gradients), compiled_passes()
+        try:
+            compiled = self(tokens, _logprobs_and_gradients)
+        except Exception as error:  # of the compiler, and of products that this GPU or this torch does not have
+            fault = self._fault(error, f"{name}: compile")
+        else:
+            off = [((one - other).norm() / other.norm()).item() for one, other in zip(compiled, eager, strict=True)]
+            if max(off) <= (EXACT if self._is_exact else HALF):
+                return
+            fault = f"log-probs and gradients are off by a share of {max(off):.2g}"
+        self.passes = EAGER
+        if self.compiles is True:
+            raise PrefkdError(f"{name}: compile: true cannot be done for the head: {fault}; use auto or false")
+        logger.warning("%s: the head goes through its logits step by step, since compiling failed: %s", name, fault)
+
     def _fault(self, error: Exception, tried: str) -> str:
         """The first line of an exception from a forward pass; a sharded model is of no more use after one."""
         fault = f"{type(error).__name__}: {first_line(error)}"
@@ -357,3 +385,12 @@ class LogprobModel(nn.Module):
         finally:
             self.precision, self.packs = precision, packs
             torch.set_float32_matmul_precision(products)
+
+
+def _logprobs_and_gradients(states: TokenStates) -> tuple[Tensor, ...]:
+    """The log-probs of a pair, and the gradients of their sum for the states and, where it learns, the head."""
+    with torch.enable_grad():
+        hidden, head = states.hidden.detach().requires_grad_(), states.head.detach()
+        inputs = [hidden, head.requires_grad_()] if states.head.requires_grad else [hidden]
+        logprobs = replace(states, hidden=hidden, head=head).logprobs()
+        return logprobs.detach(), *torch.autograd.grad(logprobs.sum(), inputs)

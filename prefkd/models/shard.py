@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 
@@ -25,6 +25,7 @@ def shard(
     *,
     over: Literal["all", "node"] = "all",
     cpu_offload: bool = False,
+    sync_once: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """Split the weights of a model over the ranks, in place; without torchrun, and for a plan, nothing happens.
@@ -41,6 +42,7 @@ def shard(
         over: With `node`, every node has all of the model, split over its own ranks: more memory, and only gradients
             travel between nodes.
         cpu_offload: The parts, their gradients and optimizer states wait in main memory.
+        sync_once: Each rank keeps all weights, as they were gathered, and the whole gradient until the step is over.
         prepare: Called with each decoder layer before it is split. Weights that it quantizes in a way that cannot be
             split, and that are constant therefore, stay whole on each rank.
 
@@ -72,6 +74,33 @@ def shard(
             if is_quantized(value) and not (isinstance(value, NF4Tensor) and shards > 1)
         }
         fully_shard(group, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
+    model.sync_once = sync_once
+    model.sums_on_rank = sync_once or (not cpu_offload and _sums_for_nothing(model, shards))
+
+
+def _sums_for_nothing(model: LogprobModel, shards: int) -> bool:
+    """Whether the whole gradient of a step takes no more memory on a rank than its part: it is all of it anyway, or
+    that of adapters."""
+    learning = [value for value in model.parameters() if value.requires_grad]
+    has_adapters = any(not value.requires_grad for value in model.lm.parameters())
+    return all(value.dtype == torch.float32 for value in learning) and (shards == 1 or has_adapters)
+
+
+def before_microbatch(model: LogprobModel, *, is_last: bool) -> None:
+    """Let ranks wait with what they exchange after a backward pass until the last microbatch of the step.
+
+    Where a rank can sum the gradients of its microbatches itself, all ranks meet once a step to sum theirs; elsewhere
+    only nodes, each of which has all of the model, wait with each other. All ranks run equally many microbatches
+    (`prefkd.data.steps.split_step`), so that all of them meet after the last one.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    if model.sums_on_rank:
+        model.set_requires_gradient_sync(is_last)
+    else:
+        model.set_requires_all_reduce(is_last)
+    if model.sync_once:
+        model.set_reshard_after_backward(is_last)
 
 
 @cache

@@ -10,15 +10,11 @@ from prefkd.models.logprob_model import TokenStates
 
 
 def in_chunks(loss: Callable[..., Tensor], student: TokenStates, *others: TokenStates) -> Tensor:
-    """A loss, or a tensor of sums, that compares target i with target i, of an answer: the sum over chunks of them."""
-    length = min(len(states.targets) for states in (student, *others))
-    ends = [min(start + student.chunk_size, length) for start in range(0, max(length, 1), student.chunk_size)]
-    starts = [0, *ends[:-1]]
-    chunks = [
-        recomputed(loss, *(states.part(start, end) for states in (student, *others)))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    return torch.stack(chunks).sum(0)
+    """Values (..., n) that compare n targets with as many, of whichever answers: (..., M) of all."""
+    size = student.chunk_size
+    starts = range(0, max(len(student.targets), 1), size)
+    states = (student, *others)
+    return torch.cat([recomputed(loss, *(part.part(start, start + size) for part in states)) for start in starts], -1)
 
 
 def recomputed(loss: Callable[..., Tensor], *states: TokenStates) -> Tensor:

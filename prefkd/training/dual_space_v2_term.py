@@ -31,8 +31,8 @@ def dual_space_v2(
     """
     shared, places = shared_of(signals), shared_places(signals, signals.teacher)
     loss = _loss_of(signals, shared, divergence, temperature, only_agreement)
-    parts = torch.stack([in_chunks(loss, *states) for states in places]).unbind(1)
-    t2s_ce, t2s_kd, s2t_kd, agreement, hits = (signals.pair_sums(list(part)) for part in parts)
+    parts = signals.answer_sums(in_chunks(loss, *places), places[0].lengths)
+    t2s_ce, t2s_kd, s2t_kd, agreement, hits = (signals.pair_sums(part) for part in parts)
     return t2s_ce if signals.only_projectors else t2s_ce + t2s_kd + s2t_kd, {
         "t2s_ce": t2s_ce.detach(),
         "t2s_kd": t2s_kd.detach(),
@@ -65,8 +65,9 @@ def _loss_of(
             divergence_name=divergence,
             temperature=temperature,
             only_agreement=only_agreement,
+            by_place=True,
         )
-        return torch.stack([*parts, (t2s_logits.argmax(-1) == student.targets).sum().to(parts.t2s_ce.dtype)])
+        return torch.stack([*parts, (t2s_logits.argmax(-1) == student.targets).to(parts.t2s_ce.dtype)])
 
     return loss
 

@@ -15,7 +15,7 @@ from prefkd.models.flops import forward_flops, keys_attended, outer_weights, rea
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
-from prefkd.training.run import TrainingRun
+from prefkd.training.run import TrainingRun, learner_of
 
 Batch = TypeVar("Batch")
 # Floating-point operations a second of dense products in bfloat16, by what a GPU is called; datasheets of NVIDIA.
@@ -48,7 +48,7 @@ class Meter:
         self._ranks: Ranks = run.ranks
         self._peak = peak_flops(run.ranks.device)
         parts = list(vars(run).values())
-        self._learner = next(part for part in parts if isinstance(part, LogprobModel))
+        self._learner = learner_of(run)
         teachers = (model.base for part in parts if isinstance(part, Teacher) for model in part.models)
         self._models: list[LogprobModel] = list(dict.fromkeys([self._learner, *teachers]))
         self._trained = trained_weights(self._learner)
@@ -112,9 +112,8 @@ class Meter:
         there = tokens.segments != Segment.PADDING
         positions = tokens.position_ids.masked_fill(~there, -1)  # padding attends to nothing
         attended = keys_attended(self._models[number].lm, positions)
-        self._counts[number] += torch.stack(
-            [there.sum(), attended, there.new_tensor(len(tokens.targets), dtype=torch.long)]
-        )
+        targets = torch.full((), len(tokens.targets), device=there.device)  # written there, not copied
+        self._counts[number] += torch.stack([there.sum(), attended, targets])
 
     def _flops(self, model: LogprobModel, counts: list[float]) -> float:
         tokens, attended, targets = map(int, counts)

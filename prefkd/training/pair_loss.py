@@ -160,7 +160,8 @@ class PairLoss:
             losses, chosen, rejected = self._losses(policy, reference, lengths, offset=batch.margin)
             return factor * losses, chosen, rejected
         self._left -= 1
-        own = torch.tensor([step.place[row] for row in batch.rows], device=policy.device)
+        # Written where they are used: for a copy from main memory the host would wait.
+        own = torch.stack([torch.full((), step.place[row], device=policy.device) for row in batch.rows])
         if "batch" in self.needs:
             return self._of_whole_step(step, own, policy)
         losses, chosen, rejected = self._losses(policy, reference, lengths, step.beta, offset=batch.margin)

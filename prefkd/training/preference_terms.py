@@ -22,7 +22,7 @@ from prefkd.method.preference_distillation import AlignForm
 from prefkd.method.top_rows import TopRows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.top_states import TopStates
-from prefkd.training.shared_token_terms import Distributions, at_shared_places, lumped, shared_of
+from prefkd.training.shared_token_terms import Distributions, at_shared_places, lumped, numbers, shared_of
 from prefkd.training.signals import Losses, Signals, term
 
 
@@ -161,7 +161,7 @@ def tvkd(
     """
     assert signals.reference is not None and signals.positive is not None
     parents = signals.parent_mask.sum(-1)
-    tokens = parents.new_tensor(signals.positive.lengths).view_as(parents)
+    tokens = numbers(signals.positive.lengths, parents).view_as(parents)
     values = _values(signals.positive, temperature, scale).view_as(parents) / tokens
     if reduce == "sum":
         values = values * parents
@@ -215,8 +215,7 @@ def distillm2(signals: Signals, skew: float = 0.1, balance: float = 1.0) -> Loss
 
         answers = signals.of_sides(side)
         values, found = at_shared_places(answers, loss, shared, signals.teacher)
-        targets = [len(states.targets) for states in answers.student_answers()]
-        sides.append(answers.pair_sums(values) / values[0].new_tensor(targets))
+        sides.append(answers.pair_sums(values) / numbers(answers.joined(answers.student).lengths, values))
         logged = logged or found  # of the chosen answers
     losses = preference_distillation.distillm2_loss(*sides, balance=balance)
     return losses, {**logged, "forward_kl": sides[0].detach(), "reverse_kl": sides[1].detach()}

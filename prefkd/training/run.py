@@ -19,6 +19,8 @@ from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations
+from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.shard import before_microbatch
 from prefkd.ranks import Ranks
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
@@ -128,9 +130,18 @@ class TrainingRun(TrainingData):
                     bar.advance("held-out pairs", steps=len(portion.rows) - portion.fillers)
             return
         self.recompilations.before_step()
-        yield from ahead(partial(collate, pairs), portions, self.ranks.device)
+        made = ahead(partial(collate, pairs), portions, self.ranks.device)
+        for number, batch in enumerate(made, start=1):
+            if split == "train" and torch.is_grad_enabled():
+                before_microbatch(learner_of(self), is_last=number == len(portions))
+            yield batch
         if new := self.recompilations.after_step():
             self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
+
+
+def learner_of(run: TrainingRun) -> LogprobModel:
+    """The model that learns, whatever its recipe calls it."""
+    return next(part for part in vars(run).values() if isinstance(part, LogprobModel))
 
 
 def ahead(

@@ -61,6 +61,8 @@ class TrainingConfig:
         chunk_size: Target tokens whose logits exist at one time.
         shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
             node, so that each node has all of it and only gradients travel between nodes.
+        sync_once: With several processes, gather weights and sum gradients once for all microbatches of a step. Until
+            it is over, each rank holds all weights in `precision`, and the whole gradient in float32.
         cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         keep_best: The held-out metric by which the best of all evaluations is found; its weights are saved at the end.
@@ -99,6 +101,7 @@ class TrainingConfig:
     activation_checkpointing: Recomputed = "auto"
     chunk_size: int = 512
     shard_over: Literal["all", "node"] = "all"
+    sync_once: bool = False
     cpu_offload: bool = False
     evaluate_every: int = 100
     keep_best: Literal["loss", "perplexity", "accuracy", "logprob_accuracy", "margin"] | None = None
@@ -137,6 +140,8 @@ class TrainingConfig:
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
             yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
+        if self.sync_once and self.cpu_offload:
+            yield "sync_once: keeps on the GPU what cpu_offload moves to main memory; remove one of the two"
         if self.weights == "bfloat16" and self.precision != "bfloat16":
             yield f"weights: bfloat16 goes with precision: bfloat16, and it is {self.precision}; change one of the two"
         if self.device == "cuda" and not torch.cuda.is_available():

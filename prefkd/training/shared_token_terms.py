@@ -7,6 +7,7 @@ probability of shared tokens at these places.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -100,11 +101,12 @@ def x_token(
         largest: Most tokens of each side that h_kl compares by rank; at most those of the side that has fewer.
     """
     assert signals.vocabularies is not None
-    tokens = token_counts(signals)
-    token_map = signals.vocabularies.token_map.within(*tokens)
-    shared = shared_of(signals)
+    vocabularies, tokens, device = signals.vocabularies, token_counts(signals), signals.student.hidden.device
+    shared, place = shared_of(signals), where(signals)
     if form == "h_kl":
-        shared = across.common_pairs(token_map, SURE).to(shared.student.device)
+        shared = vocabularies.once(
+            lambda: across.common_pairs(vocabularies.token_map.within(*tokens), SURE).to(device), "h_kl", *place
+        )
         others = min(tokens) - len(shared.student)  # of the side that has fewer
         most = min(largest, max(others, 1))
 
@@ -115,7 +117,9 @@ def x_token(
             return temperature**2 * (matched + rest if others else matched)
 
     else:
-        image, columns = across.image(token_map.to(shared.student.device))
+        image, columns = vocabularies.once(
+            lambda: across.image(vocabularies.token_map.within(*tokens).to(device)), "p_kl", *place
+        )
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
@@ -136,7 +140,7 @@ def _at_one_token_parents(
 
 def at_shared_places(
     signals: Signals, compare: Callable[..., Tensor], shared: across.SharedTokens, *models: TokenStates | None
-) -> tuple[list[Tensor], Mapping[str, tuple[Tensor, Unit]]]:
+) -> tuple[Tensor, Mapping[str, tuple[Tensor, Unit]]]:
     """Compare next-token distributions of the student with those of models of the teacher's vocabulary.
 
     Args:
@@ -145,19 +149,19 @@ def at_shared_places(
         models: The models.
 
     Returns:
-        Its sum over each of `Signals.student_answers`, and what is logged.
+        (A,) its sum over each of `Signals.student_answers`, and what is logged.
     """
 
-    def sums(student: TokenStates, *others: TokenStates) -> Tensor:
+    def values(student: TokenStates, *others: TokenStates) -> Tensor:
         logits = student.logits()
         known = [side.rows if isinstance(side, TopStates) else side.logits().detach() for side in others]
-        return torch.stack([compare(logits, *known).sum(), *shared_masses(logits.detach(), known[0], shared)])
+        return torch.stack([compare(logits, *known), *shared_masses(logits.detach(), known[0], shared)])
 
     places = shared_places(signals, *models)
-    losses, *masses = torch.stack([in_chunks(sums, *states) for states in places]).unbind(1)
+    losses, *masses = signals.answer_sums(in_chunks(values, *places), places[0].lengths)
     count = place_counts(signals, places, losses)
-    shares = [(signals.pair_sums(list(mass)) / count.clamp_min(1)).detach() for mass in masses]
-    return list(losses), {
+    shares = [(signals.pair_sums(mass) / count.clamp_min(1)).detach() for mass in masses]
+    return losses, {
         "one_token_parents": (count, "parent"),
         "student_shared_mass": (shares[0], "pair"),
         "teacher_shared_mass": (shares[1], "pair"),
@@ -183,39 +187,34 @@ def lumped(
 
 
 def shared_masses(student: Tensor, model: Distributions, shared: across.SharedTokens) -> list[Tensor]:
-    """The probability of shared tokens under the student, (n, V) logits, and under a model, summed over n places."""
+    """(n,) the probability of shared tokens under the student, (n, V) logits, and under a model."""
     if isinstance(model, TopRows):
-        return [(1 - side[:, -1].exp()).sum() for side in lumped_rows(student, model, shared=shared)]
+        return [1 - side[:, -1].exp() for side in lumped_rows(student, model, shared=shared)]
     sides = (student, shared.student), (model, shared.teacher)
-    return [across.shared_mass(logits, ids).sum() for logits, ids in sides]
+    return [across.shared_mass(logits, ids) for logits, ids in sides]
 
 
-def shared_places(signals: Signals, *models: TokenStates | None) -> list[tuple[TokenStates, ...]]:
+def shared_places(signals: Signals, *models: TokenStates | None) -> tuple[TokenStates, ...]:
     """Where the student and models of the teacher's vocabulary predict what follows the same text.
 
-    That is where a parent is one token on each side; with one vocabulary it is every target.
-
     Returns:
-        The states of the student and of each model, for each of `Signals.student_answers`.
+        The states of the student and of each model at these places, whose `lengths` are those of each of
+        `Signals.student_answers`.
     """
-    found = []
-    for student, *others in signals.answers_of(*models):
-        if _has_one_tokenization(signals, student, others[0]):
-            found.append((student, *others))
-        else:
-            own, other = across.one_token_parents(student.parents, others[0].parents)
-            found.append((student.at(own), *(states.at(other) for states in others)))
-    return found
+    there = [model for model in models if model is not None]
+    places = signals.places_of(there[0])
+    found = [signals.student.at(places.student), *(model.at(places.teacher) for model in there)]
+    return tuple(replace(states, lengths=places.lengths) for states in found)
 
 
-def place_counts(signals: Signals, places: Sequence[tuple[TokenStates, ...]], like: Tensor) -> Tensor:
+def place_counts(signals: Signals, places: Sequence[TokenStates], like: Tensor) -> Tensor:
     """(B,) how many of `shared_places` a pair has."""
-    return signals.pair_sums([like.new_tensor(float(len(states[0].targets))) for states in places])
+    return signals.pair_sums(numbers(places[0].lengths, like))
 
 
-def _has_one_tokenization(signals: Signals, student: TokenStates, other: TokenStates) -> bool:
-    one = signals.vocabularies is not None and signals.vocabularies.are_one
-    return one and torch.equal(student.targets, other.targets)
+def numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers that the host knows, where a tensor is: made there, since for a copy the host would wait."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def token_counts(signals: Signals) -> tuple[int, int]:
@@ -231,7 +230,19 @@ def token_counts(signals: Signals) -> tuple[int, int]:
 def shared_of(signals: Signals) -> across.SharedTokens:
     """The shared tokens that both heads have a row for, where the student is."""
     assert signals.vocabularies is not None
-    return signals.vocabularies.shared.within(*token_counts(signals)).to(signals.student.hidden.device)
+    vocabularies, counts = signals.vocabularies, token_counts(signals)
+    return vocabularies.once(
+        lambda: vocabularies.shared.within(*counts).to(signals.student.hidden.device), "shared", *where(signals)
+    )
+
+
+def where(signals: Signals) -> tuple[Any, ...]:
+    """What maps of tokens depend on besides the vocabularies: how many tokens the heads have, and where they are.
+
+    A plan's tensors have no content, and must not be taken for those of a run.
+    """
+    head = signals.student.head.detach()
+    return (*token_counts(signals), head.device, type(head))
 
 
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:

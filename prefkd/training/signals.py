@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from prefkd.data.places import Places, find_places
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.dual_space_v2 import ExactProjectors
@@ -63,6 +64,7 @@ class Signals:
         positive, negative: The states of pi+ and pi- at the teacher's targets, in the same order of answers.
         projectors: Projectors between the hidden states of both models.
         vocabularies: The tokens of both models.
+        places: Where student and teacher predict what follows the same text; None = to be found.
         sides: The answers that a term counted in tokens or parents is about: (0,), (1,) or (0, 1).
         only_projectors: Whether this step trains the projectors alone.
     """
@@ -80,6 +82,7 @@ class Signals:
     negative: TokenStates | None = None
     projectors: DualSpaceProjectors | ExactProjectors | None = None
     vocabularies: Vocabularies | None = None
+    places: Places | None = None
     sides: tuple[int, ...] = (0,)
     only_projectors: bool = False
 
@@ -104,13 +107,36 @@ class Signals:
         """The same for a part of a term that is about some answers: 0 for the chosen, 1 for the rejected ones."""
         return replace(self, sides=sides)
 
-    def pair_sums(self, values: Sequence[Tensor]) -> Tensor:
-        """From a scalar for each of `answers` to (B,), the sum over the answers of a pair."""
-        return torch.stack(list(values)).view(len(self.sides), -1).sum(0)
+    def joined(self, model: TokenStates) -> TokenStates:
+        """What a model says of all of these together; the sides are those of a term, chosen before rejected."""
+        first, last = self._range
+        start, end = sum(model.lengths[:first]), sum(model.lengths[:last])
+        return replace(model.part(start, end), lengths=model.lengths[first:last])
+
+    def places_of(self, model: TokenStates) -> Places:
+        """Where the student and a model of the teacher's vocabulary predict what follows the same text, of these."""
+        one = self.vocabularies is not None and self.vocabularies.are_one
+        found = find_places(self.student, model, one_vocabulary=one) if self.places is None else self.places
+        return found.of_answers(*self._range)
+
+    def answer_sums(self, values: Tensor, lengths: Sequence[int]) -> Tensor:
+        """From (..., M) values, so many of each of `answers`, to (..., A) sums."""
+        return torch.stack([part.sum(-1) for part in values.split(list(lengths), -1)], -1)
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        """The first of `answers` and the one behind the last, among all of the batch."""
+        pairs = self.policy.shape[1]
+        return self.sides[0] * pairs, (self.sides[-1] + 1) * pairs
+
+    def pair_sums(self, values: Sequence[Tensor] | Tensor) -> Tensor:
+        """From a scalar for each of `answers`, (A,), to (B,), the sum over the answers of a pair."""
+        joined = values if isinstance(values, Tensor) else torch.stack(list(values))
+        return joined.view(len(self.sides), -1).sum(0)
 
     def parent_sums(self, values: Tensor) -> Tensor:
         """From (2, B, P) values of parents to (B,), the sum over the parents that the term is about."""
-        return (values * self.parent_mask)[list(self.sides)].sum((0, 2))
+        return (values * self.parent_mask)[self.sides[0] : self.sides[-1] + 1].sum((0, 2))
 
     def _asked_about(self, answers: list[TokenStates]) -> list[TokenStates]:
         pairs = self.policy.shape[1]

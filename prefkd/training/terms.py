@@ -28,6 +28,8 @@ A term of your own lies in a file of your own, mine.py say, and `_component_: mi
         return signals.pair_sums(values)
 """
 
+from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -43,6 +45,7 @@ from prefkd.method.dual_space import (
     dual_space_loss,
     same_vocabulary_loss,
 )
+from prefkd.method.logprobs import NO_TARGET
 from prefkd.models.logprob_model import TokenStates
 from prefkd.training.chunks import in_chunks, recomputed
 from prefkd.training.dual_space_v2_term import dual_space_v2 as dual_space_v2
@@ -111,43 +114,34 @@ def dual_space(
         teacher_temperature: Further temperature of the projected teacher.
     """
     assert isinstance(signals.projectors, DualSpaceProjectors)
-    return _dual_space(
-        signals,
-        [
-            dual_space_loss(
-                signals.projectors,
-                _side(student),
-                _side(teacher),
-                divergence=divergence,
-                temperature=temperature,
-                teacher_temperature=teacher_temperature,
-                std_over="example",
-                only_projectors=signals.only_projectors,
-                chunk_size=student.chunk_size,
-            )
-            for student, teacher in signals.answers()
-        ],
+    found = dual_space_loss(
+        signals.projectors,
+        *_answers_as_examples(signals),
+        divergence=divergence,
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+        std_over="example",
+        only_projectors=signals.only_projectors,
+        by_example=True,
+        chunk_size=signals.student.chunk_size,
     )
+    return _of_pairs(signals, found)
 
 
 @term(needs=["projectors", "one_vocabulary"], unit="token")
 def same_vocabulary_dual_space(signals: Signals, divergence: str = "forward_kl", temperature: float = 2.0) -> Losses:
     """DSKD (arXiv 2406.17328) for models of one vocabulary, whose positions need no attention to find each other."""
     assert isinstance(signals.projectors, DualSpaceProjectors)
-    return _dual_space(
-        signals,
-        [
-            same_vocabulary_loss(
-                signals.projectors,
-                _side(student),
-                _side(teacher),
-                divergence=divergence,
-                temperature=temperature,
-                chunk_size=student.chunk_size,
-            )
-            for student, teacher in _same_targets(signals)
-        ],
+    _same_targets(signals)
+    found = same_vocabulary_loss(
+        signals.projectors,
+        *_answers_as_examples(signals),
+        divergence=divergence,
+        temperature=temperature,
+        by_example=True,
+        chunk_size=signals.student.chunk_size,
     )
+    return _of_pairs(signals, found)
 
 
 @term(needs=["teacher_states", "one_vocabulary"], unit="token")
@@ -176,9 +170,10 @@ def same_vocabulary(
             teacher_temperature=teacher_temperature,
             skew=skew,
             adaptive_alpha=adaptive_alpha,
-        ).sum()
+        )
 
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in _same_targets(signals)])
+    answers = _same_targets(signals)
+    return signals.pair_sums(signals.answer_sums(in_chunks(loss, *answers), answers[0].lengths))
 
 
 @term(needs=["teacher_states"], unit="token", cached=True)
@@ -190,12 +185,12 @@ def uld(signals: Signals, align: Literal["position", "parent"] = "position") -> 
             the text; `parent` compares where a parent is one token on each side.
     """
 
-    def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
-        labels = student.targets[None], teacher.targets[None]
-        return baselines.uld_loss(student.logits()[None], teacher.logits()[None], *labels)
+    def distances(student: TokenStates, teacher: TokenStates) -> Tensor:
+        return baselines.sorted_distance(student.logits(), teacher.logits().detach())
 
-    answers = signals.answers() if align == "position" else shared_places(signals, signals.teacher)
-    return signals.pair_sums([in_chunks(loss, *answer) for answer in answers])
+    answers = _same_positions(signals) if align == "position" else shared_places(signals, signals.teacher)
+    values = in_chunks(distances, *answers)
+    return signals.pair_sums(signals.answer_sums(values, answers[0].lengths))
 
 
 @term(needs=["vocabularies", "teacher_states"], unit="token", cached=True)
@@ -235,44 +230,69 @@ def alm(signals: Signals, temperature: float = 100.0) -> Losses:
         temperature: The larger, the more improbable parents count.
     """
     assert signals.teacher_logprobs is not None
-    each = zip(signals.policy, signals.teacher_logprobs, signals.parent_mask, strict=True)
-    values = [
-        baselines.alm_loss(*answer, temperature=temperature) * answer[2].sum()  # its mean, back to a sum
-        for side, answers in enumerate(each)
-        if side in signals.sides
-        for answer in zip(*answers, strict=True)
-    ]
-    return signals.pair_sums(values)
+    return signals.parent_sums(baselines.alm_values(signals.policy, signals.teacher_logprobs, temperature=temperature))
 
 
-def _dual_space(signals: Signals, terms: list[DualSpaceTerms]) -> Losses:
+def _of_pairs(signals: Signals, terms: DualSpaceTerms) -> Losses:
+    """From (A,) terms of answers."""
     names = ("t2s_ce", "t2s_kd", "s2t_kd", "t2s_accuracy", "s2t_accuracy")
     return (
-        signals.pair_sums([values.t2s_ce if signals.only_projectors else values.kd for values in terms]),
-        {name: signals.pair_sums([getattr(values, name).detach() for values in terms]) for name in names},
+        signals.pair_sums(terms.t2s_ce if signals.only_projectors else terms.kd),
+        {name: signals.pair_sums(getattr(terms, name).detach()) for name in names},
     )
 
 
-def _side(states: TokenStates) -> DualSpaceSide:
-    positions = torch.arange(len(states.targets), device=states.targets.device)
+def _answers_as_examples(signals: Signals) -> tuple[DualSpaceSide, DualSpaceSide]:
+    """The answers that a term is about, padded, as the student and the teacher read them."""
+    assert signals.teacher is not None
+    student, teacher = (_padded(signals.joined(states)) for states in (signals.student, signals.teacher))
+    return student, teacher
+
+
+def _padded(states: TokenStates) -> DualSpaceSide:
+    longest, device = max(states.lengths), states.targets.device
+    # Made where they are used, since from main memory a host would wait for them to be copied.
+    firsts = (answer * longest for answer in range(len(states.lengths)))
+    rows = [torch.arange(first, first + own, device=device) for first, own in zip(firsts, states.lengths, strict=True)]
+    places = torch.cat(rows)
+
+    def padded(values: Tensor, fill: int = 0) -> Tensor:
+        empty = values.new_full((len(states.lengths) * longest, *values.shape[1:]), fill)
+        return empty.index_copy(0, places, values).view(len(states.lengths), longest, *values.shape[1:])
+
     return DualSpaceSide(
-        states.inputs[None],
-        states.targets[None],
-        states.hidden[None],
+        padded(states.inputs),
+        padded(states.targets, NO_TARGET),
+        padded(states.hidden),
         embedding=states.embedding,
         head=states.head,
         scale=states.scale,
         cap=states.cap,
-        targets=(torch.zeros_like(positions), positions),
+        targets=places,
     )
 
 
-def _same_targets(signals: Signals) -> list[tuple[TokenStates, TokenStates]]:
-    answers = signals.answers()
-    for student, teacher in answers:
-        if not torch.equal(student.targets, teacher.targets):
-            raise PrefkdError(
-                "student and teacher read an answer as different tokens, though they have one vocabulary; "
-                "give both the same template"
-            )
-    return answers
+def _same_positions(signals: Signals) -> tuple[TokenStates, TokenStates]:
+    """The i-th targets of student and teacher, for each answer as many as the shorter reading has."""
+    assert signals.teacher is not None
+    student, teacher = signals.joined(signals.student), signals.joined(signals.teacher)
+    lengths = tuple(map(min, student.lengths, teacher.lengths))
+    found = []
+    for side in (student, teacher):
+        spans = zip(accumulate(side.lengths, initial=0), lengths, strict=False)
+        places = [torch.arange(start, start + length, device=side.targets.device) for start, length in spans]
+        found.append(replace(side.at(torch.cat(places)), lengths=lengths))
+    return found[0], found[1]
+
+
+def _same_targets(signals: Signals) -> tuple[TokenStates, TokenStates]:
+    """The targets of student and teacher, who read all answers as the same tokens."""
+    assert signals.teacher is not None
+    student, teacher = signals.joined(signals.student), signals.joined(signals.teacher)
+    known = signals.places
+    if not (known.are_same if known is not None else torch.equal(student.targets, teacher.targets)):
+        raise PrefkdError(
+            "student and teacher read an answer as different tokens, though they have one vocabulary; "
+            "give both the same template"
+        )
+    return student, teacher

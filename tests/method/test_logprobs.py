@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkd.method.divergences import generalised_jsd
+from prefkd.method.head_passes import EAGER, FUSED
 from prefkd.method.logprobs import bounded_logits, linear_token_logprobs, parent_logprobs, token_logprobs
 
 
@@ -210,6 +211,21 @@ def test_no_tokens_give_no_logprobs_and_zero_gradients():
     found.sum().backward()
     assert hidden.grad.shape == (0, 6)
     assert (head_weight.grad == 0).all()
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_passes_for_a_compiler_say_the_same(dtype, scale, cap):
+    hidden, head_weight, targets = case(dtype=dtype)
+    upstream = torch.linspace(-1, 2, 13, dtype=torch.float64)
+    ways = []
+    for passes in (EAGER, FUSED):
+        how = {"chunk_size": 4, "scale": scale, "cap": cap, "passes": passes}
+        found = linear_token_logprobs(hidden, head_weight, targets, **how)
+        ways.append((found, *torch.autograd.grad((found * upstream).sum(), [hidden, head_weight])))
+        assert torch.equal(linear_token_logprobs(hidden.detach(), head_weight.detach(), targets, **how), found)
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_wrong_chunk_sizes_are_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prefkd.errors import PrefkdError
+from prefkd.method.head_passes import EAGER, FUSED, compiled_passes
 from prefkd.models import compiled, logprob_model
 from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count, is_compiled
 from prefkd.models.load import ModelConfig, decoder_layers, load_causal_lm
@@ -22,6 +23,7 @@ CPU = torch.device("cpu")
 def traced(monkeypatch) -> None:
     """Traces layers without building anything, which takes a C++ compiler most of a minute."""
     monkeypatch.setattr(logprob_model, "compile_layers", partial(compile_layers, backend="eager"))
+    monkeypatch.setattr(logprob_model, "compiled_passes", partial(compiled_passes, "eager"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -34,10 +36,10 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
     before = graph_count()
     model.check(tokens_of([0]), "student")
     model.train()
-    assert model.packs and graph_count() > before
+    assert model.packs and graph_count() > before and model.passes == compiled_passes("eager")
     assert_same(results(model, tokens_of([0, 1, 2])), expected)
     settled = graph_count()
-    assert settled <= before + 4  # not one for each layer, nor for each length
+    assert settled <= before + 8  # not one for each layer, nor for each length
     for rows in ([1], [2, 0], [0, 0, 1, 2]):
         results(model, tokens_of(rows))
     assert graph_count() == settled
@@ -78,6 +80,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, fa
     model = make(tmp_path, "llama", "mask")
     expected = results(model, tokens_of([0, 1]))
     monkeypatch.setattr(logprob_model, "compile_layers", failing)
+    monkeypatch.setattr(logprob_model, "compiled_passes", lambda: FUSED)
     model.compiles = True
     with pytest.raises(PrefkdError, match=rf"^student: compile: true cannot be done: .*{fault}.*; use auto or false$"):
         model.check(tokens_of([0]), "student")
@@ -96,6 +99,35 @@ def test_auto_leaves_a_cpu_alone(tmp_path):
     assert not is_compiled(model.lm)
     compile_layers(model.lm)
     assert is_compiled(model.lm)
+
+
+def lying(*arguments):
+    exponentials, rescale, running = FUSED.fold(*arguments)
+    return exponentials, 2 * rescale, running
+
+
+def absent(*_):
+    raise RuntimeError("addmm has no out_dtype here\nand more")
+
+
+@pytest.mark.parametrize(
+    ("passes", "fault"),
+    [(FUSED._replace(fold=lying), "are off by a share of"), (FUSED._replace(differences=absent), "no out_dtype here")],
+)
+def test_a_head_that_cannot_be_compiled_goes_step_by_step(tmp_path, monkeypatch, caplog, passes, fault):
+    model = make(tmp_path, "llama", "mask")
+    model.chunk_size = 1
+    monkeypatch.setattr(logprob_model, "compile_layers", lambda lm: None)
+    monkeypatch.setattr(logprob_model, "compiled_passes", lambda: passes)
+    model.compiles = True
+    with pytest.raises(PrefkdError, match=rf"^student: compile: true cannot be done for the head: .*{fault}"):
+        model.check(tokens_of([0]), "student")
+    model.compiles = "auto"
+    monkeypatch.setattr(logprob_model, "tries_compiling", lambda wanted, device: True)  # as on a GPU
+    model.check(tokens_of([0]), "student")
+    (line,) = caplog.messages
+    assert line.startswith("student: the head goes through its logits step by step, since compiling failed: ")
+    assert fault in line and model.passes == EAGER
 
 
 def test_a_machine_without_a_compiler(monkeypatch):

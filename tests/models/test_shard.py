@@ -1,12 +1,16 @@
 """Split models: a process holds its part, never all of one; and they compute what whole ones compute."""
 
 import ctypes
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
 from prefkd.data.batches import TokenBatch, collate_pairs
@@ -16,7 +20,7 @@ from prefkd.models.frozen import is_split
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
-from prefkd.models.shard import shard
+from prefkd.models.shard import before_microbatch, shard
 from prefkd.ranks import Ranks, join_ranks
 from tests.models.test_logprob_model import ARCHITECTURES, _pairs
 from tests.processes import run_processes
@@ -74,6 +78,56 @@ def test_every_architecture_is_the_same_in_two_processes(models):
     for found in run_processes(all_of_them):
         for name, expected in one.items():
             assert found[name] == pytest.approx(expected, rel=1e-4), name
+
+
+# Settings, and how often a group of weights then sums gradients over ranks and over nodes, in two microbatches.
+WAYS = {
+    "split over all": ({}, (2, 0)),
+    "once a step": ({"sync_once": True}, (1, 0)),
+    "split over a node": ({"over": "node"}, (2, 1)),
+    "adapters": ({}, (1, 0)),
+}
+
+
+def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
+    counts = Counter()
+
+    def counted(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **how: counts.update([name]) or function(*args, **how))
+
+    counted(_fsdp_param_group, "foreach_reduce")
+    counted(dist, "all_reduce")
+    rows = _pairs(100, seed=2)
+    parts = [collate_pairs(rows, Microbatch([number % 3]), share_prompt=(True, True)).student for number in range(8)]
+
+    def gradients(model: LogprobModel, own: list[TokenBatch]) -> dict[str, torch.Tensor]:
+        for number, part in enumerate(own, start=1):
+            before_microbatch(model, is_last=number == len(own))
+            model(part).sum().backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}
+
+    def all_ways() -> dict[str, Any]:
+        with join_ranks("cpu") as ranks:
+            found = {}
+            for name, (how, _) in WAYS.items():
+                model = put_together(models["llama"], ranks)
+                model.lm.get_input_embeddings().requires_grad_(name != "adapters")
+                shard(model, ranks, **how)
+                counts.clear()
+                of_step = gradients(model, parts[ranks.rank :: ranks.world_size])
+                found[name] = of_step, (counts["foreach_reduce"], counts["all_reduce"])
+        return found
+
+    expected = gradients(put_together(models["llama"], Ranks(0, 1, CPU)), parts)
+    groups = 3  # two layers, and the root
+    for found in run_processes(all_ways, processes=4, nodes=2):
+        for name, (of_step, counted_here) in found.items():
+            assert counted_here == tuple(groups * count for count in WAYS[name][1]), name
+            assert len(of_step) >= len(expected) - 1
+            for weight, mean in of_step.items():  # FSDP2 takes that over ranks
+                torch.testing.assert_close(4 * mean, expected[weight], rtol=1e-5, atol=1e-5, msg=f"{name}: {weight}")
 
 
 def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):
