@@ -189,8 +189,9 @@ def ranking_logprobs(scores: Tensor) -> Tensor:
     answers = scores.shape[-1]
     if not 2 <= answers <= MOST_ANSWERS:
         raise ValueError(f"there are {answers} answers, but PAD ranks two to {MOST_ANSWERS}")
-    rankings = torch.tensor(list(permutations(range(answers))), device=scores.device)
-    ranked = scores[..., rankings]
+    of_answers = scores.unbind(-1)
+    ranked = torch.stack([of_answers[i] for ranking in permutations(range(answers)) for i in ranking], -1)
+    ranked = ranked.unflatten(-1, (-1, answers))  # without a tensor of indices, for whose copy a host would wait
     rest = ranked.flip(-1).logcumsumexp(-1).flip(-1)  # log sum over j >= k of exp(s_j)
     return (ranked - rest).sum(-1)
 
@@ -235,10 +236,13 @@ def skewed_forward_kl(student_logprobs: Tensor, teacher_logprobs: Tensor, skew: 
     Args:
         student_logprobs: (..., V).
         teacher_logprobs: (..., V).
-        skew: In (0, 1), a number or (...).
+        skew: In (0, 1), a number or (...); a tensor is not looked at, since a host would wait for it.
 
     Returns:
         (...) in nats.
+
+    Raises:
+        ValueError: `skew` is a number outside (0, 1).
     """
     teacher_logprobs = teacher_logprobs.detach()
     return _skewed_kl(teacher_logprobs, teacher_logprobs, student_logprobs, skew)
@@ -252,10 +256,13 @@ def skewed_reverse_kl(student_logprobs: Tensor, teacher_logprobs: Tensor, skew: 
     Args:
         student_logprobs: (..., V).
         teacher_logprobs: (..., V).
-        skew: In (0, 1), a number or (...).
+        skew: In (0, 1), a number or (...); a tensor is not looked at, since a host would wait for it.
 
     Returns:
         (...) in nats.
+
+    Raises:
+        ValueError: `skew` is a number outside (0, 1).
     """
     return _skewed_kl(student_logprobs, student_logprobs.detach(), teacher_logprobs.detach(), skew)
 
@@ -299,8 +306,11 @@ def distillm2_loss(forward: Tensor, reverse: Tensor, *, balance: float = 1.0) ->
 
 def _skewed_kl(log_left: Tensor, log_own: Tensor, log_other: Tensor, skew: Tensor | float) -> Tensor:
     """``sum of left (log left - log(skew own + (1 - skew) other))``; left and own are equal but for their gradient."""
-    share = torch.as_tensor(skew, dtype=log_left.dtype, device=log_left.device).unsqueeze(-1)
-    if not bool(((share > 0) & (share < 1)).all()):
+    if isinstance(skew, Tensor):
+        share = skew.to(log_left).unsqueeze(-1)
+    elif 0 < skew < 1:
+        share = log_left.new_full((1,), skew)
+    else:
         raise ValueError(f"skew is {skew}, but must lie between 0 and 1")
     exists = ~(log_own.isneginf() | log_other.isneginf())
     log_left, log_own, log_other = (values.where(exists, 0) for values in (log_left, log_own, log_other))

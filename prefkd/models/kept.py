@@ -69,15 +69,16 @@ class KeptLogprobs:
         self._take_in()
         if not all((batch.data, row) in self._pairs for row in batch.rows_of_step):
             return None
-        pairs = [self._pairs[batch.data, row] for row in batch.rows]
+        pairs, device = [self._pairs[batch.data, row] for row in batch.rows], batch.parent_mask.device
         found = {}
         for name in pairs[0].logprobs:
-            values = torch.zeros(batch.parent_mask.shape)
+            # Pinned, so that the host does not wait for the copy.
+            values = torch.zeros(batch.parent_mask.shape, pin_memory=device.type == "cuda")
             for index, pair in enumerate(pairs):
                 chosen, rejected = torch.from_numpy(pair.logprobs[name]).split(pair.parents)
                 values[0, index, : len(chosen)] = chosen
                 values[1, index, : len(rejected)] = rejected
-            found[name] = values.to(batch.parent_mask.device)
+            found[name] = values.to(device, non_blocking=True)
         return found
 
     def keep(self, batch: PairBatch, logprobs: dict[str, Tensor]) -> None:

@@ -7,9 +7,11 @@ host until all that was queued before is done.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkd.training import run as training_run
@@ -17,29 +19,52 @@ from tests.recipes import single_model, two_models
 
 # `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare; tensors made of Python's
 # numbers and lists, which are copied from main memory; a look whether a matrix could be inverted.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
-WAITING += ("lift_fresh", "_linalg_check_errors")
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_dim", "unique_consecutive")
+WAITING += ("bincount", "isin", "equal", "is_nonzero", "lift_fresh", "_linalg_check_errors")
+READING = ("tolist", "cpu")  # not dispatched for a tensor in main memory; `numpy` does not take another
+
+
+class Reads(TorchFunctionMode):
+    """Counts calls that copy a tensor into main memory."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (name := getattr(func, "__name__", "")) in READING:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations that would make a host wait for its GPU."""
+    """Counts operations that would make a host wait for its GPU.
+
+    Whatever is made of numbers counts, even where it would stay in main memory: on a CPU both look the same.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
-        self.lifted: list[torch.Tensor] = []
+        self.reads = Reads(self.found)
+
+    def __enter__(self) -> Self:
+        self.reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self.reads.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__.rstrip("_")
-        indices = args[1] if name in ("index", "index_put") else ()
-        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        result = func(*args, **(kwargs or {}))
-        if name == "_local_scalar_dense" and any(args[0] is made for made in self.lifted):
-            self.found -= Counter(["lift_fresh"])  # a number of Python's that never left main memory
-        elif name in WAITING or func.overloadpacket.__name__ in WAITING or by_mask:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        by_counts = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if name in WAITING or by_mask or by_counts:
             self.found[name] += 1
-            self.lifted += [result] * (name == "lift_fresh")
-        return result
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +111,8 @@ RUNS = {
     "dskd_distill": (),
     "dskd_distill dual_space": (terms("dual_space, answers: both", "cross_entropy", "alm", "uld"),),
     "dskd_distill dual_space_v2": (terms("dual_space_v2, answers: rejected"),),
+    "dskd_distill shared": (terms("shared_tokens", "gold", "x_token", "distillm2", "uld, align: parent"),),
+    "dskd_distill preferences": (terms("align_distil", "dckd", "adpa", "tvkd", "pad", "preference"),),
 }
 
 
@@ -104,4 +131,7 @@ def test_a_wait_is_seen(waits):
         assert torch.ones(2)[mask].sum().item() == 1.0
         if mask.any():
             pass
-    assert waits.found == {"index": 1, "_local_scalar_dense": 2, "lift_fresh": 1}
+        assert mask.tolist() == [True, False]
+        torch.ones(2).repeat_interleave(mask.long())
+    found = {"index": 1, "_local_scalar_dense": 2, "lift_fresh": 1, "tolist": 1, "repeat_interleave": 1}
+    assert waits.found == found
