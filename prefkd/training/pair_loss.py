@@ -82,7 +82,7 @@ class PairLoss:
         self._measures = measures and ranks.device.type != "meta"  # a plan has one microbatch, and no values
         self._step: MeasuredStep | None = None
         self._left = 0  # microbatches of this rank until the step is over
-        self._seen: list[tuple[list[int], Tensor]] | None = None  # while looking ahead
+        self._seen: list[tuple[list[int], Tensor, Tensor]] | None = None  # while looking ahead
         self._following: FollowingReference | None = None
 
     @property
@@ -145,9 +145,7 @@ class PairLoss:
         """
         offsets = weights.sum(-1)
         if self._seen is not None:
-            counts = batch.counted.bool()
-            rows = [row for row, counted in zip(batch.rows, counts.tolist(), strict=True) if counted]
-            self._seen.append((rows, torch.cat([policy, reference, offsets])[:, counts].double().cpu()))
+            self._seen.append((batch.rows, batch.counted, torch.cat([policy, reference, offsets]).double()))
             nothing = torch.zeros_like(policy[0])
             return nothing, nothing, nothing
         if self._config.centre:
@@ -182,12 +180,15 @@ class PairLoss:
         with torch.no_grad():
             for microbatch in run.batches(run.collate, "train", batch.rows_of_step):
                 compare(config, run, microbatch)
-        seen, self._seen, self._left = self._seen, None, len(self._seen)
+        # Only now anything is fetched from the device.
+        seen = [(rows, counted.tolist(), values.cpu()) for rows, counted, values in self._seen]
+        self._seen, self._left = None, len(seen)
         pairs = {
             row: values
             for part in ranks.gather(seen)
-            for rows, columns in part
-            for row, values in zip(rows, columns.T, strict=True)
+            for rows, counted, columns in part
+            for row, counts, values in zip(rows, counted, columns.T, strict=True)
+            if counts
         }
         rows = sorted(pairs)  # in the same order whichever ranks have read them
         self._step = self._measure(rows, torch.stack([pairs[row] for row in rows], dim=1))
@@ -226,7 +227,8 @@ class PairLoss:
         if dynamic is not None:
             chosen, rejected = policy - reference
             drawn, beta = self._draw(chosen - rejected)
-        return MeasuredStep({row: i for i, row in enumerate(rows)}, policy, reference, drawn, beta)
+        on_device = (values.to(self._ranks.device) for values in (policy, reference, drawn))
+        return MeasuredStep({row: i for i, row in enumerate(rows)}, *on_device, beta)
 
     def _draw(self, gaps: Tensor) -> tuple[Tensor, float]:
         """beta-DPO: which pairs of a step count, and its beta."""

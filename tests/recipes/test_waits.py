@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkd.training import run as training_run
 from tests.recipes import single_model, two_models
+from tests.tiny import make_model
 
 # `item`, `bool()` and `if`; shapes made of values; a copy of all of a tensor to compare; tensors made of Python's
 # numbers and lists, which are copied from main memory; a look whether a matrix could be inverted.
@@ -72,7 +73,11 @@ def worlds(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("worlds")
     for name in ("one", "two"):
         (folder / name).mkdir()
-    return {"one": single_model.make_world(folder / "one"), "two": two_models.make_world(folder / "two")}
+    worlds = {"one": single_model.make_world(folder / "one"), "two": two_models.make_world(folder / "two")}
+    make_model(worlds["two"] / "positive", "llama", "byte_level", seed=3)
+    settings = (each.format(world=worlds["two"]) for each in MODELS)
+    two_models.score(worlds["two"], worlds["two"], *settings)
+    return worlds
 
 
 @pytest.fixture
@@ -100,19 +105,29 @@ def terms(*settings: str) -> str:
     )
 
 
+MODELS = ("contrast.kind=models", "contrast.positive.path={world}/positive", "contrast.negative.path={world}/teacher")
 RUNS = {
     # Under a mask, transformers looks at each row of single answers for padding.
     "sft": ("training.attention=varlen",),
     "dpo": (),
     "dpo_distill": (),
     "tis_dpo_distill": (),
-    "tis_dpo_distill rank_based": ("weights.method=rank_based", "weights.reduce=mean"),
     "tis_dpo_distill varlen": ("training.attention=varlen",),
-    "dskd_distill": (),
+    "tis_dpo_distill scores of models": (
+        *("~teacher.path", "teacher.scores={world}/scores", "weights.contrast=scores"),
+        *("weights.method=rank_based", "weights.reduce=mean"),
+    ),
     "dskd_distill dual_space": (terms("dual_space, answers: both", "cross_entropy", "alm", "uld"),),
     "dskd_distill dual_space_v2": (terms("dual_space_v2, answers: rejected"),),
     "dskd_distill shared": (terms("shared_tokens", "gold", "x_token", "distillm2", "uld, align: parent"),),
-    "dskd_distill preferences": (terms("align_distil", "dckd", "adpa", "tvkd", "pad", "preference"),),
+    "dskd_distill preferences": (
+        terms("align_distil", "dckd", "adpa", "tvkd", "pad", "preference"),
+        *(*MODELS, "weights.contrast=uniform"),
+    ),
+    "dskd_distill same_vocabulary": (
+        terms("same_vocabulary", "same_vocabulary_dual_space, answers: both"),
+        "student.path={world}/positive",
+    ),
 }
 
 
@@ -120,8 +135,9 @@ RUNS = {
 def test_a_microbatch_waits_for_nothing(worlds, tmp_path, waits, name):
     recipe = name.split()[0]
     helper, world = (two_models, "two") if recipe.endswith("distill") else (single_model, "one")
-    steps = ("training.max_steps=2", "training.microbatch_size=2", "training.activation_checkpointing=full")
-    helper.run(recipe, worlds[world], tmp_path / "out", *steps, *RUNS[name])
+    steps = ("training.max_steps=1", "training.microbatch_size=2", "training.activation_checkpointing=full")
+    settings = (each.format(world=worlds[world]) if "{world}" in each else each for each in RUNS[name])
+    helper.run(recipe, worlds[world], tmp_path / "out", *steps, *settings)
     assert not waits.found
 
 
