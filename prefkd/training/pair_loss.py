@@ -4,7 +4,7 @@ What a loss has to know of the whole optimizer step, or of the steps before, is 
 the pairs of the step (`PairLoss.look_ahead`), so that neither microbatches nor ranks change what is learned.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class PairLoss:
         self._measures = measures and ranks.device.type != "meta"  # a plan has one microbatch, and no values
         self._step: MeasuredStep | None = None
         self._left = 0  # microbatches of this rank until the step is over
-        self._seen: list[tuple[list[int], Tensor, Tensor]] | None = None  # while looking ahead
+        self._seen: list[tuple[Sequence[int], Tensor, Tensor]] | None = None  # while looking ahead
         self._following: FollowingReference | None = None
 
     @property
@@ -227,8 +227,8 @@ class PairLoss:
         if dynamic is not None:
             chosen, rejected = policy - reference
             drawn, beta = self._draw(chosen - rejected)
-        on_device = (values.to(self._ranks.device) for values in (policy, reference, drawn))
-        return MeasuredStep({row: i for i, row in enumerate(rows)}, *on_device, beta)
+        policy, reference, drawn = (part.to(self._ranks.device) for part in (policy, reference, drawn))
+        return MeasuredStep({row: i for i, row in enumerate(rows)}, policy, reference, drawn, beta)
 
     def _draw(self, gaps: Tensor) -> tuple[Tensor, float]:
         """beta-DPO: which pairs of a step count, and its beta."""
