@@ -123,6 +123,10 @@ def main(arguments: Arguments) -> None:
     split_pairs(arguments)
     try:
         for chains in plan(arguments, entries):
+            if arguments.parallel == 1:
+                for jobs in chains:
+                    finish_all(jobs, arguments, deadline)
+                continue
             with ThreadPoolExecutor(arguments.parallel) as pool:
                 list(pool.map(lambda jobs: finish_all(jobs, arguments, deadline), chains))
     except OutOfTime:

@@ -171,7 +171,7 @@ class PairBatch(NumberedPairs):
     @property
     def has_rivals(self) -> bool:
         """Whether the chosen answers have rejected ones next to them; else `TokenBatch` holds B answers."""
-        return any(self.text_parents[1])
+        return len(self.student.lengths) > self.parent_mask.shape[1]
 
     def parent_sums(self, token_values: Tensor, tokens: TokenBatch) -> Tensor:
         """Sum values of target tokens (N,) inside each parent, -> (2, B, P); spec: l(P) = sum of l_t for t in P."""
@@ -256,7 +256,7 @@ def collate_pairs(
     num_parents = int(counts.max())
     index = torch.arange(num_parents)
     student_shares, teacher_shares = share_prompt
-    has_rivals = any(rejected_text)
+    has_rivals = bool(counts[1].any())
 
     def tokens(readings: Iterable[Reading], shared: bool) -> TokenBatch:
         asked = (Segment.CHOSEN, Segment.REJECTED) if has_rivals else (Segment.CHOSEN,)
