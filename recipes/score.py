@@ -269,7 +269,9 @@ def main(config: Config) -> None:
         if ranks.is_main:
             run.display.table("result", save(config, run))
             contrast = "uniform" if config.contrast.kind == "none" else "scores"
+            rivals = config.data.has_rivals
             run.display.say(
-                "next, with your config in place of CONFIG: prefkd run tis_dpo_distill --config CONFIG "
-                f"~teacher.path teacher.scores={run.folder} weights.contrast={contrast}"
+                f"next, with your config in place of CONFIG: prefkd run {'tis_dpo' if rivals else 'dskd'}_distill "
+                f"--config CONFIG ~teacher.path teacher.scores={run.folder}"
+                + (f" weights.contrast={contrast}" if rivals else "")
             )

@@ -24,6 +24,7 @@ import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 
+from prefkd.data.json_values import read_json
 from prefkd.data.shards import read_shard
 from prefkd.data.tables import rows_of_object
 from prefkd.errors import DataError
@@ -204,7 +205,7 @@ def _read_json(file: IO[bytes]) -> Rows:
         return
     others = [] if second is None and begins_lines else list(lines)
     try:
-        value = json.loads(b"".join(line for _, line in [first, *others]))
+        value = read_json(b"".join(line for _, line in [first, *others]).decode())
     except json.JSONDecodeError:
         if first[1].lstrip().startswith(b"["):
             raise
@@ -216,31 +217,15 @@ def _read_json(file: IO[bytes]) -> Rows:
 def _json_line(number: int, line: bytes) -> tuple[int, Any]:
     text = line.strip()
     try:
-        return number, _ROW.decode(text.decode(errors="surrogatepass"))
-    except _RepeatedName as error:
-        return number, DataError(f"two fields are named '{error}'")
+        return number, read_json(text.decode(errors="surrogatepass"))
     except json.JSONDecodeError as error:
         if text.endswith(b","):
             return _json_line(number, text[:-1])
         return number, DataError(f"not valid JSON ({error.msg} at column {error.colno})")
     except UnicodeDecodeError as error:
         return number, DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})")
-    except RecursionError:
-        return number, DataError("not valid JSON (nested too deeply)")
-
-
-class _RepeatedName(Exception):
-    """A JSON object with two values of one name, the first of which Python's reader drops in silence."""
-
-
-def _object(parts: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(parts)
-    if len(found) < len(parts):
-        raise _RepeatedName(next(name for name, count in Counter(name for name, _ in parts).items() if count > 1))
-    return found
-
-
-_ROW = json.JSONDecoder(object_pairs_hook=_object)
+    except ValueError as error:
+        return number, DataError(str(error))
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:

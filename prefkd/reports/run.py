@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from prefkd.config.fields import setting
+from prefkd.data.batches import ParentScores
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.rows import ANSWERS, Contents, answer_column
+from prefkd.data.rows import ANSWERS, INSTRUCTIONS, Contents, answer_column
 from prefkd.data.steps import Microbatch
 from prefkd.models.load import ModelConfig, TeacherConfig
 from prefkd.models.teacher import Teacher
@@ -148,10 +150,12 @@ def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weigh
         return None
     if "positive" not in Contents.of(aligned).scores:
         batch = run.collate(aligned, Microbatch(list(range(len(aligned))))).to(run.ranks.device)
-        scores = teacher.read(batch).scores
-        if scores is None or scores.positive is None:
+        logprobs = teacher.logprobs(batch)
+        if "positive" not in logprobs:
             return None
-        columns = scores.columns(batch.parent_mask)
+        scores = {name: logprobs[name] for name in INSTRUCTIONS}
+        # No weight depends on a reference, which may be the student as it follows itself.
+        columns = ParentScores(torch.zeros_like(scores["positive"]), **scores).columns(batch.parent_mask)
         for name in columns[0].keys() - aligned.column_names:
             aligned = aligned.add_column(name, [row[name].tolist() for row in columns])  # pyright: ignore
     return read_weights(aligned, settings)

@@ -197,6 +197,8 @@ NAMED = {
     "p.tar": (LINES, "p.tar is not tar; name it after what it is"),
     "p.rar": (b"Rar!", "p.rar is an archive; use .jsonl, "),
     "cut.json": (b'[{"prompt": "Q"', "cut.json: cannot be read as .json ("),
+    "deep.json": (b"[" * 100_000, "deep.json: cannot be read as .json (nested too deeply)"),
+    "named.json": (b'[{"prompt": 1,\n"prompt": 2}]', "named.json: cannot be read as .json (two fields are named 'pro"),
 }
 
 
@@ -214,6 +216,10 @@ def test_what_is_wrong_in_a_shard_is_told_by_its_file(tmp_path):
         ("1.json", b"{}"),
         ("2.prompt.txt", b"\xff"),
         ("3.jsonl", b"{\n"),
+        ("4.json", b'{"prompt": 1, "prompt": 2}'),
+        ("5.json", b"[" * 100_000),
+        ("6.json", b'{"prompt": "Q"}'),
+        ("6.prompt.txt", b"Another"),
         *SAMPLES,
     ]
     shard(files)(tmp_path / "p.tar")
@@ -224,9 +230,23 @@ def test_what_is_wrong_in_a_shard_is_told_by_its_file(tmp_path):
         "1.jpg cannot be read: expected .json, .jsonl or .txt in a shard",
         "2.prompt.txt is not valid UTF-8",
         "a line of 3.jsonl is not valid JSON",
+        "4.json is not valid JSON",
+        "5.json is not valid JSON",
+        "6.prompt.txt has field 'prompt' once more; remove one of the files",
     ]
     (tmp_path / "cut.tar").write_bytes((tmp_path / "p.tar").read_bytes()[:700])
     assert problem(tmp_path / "cut.tar").startswith("cut.tar: cannot be read as .tar (")
+
+
+def test_a_shard_of_a_folder_with_links(tmp_path):
+    """`tar -cf p.tar .` writes ./ before each name, and two files of one inode as a file and a link."""
+    shard([(f"./{name}", content) for name, content in SAMPLES])(tmp_path / "p.tar")
+    assert [*read(tmp_path / "p.tar")] == ROWS
+    with tarfile.open(tmp_path / "p.tar", "a") as archive:
+        link = tarfile.TarInfo("./copy.json")
+        link.type, link.linkname = tarfile.LNKTYPE, f"./{SAMPLES[0][0]}"
+        archive.addfile(link)
+    assert str([*read(tmp_path / "p.tar")][-1]).startswith("copy.json is a link: expected a file in a shard")
 
 
 def test_an_archive_of_several_files_is_named(tmp_path):

@@ -60,8 +60,9 @@ def test_what_is_learned_is_that_of_the_chosen_answers(world, learned, tmp_path)
     assert_same_run((out, without_those_of_pairs(pairs)), (learned[0], without_those_of_pairs(learned[1])), 2e-4)
 
 
-def test_what_is_learned_of_scores_is_that_of_the_live_teacher(world, learned, tmp_path, monkeypatch):
+def test_what_is_learned_of_scores_is_that_of_the_live_teacher(world, learned, tmp_path, monkeypatch, capsys):
     scores = score(world, tmp_path / "scores", *answers(world), "keep={top_k: 400}", "contrast.kind=prompts")
+    assert "prefkd run dskd_distill --config CONFIG" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(frozen_module, "load_causal_lm", lambda *_, **__: pytest.fail("a teacher was loaded"))
     where = ("~teacher.path", "~teacher.dtype", f"teacher.scores={scores}")
     cached = two_models.run("dskd_distill", world, tmp_path / "out", TERMS, *STEPS, *answers(world), *where)

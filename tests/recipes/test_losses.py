@@ -229,7 +229,7 @@ def test_the_student_can_be_the_reference(pair_world, tmp_path):
         ("dpo", (loss("bco_loss"), "dynamic_beta=null")),
         ("dpo", ("dynamic_beta={}",)),
         ("dpo_distill", CENTRED[:2]),
-        ("tis_dpo_distill", ("reference=student", "weights.contrast=uniform", *REMEMBERING["refresh"])),
+        ("tis_dpo_distill", ("reference=student", *REMEMBERING["refresh"])),
     ],
 )
 def test_a_run_goes_on_with_what_its_loss_remembers(world, pair_world, tmp_path, recipe, overrides):
