@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefkd.data.formats import is_cut
 from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.sources import is_unfinished
 from prefkd.errors import DataError, Problem
@@ -111,4 +112,4 @@ def _read_row(row: Any) -> tuple[list[Message], list[str], Candidate]:
     references = [references] if isinstance(references, str) else references
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise DataError("field 'references' is neither a text nor a list of texts")
-    return messages, references, Candidate(answer, str(row.get("model") or ""), row.get("finish") == "length")
+    return messages, references, Candidate(answer, str(row.get("model") or ""), is_cut(row))

@@ -231,7 +231,19 @@ def read_answer(row: Mapping[str, Any]) -> Pair:
     answer = _text(row, "answer")
     if not answer.strip():
         raise DataError("field 'answer' is empty: expected an answer")
-    return Pair(messages, answer, "", cut=row.get("finish") == "length")
+    return Pair(messages, answer, "", cut=is_cut(row))
+
+
+def is_cut(row: Mapping[str, Any]) -> bool:
+    """Whether a sampled answer was cut at its limit of tokens.
+
+    Raises:
+        DataError: `finish` is neither of the two reasons for which an answer ends.
+    """
+    finish = row.get("finish")
+    if finish not in (None, "stop", "length"):
+        raise DataError(f"field 'finish' is {finish!r}: expected 'stop', or 'length' for an answer that was cut")
+    return finish == "length"
 
 
 class _Format(NamedTuple):

@@ -219,6 +219,11 @@ BAD = {
         {"chosen": f"{HH} Because.", "rejected": HH},
         "field 'rejected' is empty: expected an answer",
     ),
+    "unknown end": (
+        "answers",
+        {"prompt": "Why?", "answer": "Because", "finish": "cut"},
+        "field 'finish' is 'cut': expected 'stop', or 'length' for an answer that was cut",
+    ),
 }
 
 
