@@ -87,8 +87,13 @@ class ModelConfig:
                     yield str(error)
         elif folder.exists():
             yield f"{self.path} is a file; name the folder that holds it"
-        elif self.path.count("/") != 1 or self.path.startswith(("/", ".", "~")) or self.path.split("/")[0] == "models":
+        elif not may_be_hub_id(self.path):
             yield f"no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+
+
+def may_be_hub_id(path: str) -> bool:
+    """Whether a path that is not there may name a model on the Hub, owner/name."""
+    return path.count("/") == 1 and not path.startswith(("/", ".", "~", "models/"))
 
 
 @dataclass
@@ -164,7 +169,7 @@ class TeacherConfig(ModelConfig):
             return
         folder = Path(self.tokenizer)
         try:
-            if os.path.exists(folder) or self.tokenizer.count("/") != 1 or self.tokenizer.startswith(("/", ".", "~")):
+            if os.path.exists(folder) or not may_be_hub_id(self.tokenizer):
                 read_side(self)
         except PrefkdError as error:
             yield Problem("tokenizer", str(error), about="model", paths=(folder,))

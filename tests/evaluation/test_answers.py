@@ -204,4 +204,5 @@ def test_a_reward_model_that_is_none(tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(PrefkdError, match="cannot load the reward model"):
         RewardModel(RewardModelConfig(str(folder)), CPU)
-    assert "no folder nowhere" in str(next(RewardModelConfig("nowhere").problems()))
+    for path in ("nowhere", "/nowhere", "./nowhere"):
+        assert f"no folder {path};" in str(next(RewardModelConfig(path).problems()))
