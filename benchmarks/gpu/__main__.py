@@ -148,7 +148,7 @@ class Bench:
         return measured | {"first_step_tokens_per_second": lines[0]["processed_tokens_per_second"]}
 
     def planned(self, recipe: str, config: str, *overrides: str) -> float:
-        """GiB that `prefkd plan` counts for the same, beside which `peak_memory_gib` is to be read."""
+        """GiB that `prefkd plan` counts for the same run, to compare `peak_memory_gib` with."""
         module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
         settings = [f"output_dir={self.work}/planned", *self.data("full", self.length), *overrides]
         found = load_config(module.Config, catalog.find_run(recipe, config)[1], settings)

@@ -214,7 +214,7 @@ class AnswerBatch(Movable):
     Attributes:
         tokens: The answers as the model reads them.
         counted: (B,) 1.0 for an answer, 0.0 for a filler that keeps ranks in step and must not count.
-        weight: (B,) weight of each pair in the loss, over the mean weight of the step.
+        weight: (B,) weight of each answer in the loss, over the mean weight of the step.
         names: B texts "file:row" that name the rows in messages.
     """
 

@@ -1,4 +1,4 @@
-"""JSON, of which nothing is lost: Python's own reader drops the first of two fields of one name in silence."""
+"""JSON without losses: Python's own reader silently drops the first of two fields with one name."""
 
 import json
 from collections import Counter

@@ -92,7 +92,7 @@ def pack_together(
     widths: Sequence[int],
     predictors: Sequence[Tensor],
 ) -> Packing:
-    """Pack several readings of the same pairs, each of which is a padded batch with rows [prompt, chosen, rejected].
+    """Pack several readings of the same pairs. Each is a padded batch with rows [prompt, chosen, rejected].
 
     A pair becomes [start that its prompts have in common], and for each reading [rest of its prompt, chosen, rejected].
 

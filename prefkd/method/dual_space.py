@@ -258,7 +258,7 @@ def _sums(
 ) -> Iterator[Tensor]:
     """(B,) sums over the targets of each example of `terms`, (n,) of n targets each.
 
-    One chunk of targets, of whichever examples, comes after the other; backward recomputes what a chunk needs there.
+    Targets are read in chunks, whatever their examples; backward recomputes what a chunk needs.
     """
     size = max(1, len(states)) if chunk_size is None else chunk_size
     chunks = zip(*(rows.split(size) for rows in (states, _at(labels, places), places)), strict=True)

@@ -175,11 +175,6 @@ class TeacherConfig(ModelConfig):
             yield Problem("tokenizer", str(error), about="model", paths=(folder,))
 
     @property
-    def tokenizer_source(self) -> "ModelConfig":
-        """Where its tokenizer lies, and how it reads."""
-        return self
-
-    @property
     def tokenizer_path(self) -> str:
         """Folder or Hub id of its tokenizer."""
         found = self.path if self.server is None else self.tokenizer

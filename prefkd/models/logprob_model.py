@@ -69,8 +69,15 @@ class TokenStates:
 
     def logprobs(self) -> Tensor:
         """log pi(y_t | x, y_<t) of each target, (N,) float32."""
-        how: Any = {"chunk_size": self.chunk_size, "scale": self.scale, "cap": self.cap, "passes": self.passes}
-        return linear_token_logprobs(self.hidden, self.head, self.targets, **how)
+        return linear_token_logprobs(
+            self.hidden,
+            self.head,
+            self.targets,
+            chunk_size=self.chunk_size,
+            scale=self.scale,
+            cap=self.cap,
+            passes=self.passes,
+        )
 
     def logits(self) -> Tensor:
         """(N, V) in float32 or wider; of a whole batch they would be the largest tensor by far, so ask a `part`."""

@@ -90,7 +90,7 @@ def before_microbatch(model: LogprobModel, *, is_last: bool) -> None:
     """Let ranks wait with what they exchange after a backward pass until the last microbatch of the step.
 
     Where a rank can sum the gradients of its microbatches itself, all ranks meet once a step to sum theirs; elsewhere
-    only nodes, each of which has all of the model, wait with each other. All ranks run equally many microbatches
+    nodes alone wait with each other, since each has all of the model. All ranks run equally many microbatches
     (`prefkd.data.steps.split_step`), so that all of them meet after the last one.
     """
     if not isinstance(model, FSDPModule):

@@ -10,7 +10,7 @@ from prefkd.models.logprob_model import TokenStates
 
 
 def in_chunks(loss: Callable[..., Tensor], student: TokenStates, *others: TokenStates) -> Tensor:
-    """Values (..., n) that compare n targets with as many, of whichever answers: (..., M) of all."""
+    """(..., M) values of a comparison target by target; `loss` gives (..., n) for a chunk of n targets."""
     size = student.chunk_size
     starts = range(0, max(len(student.targets), 1), size)
     states = (student, *others)

@@ -1,7 +1,7 @@
 """TR-DPO (arXiv 2404.09656): a reference that follows the model which learns, from its start.
 
-The reference is no second model: it is a copy of the weights that learn, adapters alone where adapters learn. To read a
-microbatch, copy and model change places for a forward pass without gradient.
+The reference needs no model of its own. It is a copy of the weights that learn, adapters alone where adapters learn. To
+read a microbatch, copy and model change places for a forward pass without gradient.
 """
 
 from collections.abc import Iterator

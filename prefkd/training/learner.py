@@ -76,8 +76,14 @@ def load_learner(
         prepare = partial(quantize, kind=config.quantization, shards=shards, under_adapters=True)
         if not dist.is_initialized() and ranks.device.type != "meta":
             prepare(lm)
-    how: dict[str, Any] = {"cpu_offload": training.cpu_offload, "sync_once": training.sync_once}
-    shard(model, ranks, over=training.shard_over, **how, prepare=prepare)
+    shard(
+        model,
+        ranks,
+        over=training.shard_over,
+        cpu_offload=training.cpu_offload,
+        sync_once=training.sync_once,
+        prepare=prepare,
+    )
     return model
 
 
