@@ -294,7 +294,7 @@ class Teacher:
         assert self._kept is not None, "a teacher is loaded before it is asked"
         logprobs = self._kept.find(batch) if self._readers else {}
         if logprobs is not None:
-            return self._output(batch, logprobs, self._states(batch))
+            return self._output(batch, logprobs, self._model_states(batch) | self._kept_states(batch))
         output, logprobs = self._read(batch)
         self._kept.keep(batch, logprobs)
         return output
@@ -354,9 +354,6 @@ class Teacher:
             for name, reader in self._readers.items()
         }
         return logprobs, {name: states[name] for name in self._stated}
-
-    def _states(self, batch: PairBatch) -> dict[str, TokenStates]:
-        return self._model_states(batch) | self._kept_states(batch)
 
     def _model_states(self, batch: PairBatch) -> dict[str, TokenStates]:
         found = {}
