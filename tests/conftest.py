@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _CACHE = tempfile.TemporaryDirectory(prefix="prefkd-tests-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["HF_ASSETS_CACHE"] = f"{_CACHE.name}/assets"
+# No test depends on the Hub, and none waits for it where there is no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 

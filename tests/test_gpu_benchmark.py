@@ -46,8 +46,7 @@ def study(monkeypatch) -> Any:
     return module
 
 
-def test_the_study_runs_and_ends_with_its_table(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_the_study_runs_and_ends_with_its_table(study, tmp_path, capsys):
     study.run(study.Run(work=tmp_path, rows=("dpo",), seeds=(0,), smoke=True))
     assert "all rows are finished" in capsys.readouterr().out
     assert "| dpo | 1 | " in (tmp_path / "study" / "table.md").read_text()

@@ -12,7 +12,7 @@ from prefkd.config.hints import size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError, Problem
-from prefkd.models.load import may_be_hub_id
+from prefkd.models.tokenizers import may_be_hub_id, no_folder
 
 
 @dataclass
@@ -41,8 +41,7 @@ class RewardModelConfig:
             text = f"{self.path} holds no config.json; name the folder of a sequence-classification model"
             yield Problem("path", text, about="model", paths=(Path(self.path),))
         elif not Path(self.path).exists() and not may_be_hub_id(self.path):
-            text = f"no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
-            yield Problem("path", text, about="model", paths=(Path(self.path),))
+            yield Problem("path", no_folder(self.path), about="model", paths=(Path(self.path),))
         yield from size_problems(self, "max_length", "batch_size")
         yield from size_problems(self, "label", least=0)
 

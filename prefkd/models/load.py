@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
 from prefkd.models.server import ServerConfig
-from prefkd.models.tokenizers import read_tokenizer
+from prefkd.models.tokenizers import may_be_hub_id, no_folder, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +87,7 @@ class ModelConfig:
         elif folder.exists():
             yield f"{self.path} is a file; name the folder that holds it"
         elif not may_be_hub_id(self.path):
-            yield f"no folder {self.path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
-
-
-def may_be_hub_id(path: str) -> bool:
-    """Whether a path that is not there may name a model on the Hub, owner/name."""
-    return path.count("/") == 1 and not path.startswith(("/", ".", "~", "models/"))
+            yield no_folder(self.path)
 
 
 @dataclass
@@ -168,11 +162,13 @@ class TeacherConfig(ModelConfig):
             yield "tokenizer: missing; give the folder or the Hub id of the tokenizer of the server's model"
             return
         folder = Path(self.tokenizer)
-        try:
-            if os.path.exists(folder) or not may_be_hub_id(self.tokenizer):
+        if folder.exists():
+            try:
                 read_side(self)
-        except PrefkdError as error:
-            yield Problem("tokenizer", str(error), about="model", paths=(folder,))
+            except PrefkdError as error:
+                yield Problem("tokenizer", str(error), about="model", paths=(folder,))
+        elif not may_be_hub_id(self.tokenizer):
+            yield Problem("tokenizer", no_folder(self.tokenizer), about="model", paths=(folder,))
 
     @property
     def tokenizer_path(self) -> str:

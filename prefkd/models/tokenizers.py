@@ -12,6 +12,16 @@ from prefkd.errors import PrefkdError, first_line
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
+def may_be_hub_id(path: str) -> bool:
+    """Whether a path that is not there may name a model on the Hub, owner/name."""
+    return HUB_ID.fullmatch(path) is not None and not path.startswith((".", "models/"))
+
+
+def no_folder(path: str) -> str:
+    """What to say of a model's path that is neither a folder nor a Hub id."""
+    return f"no folder {path}; fetch the model with `prefkd download`, or name a Hub id owner/name"
+
+
 def read_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PreTrainedTokenizerBase:
     """The fast tokenizer in a folder, or of a Hub id.
 
@@ -43,6 +53,6 @@ def side_without_model(path: str, template: Literal["auto", "chat", "plain"]) ->
             raise PrefkdError(f"{path} holds no tokenizer; expected one of {', '.join(FILES)}")
     elif folder.is_file():
         raise PrefkdError(f"{path} is a file; name the folder that holds the tokenizer")
-    elif not HUB_ID.fullmatch(path) or path.startswith((".", "models/")):
-        raise PrefkdError(f"no folder {path}; name a folder with a tokenizer, or a Hub id owner/name")
+    elif not may_be_hub_id(path):
+        raise PrefkdError(no_folder(path))
     return ModelSide(read_tokenizer(path), template, name=folder.resolve().name if folder.is_dir() else path)

@@ -65,7 +65,7 @@ def test_terminal_shows_control_characters_and_markup_as_text(tokenizers, prefkd
     ("arguments", "message"),
     [
         (("student", "large", "pairs.jsonl"), "student holds no tokenizer; expected one of tokenizer.json"),
-        (("./nowhere", "large", "pairs.jsonl"), "no folder ./nowhere; name a folder with a tokenizer, or a Hub id"),
+        (("./nowhere", "large", "pairs.jsonl"), "no folder ./nowhere; fetch the model with `prefkd download`"),
         (("toy.yaml", "large", "pairs.jsonl"), "toy.yaml is a file; name the folder that holds the tokenizer"),
         (("broken", "large", "pairs.jsonl"), "cannot load the tokenizer of broken: "),
         (("small", "large", "pair.jsonl"), "source: pair.jsonl does not exist; did you mean pairs.jsonl?"),
