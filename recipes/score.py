@@ -66,7 +66,7 @@ class Config:
         microbatch_size: Pairs of one forward pass.
         microbatch_tokens: Instead, tokens of one forward pass at most, as the teacher reads them under its own prompt,
             so that all processes have the same work.
-        chunk_size: Target tokens whose logits exist at one time.
+        chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
         attention, compile: How tokens attend, and whether layers are compiled, as in a training.
         device: `auto` takes the GPU where there is one.
     """
@@ -80,7 +80,7 @@ class Config:
     pairs_per_shard: int = 256
     microbatch_size: int = 8
     microbatch_tokens: int | None = None
-    chunk_size: int = 512
+    chunk_size: int | None = None
     attention: Attention = "auto"
     compile: bool | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -53,7 +53,7 @@ class ContrastRankerConfig:
         max_length: Most tokens of a prompt and an answer together.
         max_prompt_length: Most tokens of a prompt that is longer; its end is kept.
         microbatch_size: Pairs of answers of one forward pass.
-        chunk_size: Target tokens whose logits exist at one time.
+        chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
     """
 
     teacher: TeacherConfig
@@ -62,7 +62,7 @@ class ContrastRankerConfig:
     max_length: int = 1024
     max_prompt_length: int = 512
     microbatch_size: int = 8
-    chunk_size: int = 512
+    chunk_size: int | None = None
 
     def problems(self) -> Iterator[str]:
         yield from size_problems(self, "max_length", "max_prompt_length", "microbatch_size", "chunk_size")

@@ -66,8 +66,11 @@ class Outlines:
         return [*bases.values()]
 
 
-def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
+def load_outlines(recipe: ModuleType, config: Any, gpu_bytes: float | None = None) -> Outlines:
     """Let a recipe make its models, and a microbatch of the largest pairs that its config allows.
+
+    Args:
+        gpu_bytes: Memory of the GPU, if it is known.
 
     Raises:
         PrefkdError: The config.json of a model cannot be had, or there is no such architecture.
@@ -97,6 +100,7 @@ def load_outlines(recipe: ModuleType, config: Any) -> Outlines:
     on_gpu = holder.device != "cpu"
     found = Outlines(models, batch, pairs, step_pairs, role, learner, kind, recomputed, on_gpu, asked, teacher)
     for model in (*(base for _, base in found.frozen), *([learner] if learner else [])) if on_gpu else ():
+        model.gpu_bytes = gpu_bytes
         if tries_varlen(model.attention, GPU) and varlen_obstacle(model.lm, model.precision, GPU) is None:
             use_varlen(model.lm)
             model.packs = True

@@ -101,7 +101,8 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         ranks: Processes.
         card: The GPU of each, if it is known.
     """
-    outlines = load_outlines(recipe, config)
+    gpu_bytes = card.gib * GIB if card is not None else None
+    outlines = load_outlines(recipe, config, gpu_bytes)
     learner = outlines.learner
     memory: dict[str, Need] = {}
     if learner is not None:
@@ -116,7 +117,6 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
             if ranks > 1 and config.training.sync_once:
                 gathered = sum(value.numel() for value in learner.parameters()) * learner.precision.itemsize
             memory["gathered weights"] = Need(gathered, gathered)
-    gpu_bytes = card.gib * GIB if card is not None else None
     teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in outlines.frozen)
     if teachers:
         memory["teacher"] = Need(teachers, teachers)

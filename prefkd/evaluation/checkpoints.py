@@ -109,11 +109,11 @@ class Checkpoint:
         """Have the model in memory, here or on its server."""
         _ = self.served or self.lm
 
-    def reader(self, chunk_size: int) -> LogprobModel | ServedModel:
+    def reader(self, chunk_size: int | None) -> LogprobModel | ServedModel:
         """The model as a function from a `TokenBatch` to the log-prob of each of its targets, (N,).
 
         Args:
-            chunk_size: Target tokens whose logits exist at one time.
+            chunk_size: Target tokens whose logits exist at one time; None = as many as the device has room for.
         """
         if self.served is not None:
             return self.served

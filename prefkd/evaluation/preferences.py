@@ -72,13 +72,13 @@ class PreferencesConfig:
         data: Name -> pairs; the names are those of the table.
         microbatch_size: Pairs of one forward pass.
         microbatch_tokens: Instead, tokens of one forward pass at most, so that all processes have the same work.
-        chunk_size: Target tokens whose logits exist at one time.
+        chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
     """
 
     data: dict[str, PairsConfig] = field(default_factory=dict)
     microbatch_size: int = 8
     microbatch_tokens: int | None = None
-    chunk_size: int = 512
+    chunk_size: int | None = None
 
     def problems(self) -> Iterator[str]:
         if not self.data:

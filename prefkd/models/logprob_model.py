@@ -30,6 +30,7 @@ from prefkd.models.compiled import (
 )
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
+from prefkd.models.logit_room import gpu_memory, logit_rows
 from prefkd.models.quantize import in_float32
 from prefkd.models.varlen import Attention, kernel_fault, tries_varlen, use_varlen, varlen_obstacle
 
@@ -117,7 +118,7 @@ class LogprobModel(nn.Module):
 
     Args:
         lm: The language model.
-        chunk_size: Target tokens whose logits exist at one time.
+        chunk_size: Target tokens whose logits exist at one time; None = as many as the device has room for.
         precision: Type in which layers compute; float32 master weights with bfloat16 here is mixed precision.
         attention: `mask` reads padded rows under a mask, `varlen` packed ones without (`prefkd.models.varlen`), `auto`
             is varlen on a GPU that proves to do it. Until `check` has decided, it is the mask.
@@ -130,7 +131,7 @@ class LogprobModel(nn.Module):
         self,
         lm: PreTrainedModel,
         *,
-        chunk_size: int = 512,
+        chunk_size: int | None = None,
         precision: torch.dtype = torch.float32,
         attention: Attention = "auto",
         compile: Compile = False,
@@ -139,6 +140,7 @@ class LogprobModel(nn.Module):
         super().__init__()
         self.lm = lm
         self.chunk_size = chunk_size
+        self.gpu_bytes: float | None = None  # of the card of a plan
         self.precision = precision
         self.autocasts = True  # until `prefkd.models.shard` has it done by FSDP, once for each weight
         # `prefkd.models.shard` says whether ranks exchange weights and gradients once a step, or gradients at least.
@@ -175,12 +177,20 @@ class LogprobModel(nn.Module):
                 embedding=embedding.detach(),
                 head=head,
                 lengths=tokens.lengths,
-                chunk_size=self.chunk_size,
+                chunk_size=self.logit_rows(head),
                 scale=self.scale,
                 cap=self.cap,
                 passes=self.passes,
             )
         )
+
+    def logit_rows(self, head: Tensor) -> int:
+        """`chunk_size`, or what this device has room for.
+
+        Args:
+            head: (V, H) weight of the output layer.
+        """
+        return self.chunk_size or logit_rows(len(head), self.gpu_bytes or gpu_memory(head.device))
 
     def freeze(self) -> Self:
         """Make it a constant: no gradients, evaluation mode."""

@@ -201,7 +201,7 @@ class Teacher:
         self._readers: dict[str, _Reader] = {}
         self._stated: dict[str, _Reader] = {}
         self._kept: KeptLogprobs | None = None
-        self._chunk_size = 0
+        self._chunk_size: int | None = None
 
     @property
     def has_scores(self) -> bool:
@@ -261,7 +261,7 @@ class Teacher:
         Raises:
             PrefkdError: See `load_frozen`.
         """
-        self._kept, self._chunk_size = KeptLogprobs(ranks), reading.get("chunk_size", 512)
+        self._kept, self._chunk_size = KeptLogprobs(ranks), reading.get("chunk_size")
         if not self.asked.any:
             return
         local = [config for config in self.configs if config.server is None]

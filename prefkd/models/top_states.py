@@ -13,6 +13,7 @@ from prefkd.data.rows import ANSWERS, KEPT
 from prefkd.errors import PrefkdError
 from prefkd.method.preference_distillation import state_values
 from prefkd.method.top_rows import TopRows, keep_top, rows_of
+from prefkd.models.logit_room import gpu_memory, logit_rows
 from prefkd.models.logprob_model import TokenStates
 
 
@@ -118,7 +119,7 @@ class TopStates(TokenStates):
     values: Tensor | None = None
 
     @classmethod
-    def of(cls, kept: KeptRows, batch: PairBatch, chunk_size: int) -> "TopStates":
+    def of(cls, kept: KeptRows, batch: PairBatch, chunk_size: int | None) -> "TopStates":
         """Those of a microbatch."""
         tokens, rows = batch.teacher, kept.rows
         return cls(
@@ -129,7 +130,7 @@ class TopStates(TokenStates):
             embedding=rows.logprobs.new_zeros(rows.tokens, 0),
             head=rows.logprobs.new_zeros(rows.tokens, 0),
             lengths=tokens.lengths,
-            chunk_size=chunk_size,
+            chunk_size=chunk_size or logit_rows(rows.tokens, gpu_memory(rows.logprobs.device)),
             rows=rows,
             values=kept.values,
         )

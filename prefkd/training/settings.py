@@ -58,7 +58,7 @@ class TrainingConfig:
             `selective`, all but those of products and attention, which costs little time; `full`, all of each layer,
             which costs a forward pass. `auto` is none on a CPU, and on a GPU the first of the three whose plan
             (`prefkd plan`) fits.
-        chunk_size: Target tokens whose logits exist at one time.
+        chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
         shard_over: With several processes (FSDP2), `all` splits the model over all of them, `node` over those of a
             node, so that each node has all of it and only gradients travel between nodes.
         sync_once: With several processes, gather weights and sum gradients once for all microbatches of a step. Until
@@ -99,7 +99,7 @@ class TrainingConfig:
     attention: Attention = "auto"
     compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: Recomputed = "auto"
-    chunk_size: int = 512
+    chunk_size: int | None = None
     shard_over: Literal["all", "node"] = "all"
     sync_once: bool = False
     cpu_offload: bool = False
