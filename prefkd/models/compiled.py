@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch._functorch import config as tracing
 from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ from prefkd.models.load import decoder_layers
 Compile = bool | Literal["auto"]
 # By which torch builds what it has compiled, unless CXX names another.
 COMPILERS = ("g++", "c++", "clang++")
+# Of one kind of layer; what would need more runs as it is written.
+MOST_GRAPHS = 32
 
 
 def compile_obstacle() -> str | None:
@@ -38,6 +41,8 @@ def compile_layers(lm: PreTrainedModel, backend: str = "inductor") -> None:
 
     What is compiled is `forward`, inside the hooks by which FSDP2 gathers weights; with them torch compiles nothing.
     """
+    # Student and teacher may be of one kind, whose graphs with and without gradients are more than torch allows.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
     for layer in decoder_layers(lm):
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
@@ -51,6 +56,17 @@ def undo_compiling(lm: PreTrainedModel) -> None:
     """Let each decoder layer run as it is written."""
     for layer in decoder_layers(lm):
         del layer.forward
+
+
+@contextmanager
+def as_written(lm: PreTrainedModel) -> Iterator[None]:
+    """Inside, layers run as they are written. In generation each layer would have a graph of its own for its cache."""
+    compiled = {layer: vars(layer).pop("forward") for layer in decoder_layers(lm) if "forward" in vars(layer)}
+    try:
+        yield
+    finally:
+        for layer, forward in compiled.items():
+            layer.forward = forward
 
 
 @contextmanager

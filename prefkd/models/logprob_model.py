@@ -22,6 +22,7 @@ from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logpr
 from prefkd.models.attention import shared_prompt_mask
 from prefkd.models.compiled import (
     Compile,
+    as_written,
     as_written_on_failure,
     compile_layers,
     is_compiled,
@@ -202,7 +203,8 @@ class LogprobModel(nn.Module):
         if isinstance(self, FSDPModule):
             self.unshard()
         try:
-            yield
+            with as_written(self.lm):
+                yield
         finally:
             if isinstance(self, FSDPModule):
                 self.reshard()

@@ -68,7 +68,7 @@ def test_split_layers_are_compiled_too_or_run_as_they_are(tmp_path, traced, monk
                 with torch.no_grad():
                     said = model(tokens_of([0, 1, 2]))
                 found.append((graph_count() - before, model.passes == EAGER, whole, said))
-        return found + ["\n".join(caplog.messages)]
+        return [*found, "\n".join(caplog.messages)]
 
     for well, failing, said_so in run_processes(split):
         assert well[0] > 0 and failing[0] == 0 and (well[1], failing[1]) == (False, True)
@@ -123,6 +123,8 @@ def test_auto_leaves_a_cpu_alone(tmp_path):
     model.check(tokens_of([0]), "student")
     assert not is_compiled(model.lm)
     compile_layers(model.lm)
+    with model.whole():  # where it generates
+        assert not is_compiled(model.lm)
     assert is_compiled(model.lm)
 
 
