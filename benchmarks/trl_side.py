@@ -26,7 +26,7 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 1:
-            self.began = time.perf_counter()
+            self.began, self.cpu = time.perf_counter(), time.process_time()
 
 
 def main(
@@ -68,12 +68,13 @@ def main(
     )
     trainer._get_train_sampler = lambda *_: None  # in the order given
     trainer.train()
-    seconds = time.perf_counter() - clock.began
+    seconds, cpu = time.perf_counter() - clock.began, time.process_time() - clock.cpu
     logged = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     figures = {
         "losses": [entry["loss"] for entry in logged],
         "gradient_norms": [entry["grad_norm"] for entry in logged],
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     sys.stdout.write("\n" + json.dumps(figures) + "\n")

@@ -1,15 +1,18 @@
 """What one GPU does with prefkd, in at most eight minutes: `bash benchmarks/gpu/run.sh`, or `python benchmarks/gpu`.
 
-Every part stands in a try of its own, is left out when time is short, and its numbers are in results.json at once. With
-`--smoke` the same code runs on tiny models on a CPU. Weights are random: losses mean nothing here, times and memory do.
+Every part stands in a try of its own, is left out or ended when time is short, and its numbers are in results.json at
+once. With `--smoke` the same code runs on tiny models on a CPU. Weights are random: losses mean nothing here, times and
+memory do.
 """
 
 import contextlib
 import gc
 import json
+import logging
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -23,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+import psutil  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import tyro  # noqa: E402
@@ -30,10 +34,15 @@ import world  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from prefkd import catalog  # noqa: E402
 from prefkd.config import load_config  # noqa: E402
+from prefkd.data.packing import pack  # noqa: E402
+from prefkd.estimate.memory import Card  # noqa: E402
 from prefkd.estimate.plan import make_plan  # noqa: E402
+from prefkd.method.head_passes import EAGER, compiled_passes  # noqa: E402
 from prefkd.method.logprobs import linear_token_logprobs  # noqa: E402
 from prefkd.models.load import TeacherConfig  # noqa: E402
+from prefkd.models.logit_room import logit_rows  # noqa: E402
 from prefkd.models.quantize import quantization_problems, quantize, unpacked  # noqa: E402
+from prefkd.models.varlen import varlen_attention  # noqa: E402
 
 GIB = 2**30
 PAIR = "mistral_7b_to_qwen2.5_1.5b"
@@ -45,9 +54,9 @@ class Arguments:
     """What to measure."""
 
     only: str = ""
-    """Names of parts with commas between them; all if not given."""
+    """Names of parts with commas between them, `training` for all that begin so; all if not given."""
     minutes: float = 7.8
-    """Time after which no further part begins; none begins that would take longer."""
+    """Time after which the part that runs is ended; none begins that would take longer."""
     out: Path = HERE / "out"
     """Folder of results.json and log.txt."""
     smoke: bool = False
@@ -56,6 +65,21 @@ class Arguments:
 
 class Done(Exception):
     """The training is over; nothing is saved."""
+
+
+class OutOfTime(BaseException):
+    """The time of the whole measurement is over; no exception that a run would take for a fault of its own."""
+
+
+class Warnings(logging.Handler):
+    """What prefkd warns of in a run: what it falls back to, above all."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 @dataclass
@@ -92,15 +116,16 @@ class Bench:
     def part(self, name: str, action: Callable[[], Any], *, needs: float) -> None:
         """Run a part that may fail; leave it out where fewer than `needs` seconds are left."""
         only = self.arguments.only
-        if only and name not in only.split(",") and name not in ("environment", "models"):
+        if only and not {name, name.partition(".")[0]} & {*only.split(","), "environment", "models"}:
             return
         began = time.perf_counter()
         try:
             if self.left < needs and not self.smoke:
                 raise TimeoutError(f"left out: {self.left:.0f} s are left, and it needs {needs:.0f}")
-            self.results[name] = action()
+            with self.clock():
+                self.results[name] = action()
             print(f"{name}: {json.dumps(self.results[name], default=str)}", flush=True)
-        except Exception as error:
+        except (Exception, OutOfTime) as error:
             self.errors[name] = f"{type(error).__name__}: {str(error)[:500]}"
             print(f"{name} failed: {self.errors[name]}", flush=True)
             with (self.arguments.out / "log.txt").open("a") as log:
@@ -109,6 +134,20 @@ class Bench:
         clean()
         found = {"results": self.results, "errors": self.errors, "seconds": self.seconds}
         (self.arguments.out / "results.json").write_text(json.dumps(found, indent=1, default=str))
+
+    @contextlib.contextmanager
+    def clock(self) -> Iterator[None]:
+        """Inside, `OutOfTime` is raised when the time is over."""
+
+        def end(*_: Any) -> None:
+            raise OutOfTime(f"ended after {self.arguments.minutes} minutes")
+
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, 0 if self.smoke else max(self.left, 0.1))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def timed(self, action: Callable[[], Any], repeats: int = 5) -> float:
         """Median seconds, after two calls that do not count."""
@@ -130,7 +169,7 @@ class Bench:
         settings = [
             *(f"output_dir={out}", f"training.max_steps={3 if self.smoke else 8}", "training.evaluate_every=1000"),
             *("training.checkpoint_every=null", f"training.device={self.device.type}"),
-            *("training.batch_size=8", *self.data("full", self.length)),
+            *("training.batch_size=8", "training.sample_answers=0", *self.data("full", self.length)),
         ]
         found = load_config(module.Config, catalog.find_run(recipe, config)[1], [*settings, *overrides])
         own_train = module.train
@@ -140,19 +179,26 @@ class Bench:
             raise Done
 
         module.train = train
-        with self.quiet(), contextlib.suppress(Done):
-            module.main(found)
+        warnings = Warnings()
+        logging.getLogger("prefkd").addHandler(warnings)
+        try:
+            with self.quiet(), contextlib.suppress(Done):
+                module.main(found)
+        finally:
+            logging.getLogger("prefkd").removeHandler(warnings)
+            module.train = own_train
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
         names = ("processed_tokens_per_second", "mfu", "peak_memory_gib")
         measured = {name: statistics.median(line[name] for line in lines[2:]) for name in names if name in lines[0]}
-        return measured | {"first_step_tokens_per_second": lines[0]["processed_tokens_per_second"]}
+        measured["first_step_tokens_per_second"] = lines[0]["processed_tokens_per_second"]
+        return measured | ({"warnings": warnings.lines} if warnings.lines else {})
 
     def planned(self, recipe: str, config: str, *overrides: str) -> float:
-        """GiB that `prefkd plan` counts for the same run, to compare `peak_memory_gib` with."""
+        """GiB that `prefkd plan` counts for the same run on the small card, to compare `peak_memory_gib` with."""
         module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
         settings = [f"output_dir={self.work}/planned", *self.data("full", self.length), *overrides]
         found = load_config(module.Config, catalog.find_run(recipe, config)[1], settings)
-        return make_plan(module, recipe, found, 1).peak / GIB
+        return make_plan(module, recipe, found, 1, Card("a small one", CARD)).peak / GIB
 
     def whole(self, recipe: str, out: Path, *overrides: str, length: int) -> None:
         """A whole run of a recipe, on texts cut to so many tokens."""
@@ -177,6 +223,8 @@ class Bench:
 
 
 def clean() -> None:
+    """Give back what a part has left behind, compiled graphs among it, which the next run's models do not fit."""
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -216,7 +264,7 @@ def attention(bench: Bench) -> dict[str, float]:
     heads, length = (2, 32) if bench.smoke else (12, 1536)
 
     def run(length: int, *, masked: bool) -> None:
-        shape = (4, heads, length, 64)
+        shape = (4, heads, length, 128)
         q, k, v = (torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
         mask = torch.ones(length, length, dtype=torch.bool, device=bench.device).tril() if masked else None
         F.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked).sum().backward()
@@ -229,17 +277,32 @@ def attention(bench: Bench) -> dict[str, float]:
     }
 
 
-def head(bench: Bench) -> dict[str, float]:
+def varlen(bench: Bench) -> dict[str, float]:
+    """The same for packed rows: four pairs of a prompt and two answers of 512 tokens each, heads grouped by six."""
+    heads, part = (6, 8) if bench.smoke else (12, 512)
+    packing = pack([(part, part, part)] * 4, 3 * part, torch.zeros(1, dtype=torch.long)).to(bench.device)
+
+    def run() -> None:
+        shapes = [(1, count, 12 * part, 128) for count in (heads, heads // 6, heads // 6)]
+        states = [torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+        found, _ = varlen_attention(torch.nn.Identity(), *states, None, packing=packing)
+        found.sum().backward()
+
+    return {"packed": bench.timed(run) * 1e3}
+
+
+def head(bench: Bench, *, compiled: bool) -> dict[str, float]:
     """Milliseconds of log-probs of 4,096 targets in a vocabulary of 151,936, forward and backward, by chunk size."""
     targets, vocabulary, width = (16, 512, 64) if bench.smoke else (4096, 151936, 1536)
     hidden = torch.randn(targets, width, device=bench.device, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, width, device=bench.device, dtype=torch.bfloat16).mul_(0.02).requires_grad_()
     ids = torch.randint(vocabulary, (targets,), device=bench.device)
+    passes = compiled_passes("eager" if bench.smoke else "inductor") if compiled else EAGER
 
     def run(chunk: int) -> None:
-        linear_token_logprobs(hidden, weight, ids, chunk_size=chunk).sum().backward()
+        linear_token_logprobs(hidden, weight, ids, chunk_size=chunk, passes=passes).sum().backward()
 
-    return {f"chunk_size={chunk}": bench.timed(lambda chunk=chunk: run(chunk)) * 1e3 for chunk in (512, 2048)}
+    return {f"chunk_size={size}": bench.timed(lambda size=size: run(size)) * 1e3 for size in (512, 1766, 4096)}
 
 
 def memory(bench: Bench) -> dict[str, float]:
@@ -249,7 +312,7 @@ def memory(bench: Bench) -> dict[str, float]:
         return {}
     clean()
     began = torch.cuda.memory_allocated()
-    head(bench)
+    head(bench, compiled=False)
     attention(bench)
     clean()  # what is still allocated belongs to cuBLAS
     free, whole = torch.cuda.mem_get_info()
@@ -286,80 +349,86 @@ def models(bench: Bench) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began}
 
 
-def agreement(bench: Bench) -> dict[str, float]:
+def agreement(bench: Bench, recipe: str) -> dict[str, float]:
     """The largest difference between losses on a CPU and here, of a few steps in float32; the goal is 1e-4."""
-    found = {}
-    for recipe in ("tis_dpo_distill",) if bench.smoke else ("dpo_distill", "tis_dpo_distill", "dskd_distill"):
-        losses = []
-        for device in ("cpu", bench.device.type):
-            out = Path(tempfile.mkdtemp(dir=bench.work / "runs")) / "out"
-            settings = [
-                "training.max_steps=3",
-                "training.batch_size=4",
-                "optimizer.lr=1e-4",
-                f"training.device={device}",
-            ]
-            settings += ["training.precision=float32", "teacher.dtype=float32", "lr_schedule.num_warmup_steps=0"]
-            bench.whole(recipe, out, *pair(bench, "tiny_"), *settings, length=64)
-            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            losses.append([line["loss"] for line in lines if "loss" in line])
-        found[recipe] = max(abs(one - other) for one, other in zip(*losses, strict=True))
-    return found
+    losses = []
+    for device in ("cpu", bench.device.type):
+        out = Path(tempfile.mkdtemp(dir=bench.work / "runs")) / "out"
+        settings = [
+            *("training.max_steps=3", "training.batch_size=4", "training.sample_answers=0", "training.compile=false"),
+            *("training.precision=float32", "teacher.dtype=float32", f"training.device={device}"),
+            *("optimizer.lr=1e-4", "lr_schedule.num_warmup_steps=0"),
+        ]
+        bench.whole(recipe, out, *pair(bench, "tiny_"), *settings, length=64)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    return {"largest_difference": max(abs(one - other) for one, other in zip(*losses, strict=True))}
 
 
 def pair(bench: Bench, prefix: str = "") -> tuple[str, str]:
     return f"student.path={bench.work}/{prefix}student", f"teacher.path={bench.work}/{prefix}teacher"
 
 
-def training(bench: Bench) -> dict[str, Any]:
-    """Student alone, all weights: recipe dpo, by what backward computes again."""
-    whole = [f"model.path={bench.work}/student", "lora=null"]
-    kinds = ("none",) if bench.smoke else ("none", "selective", "full")
-    found = {}
-    for kind in kinds:
-        if bench.left > 40 or bench.smoke:
-            found[kind] = bench.train("dpo", f"{PAIR}/dpo", *whole, f"training.activation_checkpointing={kind}")
-            clean()
-    return found
+# What is changed of the defaults, under which layers are compiled and attention has no mask.
+LADDER = {
+    "none": ("training.activation_checkpointing=none",),
+    "eager": ("training.activation_checkpointing=none", "training.compile=false"),
+    "mask": ("training.activation_checkpointing=none", "training.compile=false", "training.attention=mask"),
+    "selective": ("training.activation_checkpointing=selective",),
+    "full": ("training.activation_checkpointing=full",),
+}
 
 
-def teachers(bench: Bench) -> dict[str, Any]:
+def training(bench: Bench, *settings: str) -> dict[str, Any]:
+    """Student alone, all weights: recipe dpo."""
+    return bench.train("dpo", f"{PAIR}/dpo", f"model.path={bench.work}/student", "lora=null", *settings)
+
+
+def teacher(bench: Bench, kind: Any) -> dict[str, Any]:
     """A live teacher next to the student, by how its weights are stored."""
-    found = {}
-    for kind in ("nf4",) if bench.smoke else ("none", "float8", "int8", "nf4", "int4"):
-        config = TeacherConfig("owner/name", quantization=kind)
-        problem = next(quantization_problems(kind, config.torch_dtype, bench.device.type), None)
-        if problem is not None:
-            found[kind] = problem.text
-        elif bench.left > 60 or bench.smoke:
-            settings = [*pair(bench), f"teacher.quantization={kind}"]
-            found[kind] = bench.train("tis_dpo_distill", f"{PAIR}/tis_dpo_distill", *settings)
-            clean()
-    return found
+    config = TeacherConfig("owner/name", quantization=kind)
+    problem = next(quantization_problems(kind, config.torch_dtype, bench.device.type), None)
+    if problem is not None:
+        return {"refused": problem.text}
+    settings = [*pair(bench), f"teacher.quantization={kind}"]
+    return bench.train("tis_dpo_distill", f"{PAIR}/tis_dpo_distill", *settings)
 
 
-def small_card(bench: Bench) -> dict[str, Any]:
-    """The configs for one card of 24 GB, with no more memory than such a card has."""
+@contextlib.contextmanager
+def small_card(bench: Bench) -> Iterator[str]:
+    """Inside, there is no more memory than a card of 24 GB has; the setting by which a run takes it for one."""
     if bench.device.type == "cuda":
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(CARD * GIB / whole, 1.0))
     try:
-        name = f"{PAIR}_24gb"
-        found = {"live": bench.train("tis_dpo_distill", f"{name}/tis_dpo_distill", *pair(bench))}
-        found["live"]["planned_gib"] = bench.planned("tis_dpo_distill", f"{name}/tis_dpo_distill", *pair(bench))
-        clean()
-        if bench.left > 40 or bench.smoke:
-            few, scores = bench.data("few", bench.length), bench.work / "scored"  # read as they were scored
-            began = time.perf_counter()
-            bench.whole("score", scores, *pair(bench), *few, length=bench.length)
-            found["score"] = {"seconds": time.perf_counter() - began}
-            clean()
-            settings = [pair(bench)[0], f"teacher.scores={scores}/scores", *few]
-            found["scores"] = bench.train("tis_dpo_distill", f"{name}/tis_dpo_distill_scores", *settings)
-        return found
+        yield f"training.chunk_size={logit_rows(world.QWEN_1_5B['vocab_size'], CARD * GIB)}"
     finally:
         if bench.device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def live(bench: Bench) -> dict[str, Any]:
+    """The config for one card of 24 GB with a live teacher."""
+    name = f"{PAIR}_24gb/tis_dpo_distill"
+    with small_card(bench) as setting:
+        found = bench.train("tis_dpo_distill", name, *pair(bench), setting)
+    return found | {"planned_gib": bench.planned("tis_dpo_distill", name, *pair(bench), setting)}
+
+
+def score(bench: Bench) -> dict[str, float]:
+    """Recipe score on such a card."""
+    few, began = bench.data("few", bench.length), time.perf_counter()  # read as they are scored
+    with small_card(bench):
+        bench.whole("score", bench.work / "scored", *pair(bench), *few, length=bench.length)
+    return {"seconds": time.perf_counter() - began}
+
+
+def on_scores(bench: Bench) -> dict[str, Any]:
+    """The config for such a card with what `score` has written."""
+    few, name = bench.data("few", bench.length), f"{PAIR}_24gb/tis_dpo_distill_scores"
+    with small_card(bench) as setting:
+        scores = f"teacher.scores={bench.work}/scored/scores"
+        return bench.train("tis_dpo_distill", name, pair(bench)[0], scores, *few, setting)
 
 
 def main() -> None:
@@ -371,20 +440,40 @@ def main() -> None:
     # Models of 18 GB lie in main memory where there is room.
     in_memory = Path("/dev/shm")
     roomy = device.type == "cuda" and os.access(in_memory, os.W_OK) and shutil.disk_usage(in_memory).free > 24 * GIB
+    began = time.perf_counter() - (time.time() - psutil.Process().create_time())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the models do not stay in main memory
     with tempfile.TemporaryDirectory(dir=in_memory if roomy else None) as work:
-        bench = Bench(arguments, Path(work), device)
+        bench = Bench(arguments, Path(work), device, began)
         bench.results["arguments"] = asdict(arguments)
-        bench.part("environment", lambda: environment(bench), needs=0)
-        bench.part("ceilings", lambda: ceilings(bench), needs=10)
-        bench.part("attention", lambda: attention(bench), needs=20)
-        bench.part("head", lambda: head(bench), needs=20)
-        bench.part("memory", lambda: memory(bench), needs=20)
-        bench.part("models", lambda: models(bench), needs=60)
-        bench.part("agreement", lambda: agreement(bench), needs=60)
-        bench.part("training", lambda: training(bench), needs=60)
-        bench.part("small_card", lambda: small_card(bench), needs=90)
-        bench.part("teachers", lambda: teachers(bench), needs=90)
+        for name, action, needs in parts(bench):
+            bench.part(name, action, needs=needs)
         print(f"{len(bench.errors)} parts failed or were left out; results in {arguments.out}/results.json")
+
+
+def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], Any], float]]:
+    """The parts of the measurement, what matters most first, and the seconds without which none is begun."""
+    ladder = ["none"] if bench.smoke else list(LADDER)
+    recipes = ["tis_dpo_distill"] if bench.smoke else ["tis_dpo_distill", "dskd_distill", "dpo_distill"]
+    kinds = ["nf4"] if bench.smoke else ["none", "float8", "int8", "nf4", "int4"]
+    yield "environment", lambda: environment(bench), 0
+    yield "ceilings", lambda: ceilings(bench), 10
+    yield "attention", lambda: attention(bench), 15
+    yield "varlen", lambda: varlen(bench), 10
+    yield "head", lambda: head(bench, compiled=False), 15
+    yield "head.compiled", lambda: head(bench, compiled=True), 20
+    yield "memory", lambda: memory(bench), 15
+    yield "models", lambda: models(bench), 60
+    yield "training.none", lambda: training(bench, *LADDER["none"]), 60
+    yield "small_card.live", lambda: live(bench), 60
+    yield f"agreement.{recipes[0]}", lambda: agreement(bench, recipes[0]), 30
+    for kind in ladder[1:]:
+        yield f"training.{kind}", lambda kind=kind: training(bench, *LADDER[kind]), 40
+    yield "small_card.score", lambda: score(bench), 40
+    yield "small_card.scores", lambda: on_scores(bench), 40
+    for kind in kinds:
+        yield f"teachers.{kind}", lambda kind=kind: teacher(bench, kind), 50
+    for recipe in recipes[1:]:
+        yield f"agreement.{recipe}", lambda recipe=recipe: agreement(bench, recipe), 30
 
 
 if __name__ == "__main__":
