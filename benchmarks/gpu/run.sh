@@ -1,7 +1,11 @@
 #!/bin/bash
 # Measures this checkout on one GPU in at most eight minutes, without network: bash benchmarks/gpu/run.sh [--only part,...]
 # Wheels in benchmarks/gpu/wheels/, if there are any, are installed on top of the machine's own packages for this run alone:
-#   pip download --no-deps -d benchmarks/gpu/wheels torchao==0.15.0 peft==0.18.1 omegaconf tyro datasets
+#   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+#     --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform any -d benchmarks/gpu/wheels \
+#     torchao==0.15.0 peft==0.18.1 omegaconf==2.4.0 tyro docstring-parser typeguard datasets==4.8.5 multiprocess dill \
+#     python-dotenv rapidfuzz gguf sentencepiece
+# That is 14 MiB for Python 3.12 on a machine that has torch and transformers; study.py needs the last two.
 # Results: benchmarks/gpu/out/results.json, and log.txt with what the recipes printed.
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
