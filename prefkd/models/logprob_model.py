@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from prefkd.data.batches import Segment, TokenBatch
@@ -45,6 +46,8 @@ ROUNDED = 0.25
 EXACT = 1e-3
 # A share by which sums of products in 16 bits may differ when they are summed in another order.
 HALF = 1e-2
+# The same for gradients of a whole model; those of a wrong backward pass differ by as much as there is.
+OFF = 0.1
 
 
 @dataclass(frozen=True)
@@ -338,10 +341,14 @@ class LogprobModel(nn.Module):
         except Exception as error:  # in backward
             fault = self._fault(error, f"{name}: compile")
         else:
-            difference = (compiled - eager).abs().quantile(QUANTILE).item()
-            if not errors and difference <= (EXACT if self._is_exact else ROUNDED):
+            (logprobs, gradients), (expected, others) = compiled, eager
+            difference = (logprobs - expected).abs().quantile(QUANTILE).item()
+            off = _share_off(gradients, others)
+            fits = difference <= (EXACT if self._is_exact else ROUNDED) and off <= (EXACT if self._is_exact else OFF)
+            if not errors and fits:
                 return
-            fault = _in_a_line(errors[0]) if errors else f"log-probs differ by {difference:.2g} nats"
+            fault = f"log-probs differ by {difference:.2g} nats, gradients by a share of {off:.2g}"
+            fault = _in_a_line(errors[0]) if errors else fault
         undo_compiling(self.lm)
         if self.compiles is True:
             raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
@@ -379,19 +386,23 @@ class LogprobModel(nn.Module):
             raise PrefkdError(f"{tried} fails in a sharded model: {fault}; switch it off") from error
         return fault
 
-    def _after_backward(self, tokens: TokenBatch) -> Tensor:
-        """log pi(y_t | x, y_<t) of each target, (N,), with a backward pass behind it if the model learns."""
+    def _after_backward(self, tokens: TokenBatch) -> tuple[Tensor, list[Tensor]]:
+        """log pi(y_t | x, y_<t) of each target, (N,), and the gradients of their sum, none if the model does not learn.
+
+        Of a sharded model they are this rank's parts.
+        """
         was_training, learns = self.training, any(value.requires_grad for value in self.parameters())
         self.train(learns)
         with torch.set_grad_enabled(learns):
             logprobs = self(tokens)
             if learns:
                 logprobs.sum().backward()
-                self.zero_grad()
+        gradients = [_local(value.grad) for value in self.parameters() if value.grad is not None]
+        self.zero_grad()
         self.train(was_training)
         if isinstance(self, FSDPModule):
             self.reshard()
-        return logprobs.detach()
+        return logprobs.detach(), gradients
 
     def _difference(self, tokens: TokenBatch) -> float:
         """The quantile of the differences to the model's own log-probs, in nats a target."""
@@ -422,6 +433,19 @@ class LogprobModel(nn.Module):
         finally:
             self.precision, self.packs = precision, packs
             torch.set_float32_matmul_precision(products)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _share_off(found: list[Tensor], expected: list[Tensor]) -> float:
+    """By which share of their joint norm tensors differ from others."""
+    if not expected:
+        return 0.0
+    off = torch.stack([torch.linalg.vector_norm(one - other) for one, other in zip(found, expected, strict=True)])
+    whole = torch.stack([torch.linalg.vector_norm(other) for other in expected]).norm()
+    return (off.norm() / whole.clamp(min=torch.finfo(whole.dtype).tiny)).item()
 
 
 def _in_a_line(error: Exception) -> str:

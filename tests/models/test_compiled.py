@@ -104,7 +104,19 @@ def wrong(lm) -> None:
         layer.forward = lambda states, **_: states
 
 
-@pytest.mark.parametrize(("failing", "fault"), [(broken, "no triton here"), (wrong, "log-probs differ by")])
+def learning_wrongly(lm) -> None:
+    def doubled(layer, *states, **how):
+        out = type(layer).forward(layer, *states, **how)
+        return 2 * out - out.detach()
+
+    for layer in decoder_layers(lm):
+        layer.forward = partial(doubled, layer)
+
+
+@pytest.mark.parametrize(
+    ("failing", "fault"),
+    [(broken, "no triton here"), (wrong, "log-probs differ by"), (learning_wrongly, "gradients by a share of")],
+)
 def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, failing, fault):
     model = make(tmp_path, "llama", "mask")
     expected = results(model, tokens_of([0, 1]))
