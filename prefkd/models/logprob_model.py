@@ -397,7 +397,8 @@ class LogprobModel(nn.Module):
             logprobs = self(tokens)
             if learns:
                 logprobs.sum().backward()
-        gradients = [_local(value.grad) for value in self.parameters() if value.grad is not None]
+        learning = [value for value in self.parameters() if value.requires_grad]
+        gradients = [_local(torch.zeros_like(value) if value.grad is None else value.grad) for value in learning]
         self.zero_grad()
         self.train(was_training)
         if isinstance(self, FSDPModule):

@@ -126,7 +126,10 @@ def _outline_problems(config: LearnerConfig, lora: LoraConfig) -> Iterator[tuple
 
 
 def _what_becomes_of(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Products and attention are kept, since they take nearly all of a layer's time; the rest is computed again."""
+    """Products and attention are kept, since they take nearly all of a layer's time; the rest is computed again.
+
+    Compiled layers write products into memory of their own, which only computing them again fills again.
+    """
     name = operation.overloadpacket.__name__
-    kept = name in PRODUCTS or "attention" in name or "attn" in name
+    kept = operation._overloadname != "out" and (name in PRODUCTS or "attention" in name or "attn" in name)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
