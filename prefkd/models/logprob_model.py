@@ -393,6 +393,9 @@ class LogprobModel(nn.Module):
         """
         was_training, learns = self.training, any(value.requires_grad for value in self.parameters())
         self.train(learns)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):  # of adapters; what it draws would be another gradient each time
+                module.eval()
         with torch.set_grad_enabled(learns):
             logprobs = self(tokens)
             if learns:
