@@ -284,8 +284,10 @@ def varlen(bench: Bench) -> dict[str, float]:
 
     def run() -> None:
         shapes = [(1, count, 12 * part, 128) for count in (heads, heads // 6, heads // 6)]
-        states = [torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
-        found, _ = varlen_attention(torch.nn.Identity(), *states, None, packing=packing)
+        q, k, v = (
+            torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes
+        )
+        found, _ = varlen_attention(torch.nn.Identity(), q, k, v, None, packing=packing)
         found.sum().backward()
 
     return {"packed": bench.timed(run) * 1e3}

@@ -1,12 +1,13 @@
 """How many logits there is room for, and that it changes nothing but memory."""
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkd.models import logit_room
 from prefkd.models.logit_room import CPU_BYTES, LEAST_BYTES, MOST_BYTES, gpu_memory, logit_rows
-from prefkd.models.logprob_model import LogprobModel
 from tests.models.test_varlen import assert_same, make, results, tokens_of
 
 GIB = 2**30
@@ -29,11 +30,12 @@ def test_a_card_decides():
 
 def test_any_room_gives_the_same_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr(logit_room, "LEAST_BYTES", 0)
-    model: LogprobModel = make(tmp_path, "llama", "mask")
+    model = make(tmp_path, "llama", "mask")
+    head: Any = model.lm.get_output_embeddings()
     tokens, vocabulary = tokens_of([0, 1, 2]), model.lm.config.vocab_size
     whole, seen = results(model, tokens), set()
     for rows in (1, 2, 5, 1000):
         model.gpu_bytes = 80 * 4 * vocabulary * (rows + 0.5)
-        seen.add(model.logit_rows(model.lm.get_output_embeddings().weight))
+        seen.add(model.logit_rows(head.weight))
         assert_same(results(model, tokens), whole)
     assert seen == {1, 2, 5, 1000}
