@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, reci
     assert end.value.code == code
     assert f"stopped by {name} after step 3; the same command resumes from there" in capsys.readouterr().out
     resumed = start(recipe, place, tmp_path / "out", *settings)
-    assert "going on after step 3" in capsys.readouterr().out
+    assert "resuming after step 3" in capsys.readouterr().out
     assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
     assert not (tmp_path / "out" / "checkpoints").exists()
 
@@ -172,7 +172,7 @@ def test_a_broken_checkpoint_is_passed_over(world, whole, stopped, capsys, how):
     BREAKS[how](stopped / "checkpoints" / "step_00000005")
     resumed = run("dpo", world, stopped, *LORA)
     printed = capsys.readouterr().out
-    assert "step_00000005 is broken" in printed and "going on after step 4" in printed
+    assert "step_00000005 is broken" in printed and "resuming after step 4" in printed
     assert_bitwise(whole, (stopped, resumed))
 
 
