@@ -229,7 +229,8 @@ def _use(kind: str, base: str) -> list[str]:
         *load,
         'tokenizer = AutoTokenizer.from_pretrained("this folder")',
         'messages = [{"role": "user", "content": "How do I poach an egg?"}]',
-        'asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        'options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}',
+        "asked = tokenizer.apply_chat_template(messages, **options)",
         "written = model.generate(**asked, max_new_tokens=100, tokenizer=tokenizer)[0, asked.input_ids.shape[1] :]",
         "print(tokenizer.decode(written, skip_special_tokens=True))",
     ]
