@@ -62,7 +62,7 @@ def inspect(
         truncation: Which end of such a prompt is kept; the end by default.
         student_template: The tokenizer's chat template, or plain role headings; the chat template, if it has one, by
             default.
-        teacher_template: The same for the teacher.
+        teacher_template: The teacher's chat template, or plain role headings, chosen in the same way.
     """
     if limit < 1:
         raise PrefkdError(f"--limit {limit} leaves nothing to look at; give 1 or more")
