@@ -61,7 +61,7 @@ class Proposal:
 
     def text(self, path: Path) -> str:
         """The file, with the reasons in its header."""
-        lines = [f"A config for recipe {self.keys['recipe']}, which `prefkd new` has written. What it chose, and why:"]
+        lines = [f"A config for recipe {self.keys['recipe']}, written by `prefkd new`. What it chose, and why:"]
         for what, why in self.reasons.items():
             lines += textwrap.wrap(f"{what}: {why}", 116, initial_indent="  ", subsequent_indent="    ")
         lines += ["", "Run:", f"  prefkd run {self.keys['recipe']} --config {path}"]

@@ -1,4 +1,4 @@
-"""Teach a model preferences with DPO, against its own frozen start; with swapped pairs it becomes the negative teacher.
+"""Teach a model preferences with DPO, its own start as reference; with swapped pairs it becomes the negative teacher.
 
 The model learns to find the chosen answer more probable than the rejected one, measured from where it started. Two such
 models, one of them trained with `data.reverse=true`, tell good text from bad by their difference: that is where the

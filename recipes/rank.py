@@ -1,4 +1,4 @@
-"""Rank the candidates that recipe `sample` wrote, and make preference pairs of them, with scores and margins.
+"""Rank the candidates that recipe `sample` wrote, and make preference pairs from them, with scores and margins.
 
 Rankers are the contrast of a teacher (pi+ against pi-), a reward model, a judge, and functions such as a comparison
 with a reference answer. Several of them must agree. The pairs are a JSON lines file in format `standard`, which every

@@ -1,4 +1,4 @@
-"""Let models answer prompts, several times each: candidates, of which recipe `rank` makes preference pairs.
+"""Let models answer prompts several times each, as candidates from which recipe `rank` makes preference pairs.
 
 A model is a student, a teacher, a checkpoint of a run, or one behind a server; each reads prompts in its own chat
 template. Prompts come from a file, or are those of a set of pairs. On-policy data is what recent preference training

@@ -1,4 +1,4 @@
-"""Let the teacher score pairs once, so that students are trained without it: log-probs of parent tokens, on disk.
+"""Let the teacher score pairs once, so that students can be trained without it: log-probs of parents, on disk.
 
 For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-; and with `keep` the
 most probable next tokens, for terms that compare distributions. The reference is the teacher; pi+ and pi- are the

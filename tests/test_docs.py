@@ -4,7 +4,9 @@ A block in sh holds commands, a block in yaml a config, a part of one, or a pipe
 of another kind: text, json, python.
 """
 
+import errno
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -144,6 +146,18 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
                 target
             )
+
+
+def test_each_line_that_troubleshooting_explains_is_written_somewhere():
+    files = [*(ROOT / "prefkd").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    written = "".join(file.read_text(encoding="utf-8") for file in files).replace("{kind}", "config")
+    written = re.sub(r'"\s*\n\s*f?"', "", written)  # a text in several pieces
+    written += "".join(os.strerror(number).lower() for number in (errno.ENOSPC, errno.EACCES))
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    lines = [row for row in rows if row != "the line says"]
+    pieces = {piece.strip() for line in lines for piece in re.split(r"[;:,] |`[^`]*`|\b(?:[A-Z]{3,}|N)\b|\.\.\.", line)}
+    assert len(lines) > 50
+    assert not [piece for piece in pieces if piece not in written]
 
 
 def test_the_site_is_built(tmp_path):

@@ -49,7 +49,7 @@ def inspect(
         student: Folder or Hub id of the student; only its tokenizer is read.
         teacher: Folder or Hub id of the teacher.
         data: File, folder or Hub data set of preference pairs, as in `data.source` of a config.
-        html: Page to write, with the numbers and with pairs in the tokens of both models; inspect.html by default.
+        html: Page to write, with the numbers and with pairs in tokens of both models; inspect.html by default.
         json: JSON file to write the numbers to.
         scores: Folder that recipe score wrote. The page then shows the scored pairs, coloured by weight.
         limit: Number of pairs to read, drawn at random; 2,000 by default.
@@ -57,12 +57,12 @@ def inspect(
         subset: Configuration of a Hub data set, or a folder in it.
         split: Split of a Hub data set or of a folder; train by default.
         max_length: Maximum tokens of a prompt and one answer; 512 by default, or that of the scores.
-        max_prompt_length: Maximum tokens of a prompt whose pair is too long; half of --max-length by default, or that of
-            the scores.
+        max_prompt_length: Maximum tokens of a prompt whose pair is too long; half of --max-length by default, or that
+            of the scores.
         truncation: Which end of such a prompt is kept; the end by default.
         student_template: The tokenizer's chat template, or plain role headings; the chat template, if it has one, by
             default.
-        teacher_template: The same for the teacher.
+        teacher_template: The teacher's chat template, or plain role headings, chosen in the same way.
     """
     if limit < 1:
         raise PrefkdError(f"--limit {limit} leaves nothing to look at; give 1 or more")

@@ -36,8 +36,8 @@ def plan(
         overrides: Settings that override the config; ~key removes one.
         config: Name of a config, or the path of your own.
         nproc_per_node: Number of processes, each with its own GPU; 1 by default.
-        gpu: GPU that the run has to fit on: H100, A100-40, L40S, RTX-4090 or another known one, or its memory in GiB. The
-            smallest that has room by default.
+        gpu: GPU that the run has to fit on: H100, A100-40, L40S, RTX-4090 or another known one, or its memory in GiB.
+            The smallest that has room by default.
         json: JSON file to write the numbers to.
     """
     if nproc_per_node < 1:

@@ -13,8 +13,8 @@ from prefkd.errors import PrefkdError
 
 @dataclass(frozen=True)
 class Torchrun:
-    """With any of these options the recipe runs through torchrun. Without them it runs in this process, where a debugger
-    works.
+    """With any of these options the recipe runs through torchrun. Without them it runs in this process, where a
+    debugger works.
 
     Attributes:
         nproc_per_node: Number of processes on this machine, or gpu for one on each GPU.

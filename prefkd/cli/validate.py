@@ -21,4 +21,4 @@ def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config
     """
     recipe_path, config_path = catalog.find_run(recipe, config)
     load_config(load_recipe(recipe_path).Config, config_path, overrides)
-    say(f"{config or recipe} is fine for {recipe if config else recipe_path.stem}")
+    say(f"{config or recipe} is valid for {recipe if config else recipe_path.stem}")

@@ -172,7 +172,7 @@ class Checkpoints:
             if problem is None:
                 progress, problem = self._load(checkpoint)
             if progress is not None:
-                self._display.say(f"going on after step {progress.step}, from {checkpoint}")
+                self._display.say(f"resuming after step {progress.step}, from {checkpoint}")
                 break
             self._display.say(f"{checkpoint} is broken ({problem}); looking at the one before it")
         if progress is None and self._candidates:

@@ -25,7 +25,7 @@ def finish(
     report: Callable[[Outcome], Mapping[str, object]],
     files: Mapping[str, object] | None = None,
 ) -> Outcome:
-    """Evaluate a saved folder, write its card, upload it if that is asked for, and say what there is and what is next.
+    """Evaluate a saved folder, write its card and a page, say what there is and what is next, and upload it if asked.
 
     Args:
         recipe: Name of the recipe.
@@ -43,8 +43,6 @@ def finish(
     ranks, display = run.ranks, run.display
     outcome = measure_written(folder, *held_out, evaluate, model=model, ranks=ranks, display=display)
     write_card(recipe, config, folder, outcome, ranks=ranks)
-    run.checkpoints.remove()
-    push(config.push_to_hub, folder, ranks=ranks, display=display)
     run.watch.sample_saved()
     display.answers(changed_answers(config.output_dir))
     written: dict[str, object] = {
@@ -56,7 +54,9 @@ def finish(
     if run.report is not None:
         written["alignment"] = config.output_dir / "alignment_report.json"
     written |= report(outcome)
+    run.checkpoints.remove()  # not before all is written: a run that is killed on the way resumes and writes it
     display.result(outcome, written, _next_step(config, folder))
+    push(config.push_to_hub, folder, ranks=ranks, display=display)
     return outcome
 
 

@@ -87,7 +87,7 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
     stored = base.quantization if isinstance(base, LearnerConfig) else "none"
     data = config.data
     held_out = data.held_out_source and public_name(data.held_out_source, read_folder=True)
-    held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of them"
+    held_out = held_out or data.held_out_split or f"{data.held_out_fraction:.0%} of the pairs"
     pairs = ", ".join(public_name(part.source, read_folder=True) for part in data.parts)
     made_from = {
         "Start": f"`{name}`" + (f", in {stored} while adapters learned" if stored != "none" else ""),
@@ -174,7 +174,7 @@ def _results(outcome: Outcome) -> list[str]:
         for name in outcome.before
     ]
     return [
-        "Before training, after it with the weights of this folder, and after it before they were saved.",
+        "Before training, after it as this folder is read back, and after it in memory.",
         *("", "| | before | after | after, in memory |", "|---|---|---|---|", *rows),
     ]
 
@@ -228,4 +228,9 @@ def _use(kind: str, base: str) -> list[str]:
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{', GenerationConfig' * (kind == 'adapter')}",
         *load,
         'tokenizer = AutoTokenizer.from_pretrained("this folder")',
+        'messages = [{"role": "user", "content": "How do I poach an egg?"}]',
+        'options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}',
+        "asked = tokenizer.apply_chat_template(messages, **options)",
+        "written = model.generate(**asked, max_new_tokens=100, tokenizer=tokenizer)[0, asked.input_ids.shape[1] :]",
+        "print(tokenizer.decode(written, skip_special_tokens=True))",
     ]

@@ -15,7 +15,7 @@ TWO = ("--nproc-per-node", "2")
 
 def test_validate_says_that_all_is_fine(prefkd):
     ended = prefkd("validate", "./toy.py", "--config", "./toy.yaml", "training.steps=3")
-    assert (ended.code, ended.out, ended.err) == (0, "./toy.yaml is fine for ./toy.py\n", "")
+    assert (ended.code, ended.out, ended.err) == (0, "./toy.yaml is valid for ./toy.py\n", "")
 
 
 def test_run_in_this_process(prefkd):

@@ -53,6 +53,7 @@ def test_the_card_of_a_student(tmp_path, uploads):
     code = text.split("```python\n")[1].split("```")[0].replace("this folder", str(out / "student"))
     names: dict = {}
     exec(code, names)
+    assert len(names["written"]) > 0
     assert isinstance(names["model"], AutoModelForCausalLM.from_pretrained(out / "student").__class__)
     assert not uploads
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_a_stopped_run_goes_on_exactly(world, pair_world, tmp_path, capsys, reci
     assert end.value.code == code
     assert f"stopped by {name} after step 3; the same command resumes from there" in capsys.readouterr().out
     resumed = start(recipe, place, tmp_path / "out", *settings)
-    assert "going on after step 3" in capsys.readouterr().out
+    assert "resuming after step 3" in capsys.readouterr().out
     assert_bitwise((tmp_path / "whole", whole), (tmp_path / "out", resumed))
     assert not (tmp_path / "out" / "checkpoints").exists()
 
@@ -138,10 +139,15 @@ def test_what_changes_memory_and_files_only_may_change_on_the_way(world, whole, 
     assert_bitwise(whole, (stopped, resumed))
 
 
-def test_a_run_that_was_stopped_after_its_last_step_is_exported(world, whole, tmp_path):
+def test_a_run_that_was_stopped_after_its_last_step_is_exported_and_described(world, whole, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         run("dpo", world, tmp_path / "out", *LORA, killer(6, "SIGTERM"))
+    with monkeypatch.context() as patched:  # the model is saved, the page is not
+        patched.setattr("prefkd.training.finish.changed_answers", Mock(side_effect=KeyboardInterrupt))
+        run("dpo", world, tmp_path / "out", *LORA, code=130)
+    assert not (tmp_path / "out" / "report.html").exists()
     assert_bitwise(whole, (tmp_path / "out", run("dpo", world, tmp_path / "out", *LORA)))
+    assert (tmp_path / "out" / "report.html").is_file() and not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_a_run_without_a_checkpoint_begins_again(world, whole, stopped):
@@ -172,7 +178,7 @@ def test_a_broken_checkpoint_is_passed_over(world, whole, stopped, capsys, how):
     BREAKS[how](stopped / "checkpoints" / "step_00000005")
     resumed = run("dpo", world, stopped, *LORA)
     printed = capsys.readouterr().out
-    assert "step_00000005 is broken" in printed and "going on after step 4" in printed
+    assert "step_00000005 is broken" in printed and "resuming after step 4" in printed
     assert_bitwise(whole, (stopped, resumed))
 
 
