@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from prefkd.candidates.pairing import PairingConfig, RankedPair, make_pairs, pair_rows
+from prefkd.candidates.pairing import PairingConfig, RankedPair, make_pairs, pair_rows, unused_candidates
 from prefkd.candidates.rankers import (
     ContrastRankerConfig,
     Scores,
@@ -163,7 +163,8 @@ def save(config: Config, run: Run, rankers: dict[str, Scores]) -> dict[str, obje
     scores = agreement(rankers) if len(rankers) > 1 else next(iter(rankers.values()))
     pairs: list[RankedPair]
     pairs, dropped = make_pairs(run.questions, scores, rankers, config.pairing)
-    numbers = ranking_numbers(run.questions, scores, rankers, pairs, run.left_out, dropped)
+    left_out = run.left_out + unused_candidates(run.questions, scores, config.pairing)
+    numbers = ranking_numbers(run.questions, scores, rankers, pairs, left_out, dropped)
     write_ranking_report(config.output_dir, numbers, pairs)
     run.display.console.print(ranking_table(numbers, pairs))
     files = {"report": "rank_report.html", "numbers": "rank_report.json", "scores": "scores"}
@@ -172,8 +173,11 @@ def save(config: Config, run: Run, rankers: dict[str, Scores]) -> dict[str, obje
         write_json_lines(config.output_dir / "answers.jsonl", weighted)
         files["answers"] = "answers.jsonl"
     if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-        raise PrefkdError(f"no prompt gives a pair ({reasons}); sample more answers, or change pairing")
+        reasons, candidates = (
+            ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) for counts in (dropped, left_out)
+        )
+        others = f"; candidates left out: {candidates}" if candidates else ""
+        raise PrefkdError(f"no prompt gives a pair ({reasons}{others}); sample more answers, or change pairing")
     write_json_lines(config.output_dir / "pairs.jsonl", pair_rows(pairs))
     return {name: config.output_dir / file for name, file in ({"pairs": "pairs.jsonl"} | files).items()}
 

@@ -99,6 +99,18 @@ def make_pairs(
     return pairs, dropped
 
 
+def unused_candidates(questions: Sequence[Question], scores: Scores, config: PairingConfig) -> Counter[str]:
+    """How many candidates no pair is made of: `without a score`, `cut`."""
+    found: Counter[str] = Counter()
+    for question in questions:
+        for number, candidate in enumerate(question.candidates):
+            if (question.key, number) not in scores:
+                found["without a score"] += 1
+            elif config.drop_cut and candidate.is_cut:
+                found["cut"] += 1
+    return found
+
+
 def _checked(outcome: RankedPair | str, rankers: Mapping[str, Scores], config: PairingConfig) -> RankedPair | str:
     """The same, or why it is not good enough."""
     if isinstance(outcome, RankedPair):

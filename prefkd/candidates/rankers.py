@@ -3,8 +3,10 @@
 What was scored is kept in <folder>/<ranker>.jsonl, so that a killed run resumes and a second pairing asks nobody.
 """
 
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +29,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, first_line
 from prefkd.evaluation.checkpoints import in_rounds, on_all
-from prefkd.evaluation.judge import Comparison, JudgeConfig, judge
+from prefkd.evaluation.judge import Comparison, JudgeConfig, Judgement, judge
 from prefkd.evaluation.records import Records
 from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
 from prefkd.files import fingerprint
@@ -36,6 +38,8 @@ from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
+
+logger = logging.getLogger(__name__)
 
 # Key of a question and number of a candidate -> score.
 Scores = dict[tuple[str, int], float]
@@ -123,6 +127,8 @@ def rank_by_reward_model(
 
         def score(batch: Sequence[tuple[tuple[str, int], str]]) -> list[dict[str, Any]]:
             rewards = loaded[0].score([(messages[key[0]], text) for key, text in batch])
+            if not all(map(math.isfinite, rewards)):
+                raise PrefkdError(f"{config.path}: a reward is not a finite number; use dtype: float32")
             return [{"key": _name(key), "reward": reward} for (key, _), reward in zip(batch, rewards, strict=True)]
 
         size = config.batch_size
@@ -161,8 +167,12 @@ def rank_by_judge(questions: Sequence[Question], config: JudgeConfig, path: Path
         for question, one, other in names
     ]
     records = Records(path, config.fingerprint(), Ranks(0, 1, ranks.device))
-    wins = judge(comparisons, config, records).wins if ranks.is_main else {}
-    wins = ranks.gather(wins)[0]
+    judged = judge(comparisons, config, records) if ranks.is_main else Judgement({}, Counter())
+    lacking = {name: judged.counts[name] for name in ("unreadable", "unanswered", "not asked") if judged.counts[name]}
+    if lacking:
+        told = ", ".join(f"{count} {name}" for name, count in lacking.items())
+        logger.warning("judge: of %d comparisons there is no verdict: %s", len(comparisons), told)
+    wins = ranks.gather(judged.wins)[0]
     found: dict[tuple[str, int], list[float]] = {}
     for (question, one, other), comparison in zip(names, comparisons, strict=True):
         if comparison.key in wins:
@@ -187,7 +197,7 @@ def rank_by_function(questions: Sequence[Question], scorer: Component) -> Scores
         compared = references[key[0]]
         try:
             score = found[key] = float(function(answer=text, references=compared))
-        except Exception as error:  # whatever a function of the user's own raises
+        except (Exception, SystemExit) as error:  # whatever a function of the user's own raises
             why = first_line(error) + ("" if compared else "; the prompt has no references")
             raise PrefkdError(f"{name} fails for an answer to {asked[key[0]]}: {why}") from error
         if not math.isfinite(score):
@@ -284,6 +294,10 @@ def _read_pairs(
                 for key, value in zip(keys(row), values, strict=True)
             ]
             rows = [row for part in ranks.gather(own) for row in part]
+            if not all(math.isfinite(row["sum"]) for row in rows):
+                raise PrefkdError(
+                    f"{config.teacher.label}: a log-prob is not a finite number; rank with dtype: float32"
+                )
             records.add(rows)
             done += len(rows) // 2
             speed = done / (time.perf_counter() - began)

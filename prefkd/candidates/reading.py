@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefkd.data.formats import is_cut
+from prefkd.data.formats import check_prompt, is_cut, normal
 from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.sources import is_unfinished
 from prefkd.errors import DataError, Problem
@@ -79,6 +79,8 @@ def read_candidates(path: Path) -> tuple[list[Question], Counter[str]]:
     for file in candidate_files(path):
         # As bytes: texts may hold line separators of Unicode, which do not end a line of JSON.
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            if not line.strip():
+                continue
             try:
                 messages, references, candidate = _read_row(json.loads(line))
             except (DataError, ValueError) as error:
@@ -106,10 +108,12 @@ def _read_row(row: Any) -> tuple[list[Message], list[str], Candidate]:
         messages = read_messages(prompt, "prompt")
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
+    messages = normal(messages, "prompt")
+    check_prompt(messages)
     answer, references = row.get("answer"), row.get("references") or []
     if not isinstance(answer, str):
         raise DataError("field 'answer' is missing or not text")
     references = [references] if isinstance(references, str) else references
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise DataError("field 'references' is neither a text nor a list of texts")
-    return messages, references, Candidate(answer, str(row.get("model") or ""), is_cut(row))
+    return messages, references, Candidate(normal(answer, "answer"), str(row.get("model") or ""), is_cut(row))

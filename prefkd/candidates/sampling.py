@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from prefkd.data.templates import ModelSide
-from prefkd.errors import Problem
+from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig, in_rounds, on_all
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, plan_batches, sample_batch
 from prefkd.evaluation.prompts import Prompt, prompts_fingerprint
@@ -73,10 +73,16 @@ def sample_answers(
         All rows of the model.
 
     Raises:
-        PrefkdError: The model cannot be loaded, or its server does not answer.
+        PrefkdError: The model cannot be loaded, its server does not answer, or the folder holds answers that were
+            sampled with other settings.
     """
     parts = checkpoint.fingerprint | sampling.fingerprint() | {"prompts": prompts_fingerprint([*prompts])}
     records = Records(folder / f"{checkpoint.name}.jsonl", parts | {"answers": answers}, ranks)
+    if records.others:
+        raise PrefkdError(
+            f"{records.path} holds answers that were sampled with other settings ({', '.join(records.others)}); "
+            "restore them, or name another output_dir"
+        )
     if records.finished:
         bar.advance(f"{checkpoint.name}, answered earlier", steps=len(prompts) * answers)
         return [*records.rows.values()]

@@ -99,9 +99,9 @@ def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     """
     row = decoded(row)
     pair = FORMATS[row_format].read(row)
-    prompt: list[Message] = with_system(_normal(pair.prompt, "prompt"), row.get("system"))
-    tools = _normal(read_tools(row["tools"]), "tools") if has_content(row.get("tools")) else None
-    chosen, rejected = _normal(pair.chosen, "chosen"), _normal(pair.rejected, "rejected")
+    prompt: list[Message] = with_system(normal(pair.prompt, "prompt"), row.get("system"))
+    tools = normal(read_tools(row["tools"]), "tools") if has_content(row.get("tools")) else None
+    chosen, rejected = normal(pair.chosen, "chosen"), normal(pair.rejected, "rejected")
     pair = pair._replace(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
@@ -131,7 +131,7 @@ def with_system(prompt: list[Message], system: Any) -> list[Message]:
         return prompt
     if not isinstance(system, str):
         raise DataError(f"field 'system' is {kind(system)}: expected text")
-    system = _normal(system, "system")
+    system = normal(system, "system")
     if not prompt or prompt[0]["role"] not in SYSTEM_ROLES:
         return [Message(role="system", content=system), *prompt]
     if prompt[0]["content"].strip() != system.strip():
@@ -192,8 +192,8 @@ def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
     """Two conversations; one message of the user in them, often the first or the last, is given once more as text."""
     prompt = _text(row, "prompt")
     history, *answers = _conversations(row)
-    asked = [_normal(turn["content"], "prompt").strip() for turn in history if turn["role"] == "user"]
-    if history and _normal(prompt, "prompt").strip() not in asked:
+    asked = [normal(turn["content"], "prompt").strip() for turn in history if turn["role"] == "user"]
+    if history and normal(prompt, "prompt").strip() not in asked:
         raise DataError("fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'")
     chosen, rejected = answers
     return Pair(history or [_user(prompt)], chosen, rejected)
@@ -319,12 +319,12 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if is_metadata(str(name)) else decode_messages(value, name) for name, value in row.items()}
 
 
-def _normal(value: Any, name: str) -> Any:
+def normal(value: Any, name: str) -> Any:
     """A value whose texts are in Unicode NFC."""
     if isinstance(value, list):
-        return [_normal(part, name) for part in value]
+        return [normal(part, name) for part in value]
     if isinstance(value, dict):
-        return {key: _normal(part, name) for key, part in value.items()}
+        return {key: normal(part, name) for key, part in value.items()}
     if not isinstance(value, str):
         return value
     try:

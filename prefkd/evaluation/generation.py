@@ -13,7 +13,7 @@ from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.templates import ModelSide, PlainTemplate
 from prefkd.data.truncation import Limits, cut_prompt
-from prefkd.errors import DataError
+from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.prompts import Prompt
 from prefkd.files import fingerprint
 from prefkd.models.server import Answer, ServedModel
@@ -143,7 +143,7 @@ def _generate(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, config: 
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in batch.ids], device=lm.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch.ids], device=lm.device)
     ends = {side.eos_id, side.tokenizer.eos_token_id} - {None}
-    draws = LogitsProcessorList()
+    draws = LogitsProcessorList([FiniteLogits(side.name)])
     if config.temperature > 0:
         draws.append(SeededDraws(batch.seeds(config.seed), config.temperature, config.top_p, lm.device))
     # Not the checkpoint's own settings: checkpoints are compared on equal terms.
@@ -158,6 +158,25 @@ def _generate(lm: PreTrainedModel, side: ModelSide, batch: PromptBatch, config: 
         text = side.tokenizer.decode(ids[:length], skip_special_tokens=True)
         found.append(Answer(text, "length", len(ids)) if length is None else Answer(text, "stop", length + 1))
     return found
+
+
+class FiniteLogits(LogitsProcessor):
+    """Refuses a model whose first logits are not numbers, since its answers would be noise.
+
+    Args:
+        name: The model's name in messages.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.is_known = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, V) logits -> the same."""
+        if not self.is_known and bool(scores.isnan().any()):
+            raise PrefkdError(f"{self.name}: its logits are not numbers, so that it cannot write; use dtype: float32")
+        self.is_known = True
+        return scores
 
 
 class SeededDraws(LogitsProcessor):

@@ -1,8 +1,9 @@
 """Prompts that models answer, with the references that answers are compared with, if there are any.
 
 A row is {"prompt": text or messages, "references": a text or several} ("reference" for one), or a preference pair in
-any of its forms (`prefkd.data.formats`); the chosen answer is the reference. AlpacaEval has `instruction` in
-place of `prompt`; questions of Arena-Hard have a `uid`.
+any of its forms (`prefkd.data.formats`) or layouts (`prefkd.data.layouts`); the best answer is the reference, and
+where none is better there is no reference. AlpacaEval has `instruction` in place of `prompt`; questions of Arena-Hard
+have a `uid`. A prompt can be a transcript of Human and Assistant.
 """
 
 import logging
@@ -13,10 +14,20 @@ from typing import Any, Literal
 import numpy as np
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
-from prefkd.data.formats import check_context, check_prompt, detect_format, read_pair, with_system
+from prefkd.data.formats import (
+    Pair,
+    check_context,
+    check_prompt,
+    decoded,
+    detect_format,
+    normal,
+    read_pair,
+    with_system,
+)
+from prefkd.data.layouts import find_layout, read_layout
 from prefkd.data.messages import Message, decode_messages, read_messages
-from prefkd.data.reading import Reader
 from prefkd.data.sources import open_source, source_problems
+from prefkd.data.transcripts import is_transcript, read_transcript_prompt
 from prefkd.errors import DataError, Problem
 from prefkd.files import fingerprint
 
@@ -104,25 +115,38 @@ def _read_row(key: str, row: Any) -> Prompt:
         raise row
     if not isinstance(row, dict):
         raise DataError(f"it is of type {type(row).__name__}: expected an object with named fields")
-    if row.get("chosen") is not None and row.get("rejected") is not None:
-        _, [row, *_] = Reader().unfold(row)
-        pair = read_pair(row, detect_format(row))
+    layout = find_layout(decoded(row))
+    if layout == "nectar" and not is_transcript(str(row["prompt"])):
+        layout = None  # `answers` are something else
+    if layout is not None or (row.get("chosen") is not None and row.get("rejected") is not None):
+        pair, is_tie = _read_pair(row, layout)
         if pair.tools or not isinstance(pair.chosen, str):
             raise DataError("field 'tools' and answers that call tools cannot be read here")
-        return Prompt(key, pair.prompt, [pair.chosen])
+        return Prompt(key, pair.prompt, [] if is_tie else [pair.chosen])
     name = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
     prompt = decode_messages(row.get(name), name)
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and prompt.rstrip().endswith("\n\nAssistant:") and is_transcript(prompt):
+        messages = read_transcript_prompt(prompt, name)
+    elif isinstance(prompt, str):
         messages = [Message(role="user", content=prompt)]
     elif isinstance(prompt, list):
         messages = read_messages(prompt, name)
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
-    messages = with_system(messages, row.get("system"))
+    messages = with_system(normal(messages, name), row.get("system"))
     check_context(row, READ, messages)
     check_prompt(messages)
     uid = row.get("uid")
     return Prompt(key, messages, _references(row), None if uid is None else str(uid))
+
+
+def _read_pair(row: Mapping[str, Any], layout: str | None) -> tuple[Pair, bool]:
+    """The pair of a row, or of several answers the best and another, and whether the best is no better than that."""
+    if layout is None:
+        return read_pair(row, detect_format(row)), False
+    found = read_layout(decoded(row), layout)
+    (best, worth), *_, (other, least) = sorted(found.answers, key=lambda answer: -answer[1])
+    return read_pair(found.row | {"chosen": best, "rejected": other}, "conversational"), worth == least
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ class Records:
     Attributes:
         rows: The rows by key, in the order in which they were found.
         finished: Whether no row is missing.
+        others: The parts in which rows on disk depend on something else; empty where there are no such rows.
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint, ranks: Ranks):
@@ -36,7 +37,8 @@ class Records:
         self._settings = path.with_suffix(RECORDS)
         self.rows: dict[str, dict[str, Any]]
         self.finished: bool
-        self.rows, self.finished, self._is_new = ranks.gather(self._read() if self.writes else None)[0]
+        self.others: list[str]
+        self.rows, self.finished, self._is_new, self.others = ranks.gather(self._read() if self.writes else None)[0]
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep some rows, on disk at once."""
@@ -68,17 +70,18 @@ class Records:
             with whole(self._settings) as unfinished:
                 unfinished.write_text(text + "\n", encoding="utf-8")
 
-    def _read(self) -> tuple[dict[str, dict[str, Any]], bool, bool]:
-        """The rows on disk, whether they are all, and whether there are none that can be used."""
+    def _read(self) -> tuple[dict[str, dict[str, Any]], bool, bool, list[str]]:
+        """The rows on disk, whether they are all, whether there are none that can be used, and `others`."""
         try:
             stored = json.loads(self._settings.read_text(encoding="utf-8"))
-            is_same = all(same_part(name, stored.get(name), value) for name, value in self.fingerprint.items())
-            if not is_same:
-                return {}, False, True
+            parts = self.fingerprint.items()
+            others = [name for name, value in parts if not same_part(name, stored.get(name), value)]
             content = self.path.read_bytes()
         except (OSError, ValueError, AttributeError):
-            return {}, False, True
+            return {}, False, True, []
+        if others:
+            return {}, False, True, others if content else []
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # killed while it wrote; what is written next begins a line
             self.path.write_bytes(whole)
-        return {row["key"]: row for row in map(json.loads, whole.splitlines())}, stored["finished"], False
+        return {row["key"]: row for row in map(json.loads, whole.splitlines())}, stored["finished"], False, []

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -291,7 +292,9 @@ class LogprobModel(nn.Module):
             return
         with self._in_float32():
             difference = self._difference(tokens)
-        if not difference <= EXACT:  # nor if it is not a number
+        if math.isnan(difference):
+            raise PrefkdError(f"{name}: a log-prob is not a finite number; use dtype: float32, or another checkpoint")
+        if not difference <= EXACT:
             remedy = (
                 "set share_prompt: false for this model"
                 if tokens.shares_prompt

@@ -330,6 +330,8 @@ class ServedModel:
                 found = Answer(said["text"], meta["finish_reason"]["type"], meta["completion_tokens"])
             except (LookupError, TypeError):
                 raise self._nonsense("no answer in text and meta_info") from None
+        if not isinstance(found.tokens, int):
+            raise self._nonsense(f"an answer of {found.tokens!r} tokens")
         if not isinstance(found.text, str) or found.finish not in ("stop", "length"):
             raise self._nonsense(f"an answer that ended for the reason {found.finish!r}")
         return found

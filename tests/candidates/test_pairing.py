@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkd.candidates.pairing import PairingConfig, make_pairs, pair_rows
+from prefkd.candidates.pairing import PairingConfig, make_pairs, pair_rows, unused_candidates
 from prefkd.candidates.rankers import agreement
 from prefkd.candidates.reading import Candidate, Question
 from prefkd.candidates.report import score_and_length
@@ -63,6 +63,13 @@ def test_cut_answers_and_answers_of_other_lengths():
     long = {"answers": ("ab", "abcde")}
     assert chosen(PairingConfig(length_ratio=2.0), 1.0, 2.0, **long) == ["lengths differ"]
     assert chosen(PairingConfig(length_ratio=2.5), 1.0, 2.0, **long) == [("abcde", "ab")]
+
+
+def test_what_no_pair_is_made_of_is_counted():
+    one = question("q", "a", "b", "c", "d", cut=(1, 2))
+    scores = {key: value for key, value in scored(one, 1.0, 2.0, 3.0, 4.0).items() if key[1] != 2}
+    assert unused_candidates([one], scores, PairingConfig()) == {"cut": 1, "without a score": 1}
+    assert unused_candidates([one], scores, PairingConfig(drop_cut=False)) == {"without a score": 1}
 
 
 def test_random_ones_are_spread_over_the_others():

@@ -11,7 +11,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from prefkd.data.formats import Message
 from prefkd.data.templates import ModelSide
 from prefkd.errors import DataError, PrefkdError
-from prefkd.evaluation.generation import SamplingConfig, SeededDraws, answer_batch, plan_batches, sample_batch
+from prefkd.evaluation.generation import (
+    FiniteLogits,
+    SamplingConfig,
+    SeededDraws,
+    answer_batch,
+    plan_batches,
+    sample_batch,
+)
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, read_prompts
 from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
 from prefkd.models.server import Answer
@@ -145,6 +152,30 @@ def test_prompts_come_in_several_forms(tmp_path):
     assert found[4].messages == [{"role": "user", "content": "Four?"}]
 
 
+def test_prompts_of_every_layout_are_read(tmp_path):
+    talk = "Hi\n<extra_id_1>Assistant\nYo.\n<extra_id_1>User\nWhy?"
+    tie = {"prompt": talk, "response_1": "a", "response_2": "b", "preference_strength": 0}
+    found = prompts_of(
+        tmp_path,
+        tie,
+        tie | {"preference_strength": 2},
+        {"history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant:"},
+        {"prompt": "Why?", "answers": ["4"]},
+    )
+    assert [prompt.messages[-1]["content"] for prompt in found] == ["Why?"] * 5
+    assert [len(prompt.messages) for prompt in found] == [3, 3, 1, 1, 1]
+    assert [prompt.references for prompt in found] == [[], ["b"], ["a"], [], []]
+
+
+def test_a_model_that_says_no_number_does_not_write():
+    finite = FiniteLogits("m")
+    ids, logits = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 3)
+    assert finite(ids, logits) is logits
+    with pytest.raises(PrefkdError, match="m: its logits are not numbers"):
+        FiniteLogits("m")(ids, logits / 0)
+
+
 def test_a_smaller_limit_takes_a_part_of_a_larger_one(tmp_path):
     rows = [{"prompt": f"{i}?"} for i in range(20)]
     few, many = ({prompt.key for prompt in prompts_of(tmp_path, *rows, limit=limit)} for limit in (5, 9))
@@ -156,6 +187,7 @@ def test_a_smaller_limit_takes_a_part_of_a_larger_one(tmp_path):
     [
         ({"question": "Hi"}, "row 2 of prompts.jsonl: field 'prompt' is missing"),
         ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "a\ud83d"}, "field 'prompt' is broken: half a character"),
         ({"prompt": [{"role": "user"}]}, "message 1 of field 'prompt' has no 'content'"),
         ({"prompt": "Hi", "references": 4}, "field 'references' is neither"),
         ([1], "it is of type list"),

@@ -14,6 +14,7 @@ from prefkd.cli.main import main
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.evaluation import checkpoints as checkpoints_module
 from prefkd.evaluation.prompts import Prompt
+from prefkd.evaluation.reward_model import RewardModel
 from tests.evaluation.judge_server import judge_server
 from tests.models.text_server import text_server
 from tests.processes import run_processes
@@ -148,12 +149,16 @@ def test_a_server_answers_in_the_place_of_a_model(world, tmp_path, monkeypatch, 
     assert_no_secret(tmp_path, *capsys.readouterr())
 
 
-def test_mistakes_of_sample(world, tmp_path, capsys):
+def test_mistakes_of_sample(world, sampled, tmp_path, capsys):
+    shutil.copytree(sampled.parent, tmp_path / "before")
+    before = candidates(sample(world, tmp_path / "before", "answers=2", code=2))
+    assert before == candidates(sampled)
     sample(world, tmp_path / "out", "models={}", "sampling.temperature=0", "answers=0", "prompts.source=nofile", code=2)
     sample(world, tmp_path / "out", "sampling.temperature=0", f"models.third.path={world}/nowhere", code=2)
     sample(world, tmp_path / "out", "sampling.max_new_tokens=510", code=2)
     printed = capsys.readouterr().err
     for line in (
+        f"{tmp_path}/before/candidates/student.jsonl holds answers that were sampled with other settings (answers)",
         "models: there are none",
         "answers: 0 ",
         "prompts.source: nofile does not exist",
@@ -252,7 +257,11 @@ def test_rankers_that_disagree_give_no_pair(sampled, tmp_path, capsys):
     assert "no prompt gives a pair (" in printed and "Traceback" not in printed
 
 
-def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
+def leaves(answer: str, references: list[str]) -> float:
+    raise SystemExit(3)
+
+
+def test_mistakes_of_rank(world, sampled, tmp_path, capsys, monkeypatch):
     rank(tmp_path / "nowhere", tmp_path / "out", code=2)
     rank(sampled, tmp_path / "out", "functions.judge={_component_: math.sqrt}", "functions.x=3", code=2)
     rank(sampled, tmp_path / "out", function("length"), "pairing.kind=above_threshold", code=2)
@@ -268,7 +277,7 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
     contrast = f"contrast={{teacher: {{path: {world}/teacher}}, contrast: {{kind: none}}, max_length: 5}}"
     rank(sampled, tmp_path / "out", contrast, code=2)
     rank(sampled, tmp_path / "out", function("length"), "answer_temperature=0", code=2)
-    for name in ("nothing", "fails"):
+    for name in ("nothing", "fails", "leaves"):
         rank(sampled, tmp_path / "out", function(name), code=2)
     begun = tmp_path / "begun"
     shutil.copytree(sampled, begun)
@@ -276,6 +285,8 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
     settings.write_text(settings.read_text().replace('"finished": true', '"finished": false'))
     rank(begun, tmp_path / "out", function("length"), code=2)
     rank(sampled, tmp_path / "out", f"reward_model.path={world}/student", code=2)
+    monkeypatch.setattr(RewardModel, "score", lambda model, conversations: [float("nan")] * len(conversations))
+    rank(sampled, tmp_path / "out", f"reward_model.path={world}/reward", code=2)
     printed = capsys.readouterr().err
     for line in (
         f"candidates: {tmp_path}/nowhere does not exist; write it with recipe sample",
@@ -293,6 +304,8 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys):
         "test_sample_and_rank.nothing returns nan for an answer to “Question ",
         "test_sample_and_rank.fails fails for an answer to “Question ",
         "; the prompt has no references",
+        "test_sample_and_rank.leaves fails for an answer to “Question ",
+        "/reward: a reward is not a finite number; use dtype: float32",
         f"{begun}/student.jsonl is not finished; give the command of recipe sample again",
         "it has no weights for score.weight, so that its rewards would be random",
     ):
