@@ -204,7 +204,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "contrast": config.contrast.kind,
             **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
-            "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
+            "plan": f"{left} of {planned} shards on {ranks.processes}"
             + (", the others are finished" if left < planned else ""),
             "output": data.folder,
         },
