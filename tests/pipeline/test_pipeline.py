@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 
 from prefkd import catalog
-from prefkd.cli.main import main
 from prefkd.pipeline.stages import read_pipeline
 from tests.cli.conftest import Ended
 from tests.processes import ForkedStage
