@@ -210,13 +210,14 @@ def _fitting(keys: dict[str, Any], recipe: str, card: Card, reasons: dict[str, s
     else:
         first = plan(_with(keys, FITS[-1]))
         keys = _with_rate(keys, first.models[0].trained, reasons)
-        keys, why = next(
-            (way for way in _ways(keys) if card.fits((plan(_with(way[0], FITS[-1])) if way[1] else first).peak)),
-            [*_ways(keys)][-1],
-        )
+        ways = [*_ways(keys)]
+        fitting = (way for way in ways if card.fits((plan(_with(way[0], FITS[-1])) if way[1] else first).peak))
+        found = next(fitting, None)
+        keys, why = found or ways[-1]
         if why:
             reasons["lora"] = f"{why}; {card.name} of {card.gib:.1f} GiB has no room for more"
-        tried = [_with(keys, how) for how in FITS if how[0] <= keys["training"]["batch_size"]]
+        fits = FITS if found else FITS[-1:]  # the last needs least
+        tried = [_with(keys, how) for how in fits if how[0] <= keys["training"]["batch_size"]]
     peak = 0.0
     for keys in tried:
         peak = plan(keys).peak

@@ -1,5 +1,6 @@
 """What the tests share: where the published code's numbers, real pairs and real models lie, if they are here at all."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -18,7 +19,21 @@ os.environ["HF_ASSETS_CACHE"] = f"{_CACHE.name}/assets"
 # No test depends on the Hub, and none waits for it where there is no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# Folders and files whose tests train, or start processes. They take most of the time.
+SLOW = (
+    *("recipes/", "configs/", "cli/test_download.py", "cli/test_launch.py", "cli/test_plan.py"),
+    *("evaluation/test_harness.py", "evaluation/test_real_models.py"),
+    *("models/test_compiled.py", "models/test_shard.py", "models/test_varlen.py"),
+    *("pipeline/", "test_gpu_benchmark.py", "test_packaging.py", "test_proposal.py", "training/test_references.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def _shared(part: str) -> Path:
@@ -26,6 +41,12 @@ def _shared(part: str) -> Path:
     if not folder.exists():
         pytest.skip(f"needs {part} next to the checkout (or PREFKD_SHARED)")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector need not look at it again during the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

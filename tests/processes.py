@@ -3,7 +3,9 @@
 import gc
 import os
 import pickle
+import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from prefkd.cli.main import main
 
 TIMEOUT = 300  # seconds
 
@@ -87,3 +91,28 @@ def _wait(child: int, result: Path) -> tuple[str, Any]:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return f"process {result.name} was still there after {TIMEOUT} seconds", None
+
+
+class ForkedStage:
+    """What `subprocess.Popen` gives for a command of prefkd, as a fork of this process, which has imported everything.
+
+    The tests that start the command itself run their stages as users do.
+    """
+
+    def __init__(self, command: list[str], pass_fds: tuple[int, ...] = (), start_new_session: bool = False):
+        assert command[:3] == [sys.executable, "-m", "prefkd"]
+        self.pid = fork()
+        if not self.pid:
+            code = 1
+            try:
+                if start_new_session:
+                    os.setsid()
+                code = main(command[3:])
+            finally:
+                os._exit(code)
+
+    def wait(self, timeout: float | None = None) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)

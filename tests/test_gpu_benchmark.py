@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,16 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 
 
-def test_every_part_runs(tmp_path):
-    command = [sys.executable, str(FOLDER), "--smoke", "--out", str(tmp_path / "out")]
-    ended = subprocess.run(command, text=True, capture_output=True)
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+def measure(folder: Path, monkeypatch, *arguments: str) -> dict:
+    """What is measured with some arguments."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of the process that tests
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--out", str(folder)])
+    load("__main__", monkeypatch).main()
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_part_runs(tmp_path, monkeypatch):
+    found = measure(tmp_path / "out", monkeypatch, "--smoke")
     assert found["errors"] == {}
     assert found["results"]["environment"]["card"]
     assert found["results"]["agreement.tis_dpo_distill"] == {"largest_difference": 0.0}
@@ -25,24 +30,26 @@ def test_every_part_runs(tmp_path):
         assert run.get("processed_tokens_per_second", run.get("seconds")) > 0 and "warnings" not in run
 
 
-def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path):
-    command = [sys.executable, str(FOLDER), "--minutes", "0", "--out", str(tmp_path / "out")]
-    ended = subprocess.run(command, text=True, capture_output=True)
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert ended.returncode == 0 and set(found["results"]) == {"arguments"}
+def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path, monkeypatch):
+    found = measure(tmp_path / "out", monkeypatch, "--minutes", "0")
+    assert set(found["results"]) == {"arguments"}
     assert len(found["errors"]) == 24 and all("left out" in error for error in found["errors"].values())
+
+
+def load(name: str, monkeypatch) -> Any:
+    """A file of benchmarks/gpu, which brings folders of its own to the search path."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, f"gpu_{name}", module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def study(monkeypatch) -> Any:
-    """benchmarks/gpu/study.py, which brings folders of its own to the search path."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("gpu_study", FOLDER / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_study", module)
-    spec.loader.exec_module(module)
-    return module
+    return load("study", monkeypatch)
 
 
 def test_the_study_runs_and_ends_with_its_table(study, tmp_path, capsys):

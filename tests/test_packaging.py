@@ -60,17 +60,20 @@ def editable(tmp_path_factory) -> list[Path | str]:
 
 
 @pytest.mark.parametrize("kind", ["installed", "editable"])
-def test_ls_cp_and_validate(kind, request, tmp_path):
+def test_ls_and_cp(kind, request, tmp_path):
     prefkd = request.getfixturevalue(kind)
     listed = run(*prefkd, "ls", cwd=tmp_path)
     folder, name = RECIPE.configs[0].rsplit("/", 1)
     assert RECIPE.name in listed and f"{folder}/" in listed and name in listed
 
     run(*prefkd, "cp", RECIPE.name, "mine.py", cwd=tmp_path)
-    run(*prefkd, "cp", RECIPE.configs[0], "mine.yaml", cwd=tmp_path)
     assert (tmp_path / "mine.py").read_bytes() == RECIPE.path.read_bytes()
 
-    command = [*prefkd, "validate", "./mine.py", "--config", "./mine.yaml"]
+
+def test_validate_finds_all_that_is_shipped(installed, tmp_path):
+    run(*installed, "cp", RECIPE.name, "mine.py", cwd=tmp_path)
+    run(*installed, "cp", RECIPE.configs[0], "mine.yaml", cwd=tmp_path)
+    command = [*installed, "validate", "./mine.py", "--config", "./mine.yaml"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     # Models and data are fetched first. All else is sound, files that are shipped included.
     assert [line for line in ended.stderr.splitlines() if not re.search("no folder|does not exist", line)] == []

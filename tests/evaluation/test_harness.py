@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +79,18 @@ def finished(world, tmp_path_factory) -> Path:
     return out
 
 
-def test_scores_are_those_of_lm_eval_itself(world, finished, tmp_path):
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
-    command += ["--model_args", f"pretrained={world}/model,dtype=float32,peft={world}/lora/adapter"]
-    command += ["--tasks", f"{world}/first.yaml,both"]
-    command += ["--include_path", str(world / "tasks"), "--output_path", str(tmp_path / "theirs")]
-    subprocess.run(command, check=True, capture_output=True)
-    (file,) = (tmp_path / "theirs").rglob("results*.json")
-    theirs = json.loads(file.read_text())["results"]
+def test_scores_are_those_of_lm_eval_itself(world, finished):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={world}/model,dtype=float32,peft={world}/lora/adapter",
+        tasks=[f"{world}/first.yaml", "both"],
+        batch_size=4,
+        device="cpu",
+        task_manager=TaskManager(include_path=str(world / "tasks"), include_defaults=False),
+    )["results"]
     for task, metric in (("first", "acc"), ("first", "acc_norm"), ("second", "acc"), ("both", "acc")):
         row = pick(table(finished), task=task, metric=metric, checkpoint="lora")
         assert row["value"] == pytest.approx(theirs[task][f"{metric},none"], abs=1e-12)
@@ -100,7 +102,7 @@ def test_scores_of_a_real_model_are_those_of_lm_eval(real_models, tmp_path):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    facts = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Egypt": "Cairo", "Spain": "Madrid", "Peru": "Lima"}
+    facts = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Egypt": "Cairo"}
     rows = [
         {
             "question": f"What is the capital of {country}?",

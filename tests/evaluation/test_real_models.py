@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkd.cli.main import main
 
-PAIRS = 3
+PAIRS = 2
 
 
 def test_logprobs_of_real_pairs(real_models, pairs, tmp_path):

@@ -60,11 +60,11 @@ def wait_for_moment(process: int, out: Path, *, in_checkpoint: bool) -> None:
         time.sleep(random.uniform(0, 0.3))
 
 
-def compare(kills: int, folder: Path, *overrides: str) -> int:
-    """How often the run was killed; fails if that has changed anything."""
+def compare(kills: int, folder: Path, *overrides: str, steps: int = STEPS) -> int:
+    """How often the run of some steps was killed; fails if that has changed anything."""
     make_world(folder)
     for name in ("whole", "killed"):
-        (folder / f"{name}.yaml").write_text(CONFIG.format(folder=folder, name=name, steps=STEPS), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(CONFIG.format(folder=folder, name=name, steps=steps), encoding="utf-8")
     assert os.waitpid(start(folder, "whole"), 0)[1] == 0
     done, status = 0, -1
     while status != 0:

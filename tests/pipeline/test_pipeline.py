@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from prefkd import catalog
-from prefkd.cli.main import main
 from prefkd.pipeline.stages import read_pipeline
 from tests.cli.conftest import Ended
+from tests.processes import ForkedStage
 
 CHAIN = """
 output_dir: runs/chain
@@ -39,29 +39,6 @@ stages:
     config: ./join.yaml
     overrides: {text: right}
 """
-
-
-class ForkedStage:
-    """What `subprocess.Popen` gives for a stage, as a fork of this process, which has imported everything already.
-
-    The tests that start the command itself run their stages as users do.
-    """
-
-    def __init__(self, command: list[str], pass_fds: tuple[int, ...] = ()):
-        assert command[:3] == [sys.executable, "-m", "prefkd"]
-        self.pid = os.fork()
-        if not self.pid:
-            code = 1
-            try:
-                code = main(command[3:])
-            finally:
-                os._exit(code)
-
-    def wait(self, timeout: float | None = None) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def terminate(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ from pathlib import Path
 from tests.recipes.runs import start
 
 
-def run_evaluation(
-    settings: str, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0
-) -> dict[str, list]:
+def run_evaluation(settings: str, out: Path, *overrides: str, code: int = 0) -> dict[str, list]:
     """Run the recipe with some YAML and return what is in table.json, nothing if it wrote none."""
-    start("evaluate", settings, out, *overrides, options=options, code=code)
+    start("evaluate", settings, out, *overrides, code=code)
     return table(out) if (out / "table.json").is_file() else {}
 
 

@@ -2,16 +2,17 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from prefkd.cli.main import main
 from prefkd.training.publish import try_it
+from tests.processes import ForkedStage
 from tests.tiny import make_model, write_pairs
 
 PAIRS = 120
@@ -53,6 +54,7 @@ stages:
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prefkd.cli.pipeline.subprocess", SimpleNamespace(Popen=ForkedStage))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_model(Path("student"), "qwen2", "metaspace", seed=1)
@@ -67,13 +69,13 @@ def world(tmp_path, monkeypatch) -> Path:
 
 def test_chain(world, capfd):
     scores = Path("runs/score/scores")
-    command = [sys.executable, "-m", "prefkd", "pipeline", "chain.yaml"]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = ForkedStage([sys.executable, "-m", "prefkd", "pipeline", "chain.yaml"], start_new_session=True)
     while not list(scores.glob("train/*.parquet")):
-        assert process.poll() is None, process.communicate()[0].decode()
+        assert os.waitpid(process.pid, os.WNOHANG) == (0, 0), capfd.readouterr()
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    capfd.readouterr()
     scored = {path: path.stat().st_mtime_ns for path in scores.glob("train/*.parquet")}
     assert 0 < len(scored) < PAIRS // 4
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from prefkd.evaluation import preferences
+from tests.processes import run_processes
 from tests.recipes import single_model
 from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.recipes.two_models import read_rows, student_logprob
@@ -216,7 +217,7 @@ def test_a_failing_checkpoint_does_not_lose_the_others(world, finished, tmp_path
 
 
 def test_two_processes_are_one(world, finished, tmp_path):
-    found = evaluate(world, tmp_path / "out", "preferences.microbatch_tokens=500", options=("--nproc-per-node=2",))
+    found, _ = run_processes(lambda: evaluate(world, tmp_path / "out", "preferences.microbatch_tokens=500"))
     assert found["rows"] == table(finished)["rows"]
 
 

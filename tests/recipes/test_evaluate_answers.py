@@ -8,6 +8,7 @@ import pytest
 
 from prefkd.evaluation import records
 from tests.evaluation.test_answers import make_reward_model
+from tests.processes import run_processes
 from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.recipes.two_models import read_rows
 from tests.tiny import make_model, write_pairs
@@ -112,7 +113,7 @@ def test_an_interrupted_run_goes_on(world, finished, tmp_path, monkeypatch):
 
 
 def test_two_processes_are_one(world, finished, tmp_path):
-    evaluate(world, tmp_path / "out", options=("--nproc-per-node=2",))
+    run_processes(lambda: evaluate(world, tmp_path / "out"))
     assert table(tmp_path / "out")["rows"] == table(finished)["rows"]
 
 

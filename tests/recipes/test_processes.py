@@ -25,19 +25,20 @@ SHORT = (*SETTINGS, "training.max_steps=2")
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[str, Path]:
-    """The models of both kinds of recipe. The teacher is broad enough to be quantised and compared in size."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("single", "two")}
+    """The models of both kinds of recipe, and a teacher broad enough to be quantised and compared in size."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("single", "two", "broad")}
     single_model.make_world(folders["single"])
     two_models.make_world(folders["two"])
+    two_models.make_world(folders["broad"])
     sizes = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "num_hidden_layers": 6}
-    make_model(folders["two"] / "teacher", "llama", "byte_level", seed=2, **sizes, initializer_range=0.08)
+    make_model(folders["broad"] / "teacher", "llama", "byte_level", seed=2, **sizes, initializer_range=0.08)
     return folders
 
 
-def runner(recipe: str, worlds: dict[str, Path]) -> Any:
+def runner(recipe: str, worlds: dict[str, Path], kind: str = "two") -> Any:
     """Runs a recipe in a folder with some settings."""
     if recipe.endswith("distill"):
-        return partial(two_models.run, recipe, worlds["two"])
+        return partial(two_models.run, recipe, worlds[kind])
     return partial(single_model.run, recipe, worlds["single"])
 
 
@@ -104,7 +105,7 @@ def test_offloading_from_a_gpu_changes_nothing(worlds, tmp_path):
 
 
 def test_a_quantised_teacher_is_split(worlds, tmp_path, capfd):
-    start = runner("tis_dpo_distill", worlds)
+    start = runner("tis_dpo_distill", worlds, "broad")
     nf4 = (*SHORT, "teacher.quantization=nf4")
     one = start(tmp_path / "one", *nf4)
     two, _ = run_processes(lambda: start(tmp_path / "two", *nf4, "teacher.placement=shard"))
@@ -115,7 +116,7 @@ def test_a_quantised_teacher_is_split(worlds, tmp_path, capfd):
 
 @pytest.mark.parametrize("recipe", ["tis_dpo_distill", "dskd_distill"])
 def test_an_int8_teacher_beside_a_split_student(worlds, tmp_path, capfd, recipe):
-    start, settings = runner(recipe, worlds), (*SHORT, "teacher.dtype=bfloat16")
+    start, settings = runner(recipe, worlds, "broad"), (*SHORT, "teacher.dtype=bfloat16")
     exact = start(tmp_path / "exact", *settings)
     capfd.readouterr()
     found, _ = run_processes(lambda: start(tmp_path / "out", *settings, "teacher.quantization=int8"))

@@ -272,7 +272,7 @@ def test_two_processes_stop_together_and_one_goes_on(world, whole, tmp_path):
 @pytest.mark.parametrize("when", ["at once", "during the next steps"])
 def test_kills_at_random_moments_change_nothing(tmp_path, when):
     """`python -m tests.faults.random_kills 20` does more of them."""
-    assert compare(2, tmp_path, f"training.async_checkpoints={when != 'at once'}") == 2
+    assert compare(2, tmp_path, f"training.async_checkpoints={when != 'at once'}", steps=10) == 2
 
 
 def test_checkpoints_beside_the_next_steps(world, whole, tmp_path, capsys, monkeypatch):
