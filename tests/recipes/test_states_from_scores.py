@@ -1,0 +1,128 @@
+"""Recipe score keeps hidden states, and terms that project them learn without the teacher in memory."""
+
+import json
+import shutil
+from collections import namedtuple
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prefkd.cli.main import main
+from prefkd.data.scores import HEAD, open_scores
+from prefkd.models import frozen as frozen_module
+from prefkd.models import top_states
+from tests.processes import run_processes
+from tests.recipes import two_models
+from tests.recipes.test_kept_distributions import errors, objective
+from tests.recipes.two_models import assert_same_metrics, assert_same_run, make_world, score
+from tests.tiny import make_model
+
+run = partial(two_models.run, "dskd_distill")
+KEEP = "keep={top_k: 0, states: true}"
+# A teacher that is stored in bfloat16 and computes in it has states that are kept as they are.
+ROUNDED = ("teacher.dtype=bfloat16",)
+
+
+def from_scores(scores: Path, *overrides: str) -> tuple[str, ...]:
+    return "~teacher.path", f"teacher.scores={scores}", "weights.contrast=uniform", *overrides
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """The teacher caps its logits, and has an output layer of its own."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    shutil.rmtree(folder / "teacher")
+    caps = {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}
+    teacher = make_model(folder / "teacher", "gemma2", "byte_level", seed=2, **caps)
+    AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16).save_pretrained(teacher)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(world, tmp_path_factory) -> Path:
+    return score(world, tmp_path_factory.mktemp("runs") / "scores", KEEP, *ROUNDED)
+
+
+@pytest.mark.parametrize("terms", [("dual_space", "uld"), ("dual_space_v2", "gold")])
+def test_a_student_learns_the_same_without_the_teacher(world, scores, tmp_path, monkeypatch, terms):
+    """Losses, metrics and the weights after some steps, so gradients too."""
+    one, other = tmp_path / "live", tmp_path / "cached"
+    settings = (objective("tis_dpo", *terms), "training.max_steps=2", *ROUNDED)
+    live = run(world, one, *settings, "weights.contrast=uniform")
+    monkeypatch.setattr(frozen_module, "load_causal_lm", lambda *_, **__: pytest.fail("a teacher was loaded"))
+    assert_same_run((one, live), (other, run(world, other, *settings, *from_scores(scores))), 1e-5)
+
+
+def test_states_of_float32_are_off_by_their_rounding(world, tmp_path):
+    """Two processes score and learn: what they have in common with one that has the teacher."""
+    settings = (objective("dual_space"), "training.max_steps=1")
+    live = run(world, tmp_path / "live", *settings)
+
+    def cached():
+        return run(world, tmp_path / "out", *settings, *from_scores(score(world, tmp_path / "scores", KEEP)))
+
+    found, _ = run_processes(cached)
+    assert_same_metrics(live, found, 1e-2)
+
+
+def test_what_is_missing_is_written_again(world, scores, tmp_path, capsys):
+    """A shard and the teacher's outer layers; the other shards are left as they are."""
+    folder = tmp_path / "out" / "scores"
+    shutil.copytree(scores, folder)
+    names = ["train/shard-00001.parquet", HEAD]
+    for name in names:
+        (folder / name).unlink()
+        run(world, tmp_path / "learn", objective("dual_space"), *from_scores(folder), code=2)
+        assert errors(capsys)[0].endswith(" first; run score again, which resumes" if name != HEAD else "which writes it")
+        score(world, tmp_path / "out", KEEP, *ROUNDED)
+        assert (folder / name).read_bytes() == (scores / name).read_bytes()
+
+
+def test_states_are_read_only_where_they_are_asked_for(scores):
+    columns = [set((open_scores(scores).read("train", states=states) or {}).column_names) for states in (False, True)]
+    assert columns[1] - columns[0] == {"chosen_teacher_states"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "line"),
+    [
+        (("dual_space answers: both",), "hidden states of rejected answers, which scores never have; add the model"),
+        (("dual_space", "distillm2"), "hidden states of rejected answers, which scores never have; add the model"),
+    ],
+)
+def test_states_of_rejected_answers_are_not_there(world, scores, tmp_path, capsys, terms, line):
+    run(world, tmp_path / "out", objective(*terms), *from_scores(scores), code=2)
+    assert errors(capsys) == [f"teacher.path: missing, but the objective asks for {line}"]
+
+
+def test_a_full_disk_is_found_before_the_teacher_is_loaded(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(top_states.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(60_000))
+    score(world, tmp_path / "out", KEEP, *ROUNDED, code=1)
+    assert "GB left; free some, or keep less" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scores").exists()
+
+
+def test_a_folder_without_states_gets_none(world, tmp_path, capsys):
+    score(world, tmp_path / "out", "keep={top_k: 4}")
+    score(world, tmp_path / "out", "keep={top_k: 4, states: true}", code=2)
+    assert errors(capsys)[0].startswith("keep.states: is True here, but was False")
+
+
+def test_a_plan_counts_states_and_the_layers_that_read_them(world, scores, tmp_path):
+    def plan(recipe: str, *overrides: str) -> dict:
+        (tmp_path / "config.yaml").write_text(
+            f"output_dir: {tmp_path}/out\n{two_models.models_and_pairs(world)}".replace("\n        ", "\n")
+        )
+        arguments = ["plan", recipe, "--config", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "plan.json")]
+        assert main([*arguments, *overrides]) == 0
+        return json.loads((tmp_path / "plan.json").read_text())
+
+    rows = [open_scores(scores).read(split, states=True) for split in ("train", "held_out")]
+    states = sum(len(kept) for split in rows if split for kept in split["chosen_teacher_states"][:])
+    layers = 2 * 400 * 32 * 2
+    assert plan("score", KEEP)["scores"][0] - plan("score")["scores"][0] == pytest.approx(states + layers)
+    settings = (objective("dual_space_v2"), *from_scores(scores), *ROUNDED, "training.precision=float32")
+    assert plan("dskd_distill", *settings)["memory"]["teacher"]["most"] == layers
