@@ -11,6 +11,7 @@ from prefkd.errors import PrefkdError
 from prefkd.models.kept_states import head_bytes, kept_hidden_size, load_head, save_head, state_bytes
 from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.top_states import KeepConfig
 from prefkd.ranks import Ranks
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -39,6 +40,8 @@ def test_outer_layers_come_back(tmp_path, tied, stored):
     width = 2 if stored == "bfloat16" else 4
     assert head_bytes(config) == found.size * width // 4
     assert abs((tmp_path / HEAD).stat().st_size - head_bytes(config)) < 500  # its header
+    kept = KeepConfig(top_k=0, states=True)
+    assert kept.size(config, tokens=10, chosen=6) == 6 * 8 * 2 + head_bytes(config)
     assert (kept_hidden_size(tmp_path), state_bytes(config)) == (8, 16)
     (tmp_path / HEAD).write_bytes(b"half of it")
     with pytest.raises(PrefkdError, match=r"head.safetensors is damaged; remove it and run score again"):
