@@ -281,7 +281,7 @@ def load_recipe(path: Path) -> ModuleType:
     name = f"prefkd_recipe_{path.stem}"  # not the bare stem: a recipe may be called like an installed module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PrefkdError(f"{path} is no Python file; a recipe ends in .py")
+        raise PrefkdError(f"{path} is not a Python file; a recipe ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

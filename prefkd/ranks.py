@@ -45,6 +45,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def processes(self) -> str:
+        """How many processes there are, in words."""
+        return "one process" if self.world_size == 1 else f"{self.world_size} processes"
+
+    @property
     def assembly_device(self) -> torch.device:
         """Where a model is put together that `prefkd.models.shard` splits then.
 

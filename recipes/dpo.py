@@ -170,7 +170,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "reference": run.loss.own_reference if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )

@@ -172,7 +172,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "teacher": teacher.description,
             "reference": "the teacher" if config.reference == "teacher" else run.loss.own_reference,
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )

@@ -204,7 +204,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "objective": models.objective,
             "projectors": f"{parameter_count(student.projectors)} parameters" if student.projectors else "none",
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )

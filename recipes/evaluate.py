@@ -140,7 +140,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "tasks": ", ".join(f"{task.name} ({task.size})" for task in tasks),
             "baseline": config.baseline or "none",
             "reference": config.reference or "none",
-            "on": f"{ranks.device}, {ranks.world_size} process(es)",
+            "on": f"{ranks.device}, {ranks.processes}",
             "output": config.output_dir,
         },
     )

@@ -103,7 +103,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "prompts": f"{len(prompts)} different ones, {config.answers} answers of each model",
             "sampling": f"temperature {config.sampling.temperature:g}, top_p {config.sampling.top_p:g}, "
             f"{config.sampling.max_new_tokens} tokens at most, seed {config.sampling.seed}",
-            "on": f"{ranks.device}, {ranks.world_size} process(es)",
+            "on": f"{ranks.device}, {ranks.processes}",
             "output": config.output_dir,
         },
     )

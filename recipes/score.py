@@ -217,7 +217,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
             "kept": data.kept,
-            "plan": f"{left} of {planned} shards on {ranks.world_size} process(es)"
+            "plan": f"{left} of {planned} shards on {ranks.processes}"
             + (", the others are finished" if left < planned else ""),
             "output": data.folder,
         },

@@ -158,7 +158,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "trained": describe_learning(model, config.model, config.lora),
             "answers": config.target,
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} answers on {ranks.world_size} process(es)",
+            "plan": f"{len(data.steps)} steps of {training.batch_size} answers on {ranks.processes}",
             "output": config.output_dir,
         },
     )

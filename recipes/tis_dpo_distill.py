@@ -171,7 +171,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "reference": "the teacher" if config.reference == "teacher" else run.loss.own_reference,
             "weights": config.weights.contrast,
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.world_size} process(es)",
+            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )

@@ -100,8 +100,8 @@ def test_adapters_are_chosen_where_all_weights_do_not_fit(new, tmp_path, capsys)
         ({"student": "stud"}, "--student: no folder stud"),
         ({"data": "pairs.json"}, "--data: pairs.json does not exist; did you mean pairs.jsonl?"),
         ({"gpu": "H1000"}, "--gpu H1000 is not known; did you mean H100"),
-        ({"output": "mine.txt"}, "mine.txt is not a name for a config; end it in .yaml"),
-        ({"output": "pairs.yaml"}, "pairs.yaml is already there; name another file with --output"),
+        ({"output": "mine.txt"}, "mine.txt is not a config file; give it the suffix .yaml"),
+        ({"output": "pairs.yaml"}, "pairs.yaml already exists; name another file with --output"),
     ],
 )
 def test_mistakes_are_one_line(new, options, said, capsys):

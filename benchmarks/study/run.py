@@ -42,7 +42,12 @@ HERE = Path(__file__).resolve().parent
 # Whatever the length of a seed, these come in this order: rows that answer the question first.
 MAIN = ("dpo", "dpo_distill", "tis_teacher", "tis_student", "sft")
 # What other recipes than trainings leave when they have finished.
-UNTRAINED = {"sample": "sample_report.json", "rank": "pairs.jsonl", "score": "scores_done"}
+UNTRAINED = {
+    "sample": "sample_report.json",
+    "rank": "pairs.jsonl",
+    "score": "scores_done",
+    "shuffle_scores": "scores",
+}
 # What a template may add to a text, in tokens.
 TEMPLATE = 32
 LOCKS: dict[str, Lock] = defaultdict(Lock)
@@ -147,7 +152,7 @@ def read_rows(arguments: Arguments) -> dict[str, Any]:
     merged = OmegaConf.merge(OmegaConf.create(given), OmegaConf.load(arguments.rows_file))
     found: Any = OmegaConf.to_container(merged, resolve=True)
     for name, row in [*found["teachers"].items(), *found["rows"].items()]:
-        if row["recipe"] != "score":
+        if row["recipe"] not in UNTRAINED:
             row["training"] = found["length"] | row.get("training", {})
         row["output_dir"] = str(arguments.out / name)
     return found
@@ -386,7 +391,9 @@ def finish(job: Job, arguments: Arguments, deadline: float) -> None:
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(job.settings, sort_keys=False), encoding="utf-8")
     overrides = () if job.recipe in ("evaluate", *UNTRAINED) else arguments.overrides
-    command = [sys.executable, "-m", "prefkd", "run", job.recipe, "--config", str(config), *overrides]
+    own = HERE / f"{job.recipe}.py"  # a recipe of the study
+    recipe = str(own) if own.exists() else job.recipe
+    command = [sys.executable, "-m", "prefkd", "run", recipe, "--config", str(config), *overrides]
     print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
     if code := execute(command, config.with_suffix(".log"), left):
         raise SystemExit(f"{job.name} failed with exit code {code}; see {config.with_suffix('.log')}")

@@ -18,8 +18,8 @@ import yaml
 from run import HERE, answers, comparisons, margin, records
 
 BASELINE = "dpo"
-# Rows that train without a teacher are not hypotheses of their own.
-ALONE = ("start", "sft", BASELINE)
+# Rows that train without what a teacher knows are not hypotheses of their own.
+ALONE = ("start", "sft", BASELINE, "tis_shuffled", "tis_random")
 Reader = Callable[[dict[str, Any], dict[str, Any]], float]
 # From what is read of a model and of the start, for a pair. The first is the primary metric.
 METRICS: dict[str, Reader] = {

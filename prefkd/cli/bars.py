@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any, TextIO
 
-from prefkd.training.display import LOG_INTERVAL
-
 # What tqdm draws: `Aligning:  45%|████▌     | 540/1200 [00:12<00:15, 44.6 examples/s]`.
 _BAR = re.compile(r"(?P<title>.*?):? *\d+%\|.*\| *(?P<count>\S+/\S+) \[.*<(?P<left>[^,]+), *(?P<speed>[^\],]+)")
 _CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -53,6 +51,8 @@ class BarLines:
         return getattr(self._stream, name)
 
     def _draw(self, bar: str) -> None:
+        from prefkd.training.display import LOG_INTERVAL  # imports torch; who draws a bar has done so
+
         found = _BAR.match(bar)
         title, now = (found["title"] if found else bar.partition(":")[0]), self._clock()
         if title != self._title:

@@ -9,7 +9,7 @@ from prefkd import catalog
 
 
 def cat(name: Annotated[str, arg(metavar="NAME")], /) -> None:
-    """Print a recipe, a config or a pipeline. A config with a base is printed merged with it.
+    """Print a recipe, a config or a pipeline. A config is merged with its base.
 
     For example:
         prefkd cat tis_dpo_distill

@@ -18,7 +18,7 @@ def cp(
     *,
     force: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False,
 ) -> None:
-    """Copy a recipe, a config or a pipeline, to change it. A config with a base is written merged with it.
+    """Copy a recipe, a config or a pipeline to a file of your own. A config is merged with its base.
 
     For example:
         prefkd cp demo/tis_dpo_distill ./mine.yaml
@@ -26,8 +26,8 @@ def cp(
 
     Args:
         name: Name of a recipe, a config or a pipeline, as `prefkd ls` shows it.
-        dest: File to write, with or without suffix, or a folder. Folders on the way are made.
-        force: Overwrite a file that is there.
+        dest: File to write, with or without its suffix, or a folder. Missing folders are created.
+        force: Overwrite an existing file.
     """
     source = catalog.find_shipped(name)
     suffix = ".py" if source.suffix == ".py" else ".yaml"
@@ -35,7 +35,7 @@ def cp(
     if target.suffix != suffix:
         raise PrefkdError(f"{name} is a {suffix} file; give {target} that suffix, or none")
     if target.exists() and not force:
-        raise PrefkdError(f"{target} is already there; name another file, or overwrite it with --force")
+        raise PrefkdError(f"{target} already exists; name another file, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(_text(source), encoding="utf-8", newline="")
     say(f"wrote {target}\nrun it: {_run_command(source, target)}")

@@ -32,7 +32,7 @@ def download(
     ignore_patterns: Annotated[tuple[str, ...], optional("[PATTERN ...]")] = IGNORED,
     revision: Annotated[str | None, optional("NAME")] = None,
 ) -> None:
-    """Fetch a model from the Hugging Face Hub, or the models of the demo.
+    """Download a model from the Hugging Face Hub, or the models of the demo.
 
     For example:
         prefkd download demo
@@ -42,9 +42,9 @@ def download(
     A gated model needs HF_TOKEN in the environment or in a file .env in the current folder.
 
     Args:
-        repo_id: owner/name of a repository, or demo.
-        output_dir: Where to write; models/name if not given (models for the demo).
-        ignore_patterns: Files to leave out; pickled weights and weights in further formats if not given.
+        repo_id: owner/name of a repository, or the word demo.
+        output_dir: Folder to write to; models/NAME by default, for the demo models.
+        ignore_patterns: Files to leave out; by default pickled weights, and copies of the weights in other formats.
         revision: Branch, tag or commit.
     """
     if repo_id == "demo":

@@ -46,21 +46,23 @@ def inspect(
         prefkd inspect models/student models/teacher pairs.jsonl --scores runs/score/scores
 
     Args:
-        student: Folder with a tokenizer (it needs no weights), or a Hub id.
-        teacher: Folder or Hub id of the teacher's tokenizer.
-        data: A file, a folder, or the Hub id of a data set, as `data.source` of a config.
-        html: Page to write: the numbers, and pairs with the tokens of both sides. inspect.html if not given.
-        json: File for the numbers.
-        scores: Folder that recipe score wrote: the page shows its weights as colour, of the pairs that were scored.
-        limit: Most pairs to look at, drawn at random; 2,000 if not given.
-        format: Form or layout of the rows, as `data.format` of a config; found by their columns if not given.
-        subset: Configuration of a Hub data set, or folder in it.
-        split: Split of a Hub data set or of a folder; train if not given.
-        max_length: Most tokens of a prompt and one answer; if not given 512, or what it was for the scores.
-        max_prompt_length: Most tokens of a prompt whose pair is longer; if not given the half of it, or that.
-        truncation: Which end of such a prompt is kept; the end if not given.
-        student_template: The chat template of the tokenizer, or plain headings; chat if there is one.
-        teacher_template: Template of the teacher, likewise.
+        student: Folder or Hub id of the student; only its tokenizer is read.
+        teacher: Folder or Hub id of the teacher.
+        data: File, folder or Hub data set of preference pairs, as in `data.source` of a config.
+        html: Page to write, with the numbers and with pairs in the tokens of both models; inspect.html by default.
+        json: JSON file to write the numbers to.
+        scores: Folder that recipe score wrote. The page then shows the scored pairs, coloured by weight.
+        limit: Number of pairs to read, drawn at random; 2,000 by default.
+        format: Format of the rows, as in `data.format` of a config; recognised by their columns by default.
+        subset: Configuration of a Hub data set, or a folder in it.
+        split: Split of a Hub data set or of a folder; train by default.
+        max_length: Maximum tokens of a prompt and one answer; 512 by default, or that of the scores.
+        max_prompt_length: Maximum tokens of a prompt whose pair is too long; half of --max-length by default, or that of
+            the scores.
+        truncation: Which end of such a prompt is kept; the end by default.
+        student_template: The tokenizer's chat template, or plain role headings; the chat template, if it has one, by
+            default.
+        teacher_template: The same for the teacher.
     """
     if limit < 1:
         raise PrefkdError(f"--limit {limit} leaves nothing to look at; give 1 or more")

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkd.catalog import load_recipe
+from prefkd.cli.bars import bars_as_lines
 from prefkd.config import load_config
+from prefkd.config.fields import setting
 from prefkd.errors import USE_LESS_MEMORY, PrefkdError, explain, first_line
 
 
@@ -23,19 +25,18 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
         ConfigError: With everything that is wrong in the config.
     """
     recipe = load_recipe(recipe_path)
-    from prefkd.cli.bars import bars_as_lines  # imports torch, as the recipe has done
-
     config = load_config(recipe.Config, config_path, overrides)
-    from prefkd.config.fields import setting
     from prefkd.estimate.memory import own_card
-    from prefkd.training.settings import TrainingConfig
 
-    training = setting(config, TrainingConfig)
-    on_gpu = training is not None and training.activation_checkpointing == "auto" and training.device != "cpu"
-    if on_gpu and (card := own_card()) is not None:
-        from prefkd.estimate.settle import settle_for_run
+    if (card := own_card()) is not None:
+        # Imports what loads models, for which a recipe that has none does not wait.
+        from prefkd.training.settings import TrainingConfig
 
-        config = settle_for_run(recipe, recipe_path.stem, config, int(os.environ.get("WORLD_SIZE", 1)), card)
+        training = setting(config, TrainingConfig)
+        if training is not None and training.activation_checkpointing == "auto" and training.device != "cpu":
+            from prefkd.estimate.settle import settle_for_run
+
+            config = settle_for_run(recipe, recipe_path.stem, config, int(os.environ.get("WORLD_SIZE", 1)), card)
     with bars_as_lines():
         recipe.main(config)
 

@@ -31,6 +31,14 @@ VERBS: dict[str, Callable[..., None]] = {
     for verb in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
 }
 
+# What tyro says of an argument, and how prefkd says it.
+_PLAIN = (
+    (r"Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1 needs a value"),
+    (r"Unrecognized options: ", "too many arguments: "),
+    (r"Error parsing (\S+): .*(?i:\bint\b).*?('[^']*')\]?\.?$", r"\1: \2 is not a whole number"),
+    (r"invalid choice ('.*') for argument '(\S+)'\. Expected one of \((.*)\)\.", r"\2: \1 is not one of \3"),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
@@ -53,6 +61,8 @@ def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):
         return partial(say, _overview())
+    if verb == "--version":
+        return partial(say, prefkd.__version__)
     if verb not in VERBS:
         raise PrefkdError(f"there is no verb {verb}{nearest(verb, VERBS)} (`prefkd --help` explains them)")
     printed = io.StringIO()
@@ -68,7 +78,7 @@ def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
 
 def _overview() -> str:
     verbs = "\n".join(f"  {name:16}{_first_line(verb)}" for name, verb in VERBS.items())
-    return f"{_first_line(prefkd)}\n\n{verbs}\n\nprefkd VERB --help explains a verb, with examples."
+    return f"{_first_line(prefkd)}\n\n{verbs}\n\n`prefkd VERB --help` explains a verb, with examples."
 
 
 def _first_line(documented: Any) -> str:
@@ -99,6 +109,12 @@ def _in_one_line(box: str) -> str:
 
     The box has a frame where the terminal knows UTF-8, else blanks.
     """
-    rows = [re.sub("^[│╭╰]|[│╮╯]$", "", row).strip() for row in Text.from_ansi(box).plain.splitlines()[1:]]
-    text = " ".join(";" if re.fullmatch("[─-]+", row) else row for row in rows if row).strip("; ")
-    return re.split("; For full helptext| Got errors| ; Argument helptext", text)[0].rstrip(" ;").replace(" ;", ";")
+    rows = [re.sub("^[│╭╰]|[│╮╯]$", " ", row).rstrip() for row in Text.from_ansi(box).plain.splitlines()[1:]]
+    text = " ".join(";" if re.fullmatch("[─-]+", row.strip()) else row.strip() for row in rows if row.strip())
+    text = re.split(";? For full helptext| Got errors| ; Argument helptext", text.strip("; "))[0].rstrip(" ;")
+    if text.startswith("Missing from"):  # then names, and further in what each of them is
+        names = [row.strip() for row in rows if re.match(" {6}[^ ]", row) and "--help" not in row]
+        return f"missing: {', '.join(names)}"
+    for pattern, plain in _PLAIN:
+        text = re.sub(pattern, plain, text)
+    return text

@@ -23,7 +23,7 @@ def new(
     gpu: Annotated[str | None, optional("NAME|GIB")] = None,
     output: Annotated[Path, optional("FILE")] = Path("mine.yaml"),
 ) -> None:
-    """Write a config for a pair of models and data of your own: lengths, batches and types that fit.
+    """Write a config for your own models and data, with lengths, batches and types that fit.
 
     For example:
         prefkd new --student models/small --teacher models/large --data mine.jsonl
@@ -33,18 +33,18 @@ def new(
         student: Folder or Hub id of the student; its tokenizer and its config.json are read.
         teacher: Folder or Hub id of the teacher.
         data: File, folder or Hub data set of preference pairs.
-        recipe: Which recipe the config is for; tis_dpo_distill if not given. sft and dpo train the teacher.
-        split: Split of a Hub data set or of a folder; train if not given.
+        recipe: Recipe that the config is for; tis_dpo_distill by default. sft and dpo train the teacher.
+        split: Split of a Hub data set or of a folder; train by default.
         subset: Configuration of a Hub data set.
-        gpu: The GPU that it has to fit: H100, A100-40 or another that `prefkd plan` knows, or its memory in GiB. This
-            machine's own, if not given.
-        output: The file; mine.yaml if not given.
+        gpu: GPU that the run has to fit on: H100, A100-40 or another that `prefkd plan` knows, or its memory in GiB.
+            This machine by default.
+        output: File to write; mine.yaml by default.
     """
     if output.exists():
-        raise PrefkdError(f"{output} is already there; name another file with --output")
+        raise PrefkdError(f"{output} already exists; name another file with --output")
     if output.suffix not in (".yaml", ".yml"):
-        raise PrefkdError(f"{output} is not a name for a config; end it in .yaml")
-    with Console(stderr=True).status("reading models and data, and planning runs of them"):
+        raise PrefkdError(f"{output} is not a config file; give it the suffix .yaml")
+    with Console(stderr=True).status("reading models and data, and planning runs"):
         hush_libraries()
         from datasets import disable_progress_bars
 

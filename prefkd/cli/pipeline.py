@@ -46,7 +46,7 @@ def pipeline(
     dry_run: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False,
     torchrun: OmitArgPrefixes[Torchrun] = _ONE_PROCESS,
 ) -> None:
-    """Run a chain of recipes, each on what earlier ones have written; what is finished is not run again.
+    """Run a chain of recipes, each on the output of earlier ones. Finished stages are skipped.
 
     For example:
         prefkd pipeline demo/pipeline
@@ -55,15 +55,15 @@ def pipeline(
         prefkd pipeline ./mine.yaml stages.dpo.overrides.optimizer.lr=1e-5 --nproc-per-node 8
         prefkd pipeline ./mine.yaml --from score
 
-    A stage runs if its recipe, its settings, or the content of a file or folder that they name have changed since it
-    was finished, and so do all stages that are built on it. The folder of an earlier result is renamed, never deleted.
+    A stage runs again if its recipe, its settings, or the content of a file or folder that they name has changed since
+    it finished. All stages that depend on it then run too. The folder of an earlier result is renamed, never deleted.
 
     Args:
         pipeline: Name of a pipeline, or the path of your own.
-        overrides: Settings that replace those of the file.
-        from_: Run this stage and all that are built on it, finished or not. What it is built on stays as it is.
-        only: Run this stage alone, finished or not.
-        dry_run: Only check everything and show what would run, and why.
+        overrides: Settings that override the file.
+        from_: Run this stage and all that depend on it, finished or not. Earlier stages are left as they are.
+        only: Run only this stage, finished or not.
+        dry_run: Check everything and show what would run, and why; run nothing.
     """
     if from_ and only:
         raise PrefkdError("--from and --only exclude each other; give one of them")

@@ -22,9 +22,9 @@ def plan(
     gpu: Annotated[str | None, optional("NAME|GIB")] = None,
     json: Annotated[Path | None, optional("FILE")] = None,
 ) -> None:
-    """Say what a run will need, from the config.json of its models: parameters, memory, work, disk.
+    """Estimate what a run needs: parameters, memory, work and disk, from the config.json of its models.
 
-    Neither weights nor data need be there. Memory is that of the largest microbatch that the config allows.
+    Neither weights nor data have to exist. Memory is that of the largest microbatch that the config allows.
 
     For example:
         prefkd plan tis_dpo_distill --config demo/tis_dpo_distill
@@ -32,13 +32,13 @@ def plan(
         prefkd plan sft --config ./mine.yaml --gpu 16 --json plan.json training.activation_checkpointing=full
 
     Args:
-        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
-        overrides: Settings that replace those of the config; ~key removes one.
+        recipe: Name of a recipe, or the path of your own. Without --config, a config that names its recipe.
+        overrides: Settings that override the config; ~key removes one.
         config: Name of a config, or the path of your own.
-        nproc_per_node: Processes, each with a GPU of its own; 1 if not given.
-        gpu: Which GPU it has to fit: H100, A100-40, L40S, RTX-4090 or another that is known, or its memory in GiB. The
-            smallest that has room, if not given.
-        json: File for the numbers.
+        nproc_per_node: Number of processes, each with its own GPU; 1 by default.
+        gpu: GPU that the run has to fit on: H100, A100-40, L40S, RTX-4090 or another known one, or its memory in GiB. The
+            smallest that has room by default.
+        json: JSON file to write the numbers to.
     """
     if nproc_per_node < 1:
         raise PrefkdError(f"--nproc-per-node {nproc_per_node} leaves no process; give 1 or more")

@@ -19,24 +19,24 @@ def plot(
     output: Annotated[Path, optional("FILE")] = Path("plot"),
     metric: UseAppendAction[Annotated[tuple[str, ...], optional("NAME")]] = (),
 ) -> None:
-    """Draw the curves of one or several runs: loss, margin, accuracy and the terms of distillation.
+    """Plot the curves of one or more runs: loss, margin, accuracy and the terms of distillation.
 
     For example:
         prefkd plot runs/demo/tis_dpo_distill
         prefkd plot runs/first runs/second --output first_and_second
         prefkd plot runs/first --metric gradient_norm --metric tokens_per_second
 
-    It needs matplotlib: pip install 'prefkd[plot]'.
+    This needs matplotlib: pip install 'prefkd[plot]'.
 
     Args:
-        runs: Folders with a metrics.jsonl, or such files.
-        output: Where to, without suffix: .png and .svg are both written. plot if not given.
-        metric: A metric to draw instead of the usual ones; can be given several times.
+        runs: Folders of runs, or their metrics.jsonl files.
+        output: File to write, without suffix, since both .png and .svg are written; plot by default.
+        metric: Metric to plot instead of the usual ones; can be repeated.
     """
     from prefkd.reports.curves import draw, read_runs
 
     if not runs:
-        raise PrefkdError("no run is given; name a folder with a metrics.jsonl (`prefkd plot --help` explains)")
+        raise PrefkdError("missing: RUN (`prefkd plot --help` explains)")
     stem = output.with_suffix("") if output.suffix in SUFFIXES else output
     files = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     read = read_runs(runs)

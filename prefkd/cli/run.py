@@ -13,17 +13,18 @@ from prefkd.errors import PrefkdError
 
 @dataclass(frozen=True)
 class Torchrun:
-    """With one of these the recipe runs through torchrun, else in this process, where a debugger works.
+    """With any of these options the recipe runs through torchrun. Without them it runs in this process, where a debugger
+    works.
 
     Attributes:
-        nproc_per_node: Processes on this machine: a number, or gpu for one on each GPU.
+        nproc_per_node: Number of processes on this machine, or gpu for one on each GPU.
         nnodes: Number of machines.
-        node_rank: Which of the machines this one is, from 0.
-        rdzv_backend: How the machines find each other, c10d for example.
-        rdzv_endpoint: Host and port where they meet.
-        rdzv_id: Name of the job that they share.
-        master_addr: Host of machine 0, where there is no rendezvous.
-        master_port: Its port.
+        node_rank: Number of this machine, counted from 0.
+        rdzv_backend: How the machines find each other, for example c10d.
+        rdzv_endpoint: Host and port where the machines meet.
+        rdzv_id: Name of the job, the same on all machines.
+        master_addr: Host of machine 0, if there is no rendezvous.
+        master_port: Port on that host.
     """
 
     nproc_per_node: Annotated[str | None, optional("N")] = None
@@ -52,8 +53,8 @@ def run(
         prefkd run tis_dpo_distill --config ./mine.yaml --nproc-per-node 8
 
     Args:
-        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
-        overrides: Settings that replace those of the config; ~key removes one.
+        recipe: Name of a recipe, or the path of your own. Without --config, a config that names its recipe.
+        overrides: Settings that override the config; ~key removes one.
         config: Name of a config, or the path of your own.
     """
     recipe_path, config_path = catalog.find_run(recipe, config)

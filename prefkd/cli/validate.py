@@ -8,15 +8,15 @@ from prefkd.config import load_config
 
 
 def validate(recipe: RecipeName, overrides: Overrides = (), /, *, config: Config = None) -> None:
-    """Check a config: everything that is wrong with it, at once, before any model is loaded.
+    """Check a config, and report all mistakes at once, before any model is loaded.
 
     For example:
         prefkd validate tis_dpo_distill --config demo/tis_dpo_distill
         prefkd validate tis_dpo_distill --config ./mine.yaml optimizer.lr=1e-5 training.batch_size=8
 
     Args:
-        recipe: Name of a recipe, or the path of your own. Without --config: a config that says what recipe it is for.
-        overrides: Settings that replace those of the config; ~key removes one.
+        recipe: Name of a recipe, or the path of your own. Without --config, a config that names its recipe.
+        overrides: Settings that override the config; ~key removes one.
         config: Name of a config, or the path of your own.
     """
     recipe_path, config_path = catalog.find_run(recipe, config)

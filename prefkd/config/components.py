@@ -17,7 +17,7 @@ from functools import partial
 from inspect import Parameter
 from typing import Annotated, Any
 
-from prefkd.config.hints import describe, fits
+from prefkd.config.hints import describe, fits, shown
 from prefkd.errors import PrefkdError, first_line, nearest
 
 # What a callable raises about the arguments that it is given; a RuntimeError may be about the memory of a GPU.
@@ -108,7 +108,7 @@ def component_problems(
     settings = settings or {}
     for name, hint in settings.items():
         if name in component and not fits(component[name], hint):
-            yield f"{name}: {component[name]!r} is not {describe(hint)}"
+            yield f"{name}: {shown(component[name])} is not {describe(hint)}"
     arguments = {name: value for name, value in component.items() if name not in ("_component_", *settings)}
     for key, nested in _nested(arguments):
         yield from (f"{key}.{line}" for line in component_problems(nested))
@@ -163,7 +163,7 @@ def _argument_problems(
     elif value != known[name].default and not list(_nested({name: value})):
         hint = known[name].annotation
         if not fits(value, hint):
-            yield f"{name}: {value!r} is not {describe(hint)}, which {dotpath} asks for"
+            yield f"{name}: {shown(value)} is not {describe(hint)}, which {dotpath} asks for"
 
 
 def _is_open(parameters: Mapping[str, Parameter]) -> bool:

@@ -1,7 +1,7 @@
 """Type hints of config fields: what they ask for, in words, and whether a value from YAML fits them and its range."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 LARGEST_SIZE = 2**31 - 1  # of what is counted; torch and Arrow count rows and tokens in as many bits
 LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
+LONGEST_SHOWN = 80
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -40,6 +41,16 @@ def describe(hint: Any) -> str:
     if is_dataclass(hint):
         return "a section of keys and values"
     return _WORDS.get(get_origin(hint) or hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, or what it is if that is long."""
+    text = "null" if value is None else repr(value)
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    if isinstance(value, Mapping):
+        return f"a section of {', '.join(map(str, [*value][:4]))}{' and more' if len(value) > 4 else ''}"
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else f"{text[:LONGEST_SHOWN]}..."
 
 
 def size_problems(section: Any, *names: str, least: int = 1, most: int = LARGEST_SIZE) -> Iterator[str]:

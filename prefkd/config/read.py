@@ -25,7 +25,7 @@ from omegaconf.errors import (
 
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
-from prefkd.config.hints import describe, fits, listed_sections, members, named_sections
+from prefkd.config.hints import describe, fits, listed_sections, members, named_sections, shown
 from prefkd.config.layers import overlaid, read_layers
 from prefkd.errors import ConfigError, Problem, first_line, nearest
 
@@ -199,7 +199,7 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
         except OmegaConfBaseException:
             is_wrong = True
         if is_wrong:
-            found.add(path, f"{'null' if value is None else repr(value)} is not {describe(hints[name])}")
+            found.add(path, f"{shown(value)} is not {describe(hints[name])}")
 
 
 def _fill_named(

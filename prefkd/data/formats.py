@@ -192,7 +192,8 @@ def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
     """Two conversations; one message of the user in them, often the first or the last, is given once more as text."""
     prompt = _text(row, "prompt")
     history, *answers = _conversations(row)
-    if history and prompt.strip() not in (turn["content"].strip() for turn in history if turn["role"] == "user"):
+    asked = [_normal(turn["content"], "prompt").strip() for turn in history if turn["role"] == "user"]
+    if history and _normal(prompt, "prompt").strip() not in asked:
         raise DataError("fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'")
     chosen, rejected = answers
     return Pair(history or [_user(prompt)], chosen, rejected)

@@ -238,9 +238,12 @@ def decode_messages(value: Any, name: str) -> Any:
     Raises:
         DataError: The text begins like messages, and cannot be read as such.
     """
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{", "array(")):
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{", "array(", '"[', '"{')):
         return value
-    parsed = _parsed(value)
+    parsed = spelled(value)
+    if isinstance(parsed, str):  # JSON in JSON
+        inner = decode_messages(parsed, name)
+        return value if isinstance(inner, str) else inner
     if _are_messages(parsed) or (isinstance(parsed, dict) and _are_messages([parsed]) and _has_known_role(parsed)):
         return parsed
     if parsed is None and _BEGINS_LIKE_MESSAGES.match(value):
@@ -251,7 +254,7 @@ def decode_messages(value: Any, name: str) -> Any:
     return value
 
 
-def _parsed(text: str) -> Any:
+def spelled(text: str) -> Any:
     """What a text spells as JSON, as Python, or as a NumPy array of objects; None if nothing."""
     try:
         return json.loads(text)

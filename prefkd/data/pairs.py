@@ -48,7 +48,7 @@ from prefkd.files import fingerprint
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 4
+VERSION = 5
 
 COLUMNS = Features(
     {

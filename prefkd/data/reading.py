@@ -147,7 +147,7 @@ def read_rows(file: str, rows: Rows, formats: FileFormats, reader: Reader) -> It
                 place = {"file": f"{file}, pair {i}", "row": number}
             try:
                 name = "conversational" if layout else formats.of(one)
-                pair = _read(one, name, formats.usual)
+                pair = _read(one, name, None if layout else formats.usual)
                 known = {"problem": None, "tie": False, "format": layout or name, "unread": reader.unread(one, name)}
                 yield {**_stored(pair), **reader.worth(one)._asdict(), **place, **known}
             except DataError as error:

@@ -95,6 +95,10 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
     """
     if (folder / FINGERPRINT).exists():
         found = {"keep.models": None, "keep.states": False, **_read_fingerprint(folder)}
+        prompted = [f"contrast.{name}" for name in ("kind", *(f"{name}_prompt" for name in INSTRUCTIONS))]
+        if any(parts.get(name) != found.get(name) for name in prompted):
+            # What pairs hold includes prompts under instructions, and so differs with the contrast.
+            parts = {name: value for name, value in parts.items() if not name.endswith(".content")}
         require_same(parts, found, remedy="restore it, or name another output_dir")
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,11 +37,12 @@ from prefkd.files import fingerprint
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
-VERSION = 5
+VERSION = 6
 
 # An answer that stands in for any other, to see what a template writes around it.
 PROBE = "The quick brown fox is the answer."
 HELLO = [Message(role="user", content="Hello")]
+SHORT_ID = 9  # characters that Mistral's templates ask the id of a call to have
 # Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
 APART = ("\n", "a", ".", "0", "\u4e00")
 # So many characters of an answer decide about the last tokens of its prompt.
@@ -116,18 +118,30 @@ class ChatTemplate:
             raise PrefkdError(f"{name}: {first_line(error)}") from error
         self._jinja = STOPPED_CLOCK + jinja if CLOCK in jinja else jinja
         self._special_tokens = tokenizer.special_tokens_map
-        self.merges_system = False
+        self.merges_system = self.shortens_ids = False
         system = [Message(role="system", content=PROBE), Message(role="user", content="Hello")]
         try:
             # With an answer as well: Mistral's template writes a system message only where the user has the last word.
             self.merges_system = not all(PROBE in self.write(system, answer) for answer in (None, "Hi"))
         except DataError:
             self.merges_system = True
+        self.shortens_ids = not self._takes_call("call_1") and self._takes_call("a" * SHORT_ID)
+
+    def _takes_call(self, name: str) -> bool:
+        call = {"id": name, "type": "function", "function": {"name": "f", "arguments": {}}}
+        called = Message(role="assistant", content="", tool_calls=[call])
+        try:
+            self.write([*HELLO, called, Message(role="tool", content="1", tool_call_id=name)])
+        except DataError:
+            return False
+        return True
 
     def write(self, messages: Sequence[Message], answer: Answer | None = None, tools: Tools | None = None) -> str:
         turns: list[Any] = merge_system(messages) if self.merges_system else list(messages)
         if answer is not None:
             turns.append(Message(role="assistant", content=answer) if isinstance(answer, str) else answer)
+        if self.shortens_ids:
+            turns = with_short_ids(turns)
         try:
             # As `apply_chat_template` does it, which spends as much time on looking for what messages never hold here.
             [[written], _] = render_jinja_template(
@@ -151,6 +165,31 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     first = next(i for i, turn in enumerate(turns) if turn["role"] == "user")
     turns[first] = Message(role="user", content=f"{system['content']}\n\n{turns[first]['content']}")
     return turns
+
+
+def with_short_ids(messages: Sequence[Message]) -> list[Message]:
+    """Messages whose calls have ids of nine letters and digits, and whose tools name them.
+
+    An id that is otherwise gets a hash in its place. Where there is none, calls are numbered, and tools answer them in
+    their order.
+    """
+
+    def short(name: str) -> str:
+        is_short = len(name) == SHORT_ID and name.isascii() and name.isalnum()
+        return name if is_short else fingerprint("call", name)[:SHORT_ID]
+
+    numbers, waiting, found = count(1), list[str](), list[Message]()
+    for turn in messages:
+        calls = [{**call, "id": short(str(call.get("id") or next(numbers)))} for call in turn.get("tool_calls") or ()]
+        waiting += [call["id"] for call in calls]
+        if calls:
+            turn = Message({**turn, "tool_calls": calls})
+        elif turn["role"] == "tool" and (turn.get("tool_call_id") or waiting):
+            name = short(turn["tool_call_id"]) if "tool_call_id" in turn else waiting[0]
+            waiting = [other for other in waiting if other != name]
+            turn = Message({**turn, "tool_call_id": name})
+        found.append(turn)
+    return found
 
 
 @dataclass(frozen=True)

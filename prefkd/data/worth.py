@@ -4,7 +4,6 @@ A margin or a weight is read from a column, or from the difference of two, `scor
 difference of worth that a layout knows (`prefkd.data.layouts`), or that of two columns of `SCORES`.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from prefkd.data.messages import kind
 from prefkd.errors import DataError
 
 GAP = "gap"
+LARGEST = 3.4e38  # of float32
 # Columns of public sets that hold the scores of the chosen and of the rejected answer.
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -88,7 +88,7 @@ def finite_number(value: Any, name: str) -> float:
         found = float(value)
     except (TypeError, ValueError):
         raise DataError(f"field '{name}' is {kind(value)}: expected a number") from None
-    if not math.isfinite(found):
+    if not abs(found) <= LARGEST:
         raise DataError(f"field '{name}' is {found}: expected a finite number")
     return found
 

@@ -43,10 +43,10 @@ def verdict(plan: Plan, card: Card | None) -> Text:
     size = f"{plan.peak / bytes_of_unit:,.2f} {unit}"
     if card is None:
         return Text.assemble(("warning", "bold yellow"), f": no known GPU has room for {size}")
-    room = f"{card.name}, of whose {card.gib:.1f} GiB tensors can fill {card.usable / GIB:.1f}; {BESIDES}"
+    room = f"{card.name}, where tensors can fill {card.usable / GIB:.1f} of {card.gib:.1f} GiB ({BESIDES})"
     if card.fits(plan.peak):
         return Text.assemble(("fits", "bold green"), f": {size} on {room}")
-    return Text.assemble(("warning: does not fit", "bold yellow"), f": {size} on {room}. What saves memory:")
+    return Text.assemble(("warning: does not fit", "bold yellow"), f": {size} on {room}; what saves memory:")
 
 
 def _models(plan: Plan) -> Table:

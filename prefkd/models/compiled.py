@@ -2,10 +2,15 @@
 
 import os
 import shutil
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
+from torch._functorch import config as tracing
 from transformers import PreTrainedModel
 
 from prefkd.models.load import decoder_layers
@@ -46,6 +51,35 @@ def undo_compiling(lm: PreTrainedModel) -> None:
     """Let each decoder layer run as it is written."""
     for layer in decoder_layers(lm):
         del layer.forward
+
+
+@contextmanager
+def as_written_on_failure(lm: PreTrainedModel) -> Iterator[list[Exception]]:
+    """Inside, once a compiled layer has failed, layers run as they are written; what it raised is in the list.
+
+    An exception would leave a model that FSDP2 has in parts in the middle of a pass. Backward is compiled with forward,
+    so that a compiler fails here and not in autograd.
+    """
+    errors: list[Exception] = []
+    compiled = {layer: layer.forward for layer in decoder_layers(lm)}
+
+    def run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not errors:
+            try:
+                return compiled[layer](*args, **kwargs)
+            except Exception as error:  # of the compiler, of what it has compiled, and of the model
+                errors.append(error)
+        return type(layer).forward(layer, *args, **kwargs)
+
+    for layer in compiled:
+        layer.forward = partial(run, layer)
+    at_once = {"force_non_lazy_backward_lowering": True}
+    try:
+        with tracing.patch({name: value for name, value in at_once.items() if hasattr(tracing, name)}):
+            yield errors
+    finally:
+        for layer, forward in compiled.items():
+            layer.forward = forward
 
 
 class Recompilations:

@@ -20,7 +20,14 @@ from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.method.head_passes import EAGER, Passes, compiled_passes
 from prefkd.method.logprobs import NO_TARGET, bounded_logits, linear_token_logprobs, token_logprobs
 from prefkd.models.attention import shared_prompt_mask
-from prefkd.models.compiled import Compile, compile_layers, is_compiled, tries_compiling, undo_compiling
+from prefkd.models.compiled import (
+    Compile,
+    as_written_on_failure,
+    compile_layers,
+    is_compiled,
+    tries_compiling,
+    undo_compiling,
+)
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
 from prefkd.models.quantize import in_float32
@@ -314,14 +321,15 @@ class LogprobModel(nn.Module):
         eager = self._after_backward(tokens)
         compile_layers(self.lm)
         try:
-            compiled = self._after_backward(tokens)
-        except Exception as error:  # of the compiler, of what it has compiled, and of the model
+            with as_written_on_failure(self.lm) as errors:
+                compiled = self._after_backward(tokens)
+        except Exception as error:  # in backward
             fault = self._fault(error, f"{name}: compile")
         else:
             difference = (compiled - eager).abs().quantile(QUANTILE).item()
-            if difference <= (EXACT if self._is_exact else ROUNDED):
+            if not errors and difference <= (EXACT if self._is_exact else ROUNDED):
                 return
-            fault = f"log-probs differ by {difference:.2g} nats"
+            fault = _in_a_line(errors[0]) if errors else f"log-probs differ by {difference:.2g} nats"
         undo_compiling(self.lm)
         if self.compiles is True:
             raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
@@ -330,24 +338,31 @@ class LogprobModel(nn.Module):
     def _choose_passes(self, tokens: TokenBatch, name: str) -> None:
         if not tries_compiling(self.compiles, tokens.input_ids.device):
             return
-        eager, self.passes = self(tokens, _logprobs_and_gradients), compiled_passes()
-        try:
-            compiled = self(tokens, _logprobs_and_gradients)
-        except Exception as error:  # of the compiler, and of products that this GPU or this torch does not have
-            fault = self._fault(error, f"{name}: compile")
-        else:
-            off = [((one - other).norm() / other.norm()).item() for one, other in zip(compiled, eager, strict=True)]
-            if max(off) <= (EXACT if self._is_exact else HALF):
+        passes = compiled_passes()
+
+        def compare(states: TokenStates) -> float | Exception:
+            eager = _logprobs_and_gradients(states)
+            try:
+                compiled = _logprobs_and_gradients(replace(states, passes=passes))
+            except Exception as error:  # of the compiler, and of products that this GPU or this torch does not have
+                return error  # raised, it would end a sharded model's pass in the middle
+            return max(((one - other).norm() / other.norm()).item() for one, other in zip(compiled, eager, strict=True))
+
+        off = self._read(tokens, compare)
+        if isinstance(off, float):
+            if off <= (EXACT if self._is_exact else HALF):
+                self.passes = passes
                 return
-            fault = f"log-probs and gradients are off by a share of {max(off):.2g}"
-        self.passes = EAGER
+            fault = f"log-probs and gradients are off by a share of {off:.2g}"
+        else:
+            fault = _in_a_line(off)
         if self.compiles is True:
             raise PrefkdError(f"{name}: compile: true cannot be done for the head: {fault}; use auto or false")
         logger.warning("%s: the head goes through its logits step by step, since compiling failed: %s", name, fault)
 
     def _fault(self, error: Exception, tried: str) -> str:
         """The first line of an exception from a forward pass; a sharded model is of no more use after one."""
-        fault = f"{type(error).__name__}: {first_line(error)}"
+        fault = _in_a_line(error)
         if isinstance(self, FSDPModule):
             raise PrefkdError(f"{tried} fails in a sharded model: {fault}; switch it off") from error
         return fault
@@ -374,11 +389,14 @@ class LogprobModel(nn.Module):
             logprobs, own = states.logprobs(), self._own_logprobs(tokens)
             return (logprobs - own).abs().where(logprobs != own, 0).quantile(QUANTILE)
 
-        # Inside the forward, since only there a sharded model's embedding and head are whole.
-        difference = self(tokens, read).item()
+        return self._read(tokens, read).item()
+
+    def _read(self, tokens: TokenBatch, read: Callable[[TokenStates], Any]) -> Any:
+        """A forward pass without a backward pass, inside of which a sharded model's embedding and head are whole."""
+        found = self(tokens, read)
         if isinstance(self, FSDPModule):
-            self.reshard()  # without a backward pass they would stay whole, and an optimizer would take them so
-        return difference
+            self.reshard()  # they would stay whole, and an optimizer would take them so
+        return found
 
     @contextlib.contextmanager
     def _in_float32(self) -> Iterator[None]:
@@ -392,6 +410,10 @@ class LogprobModel(nn.Module):
         finally:
             self.precision, self.packs = precision, packs
             torch.set_float32_matmul_precision(products)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _logprobs_and_gradients(states: TokenStates) -> tuple[Tensor, ...]:

@@ -54,7 +54,7 @@ def shard(
             raise PrefkdError("cpu_offload is done by FSDP: run with --nproc-per-node, 1 for one GPU")
         return
     shards = ranks.node_size if over == "node" else ranks.world_size
-    mesh = _mesh(ranks.device.type, ranks.world_size, shards)
+    mesh = _mesh(ranks.device.type, ranks.world_size, shards, dist.group.WORLD)
     policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if cpu_offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(
         # Inputs are what the weights of the embedding are. Cast by FSDP, they could not be float32 for `check`.
@@ -104,7 +104,8 @@ def before_microbatch(model: LogprobModel, *, is_last: bool) -> None:
 
 
 @cache
-def _mesh(device_type: str, world_size: int, shards: int) -> DeviceMesh:
+def _mesh(device_type: str, world_size: int, shards: int, _connections: dist.ProcessGroup | None) -> DeviceMesh:
+    """One mesh for all models of a run; a process may join its ranks again for another run."""
     if shards == world_size:
         return init_device_mesh(device_type, (world_size,))
     return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))

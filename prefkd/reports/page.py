@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,13 @@ def render_page(template: str, script: str = "", **content: Any) -> str:
         script: A file in this folder. The browser runs it and no other script, whatever the data may hold.
         content: Values that the template shows.
     """
+    code = files("prefkd.reports").joinpath(script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return _environment().get_template(template).render(script=Markup(code), script_digest=digest, **content)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("prefkd.reports", "."),
         autoescape=True,
@@ -33,9 +41,7 @@ def render_page(template: str, script: str = "", **content: Any) -> str:
         "percent": percent,
         "colour": colour,
     }
-    code = files("prefkd.reports").joinpath(script).read_text(encoding="utf-8") if script else ""
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    return environment.get_template(template).render(script=Markup(code), script_digest=digest, **content)
+    return environment
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -33,6 +33,8 @@ CASES = [
     Case("option of the wrong type", "run ./toy.py --config ./toy.yaml --node-rank first"),
     Case("missing option", "run ./toy.py"),
     Case("missing argument", "cp demo/tis_dpo_distill"),
+    Case("missing options", "new --student student"),
+    Case("value that an option does not take", "inspect a b c --truncation middle"),
     Case("too many arguments", "ls recipes"),
     Case("wrong number of processes", "run ./toy.py --config ./toy.yaml --nproc-per-node many"),
     Case("no processes", "run ./toy.py --config ./toy.yaml --nproc-per-node 0"),

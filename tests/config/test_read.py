@@ -73,6 +73,10 @@ def test_a_list_of_sections_is_filled_and_checked_item_by_item(load):
     assert found[0].startswith("others[0].pth: unknown key")
     assert found[1] == "others[1]: 7 is not a section of keys and values"
     assert found[2].startswith("others[2].path: missing")
+    sources = ", ".join(f"source_{i}: {{path: a/long/path/to/{i}}}" for i in range(5))
+    [line] = problems_of(load, f"others: {{{sources}}}")
+    named = "a section of source_0, source_1, source_2, source_3 and more"
+    assert line == f"others: {named} is not a list, each a section of keys and values"
 
 
 def test_defaults(load):

@@ -535,6 +535,16 @@ BAD_ROWS = {
     "no label": ("SHP", {"labels": None}, "field 'labels' is missing"),
     "wrong label": ("PKU-SafeRLHF", {"better_response_id": 2}, "field 'better_response_id' is 2: expected one of 0, 1"),
     "label in words": ("SHP", {"labels": "A"}, "field 'labels' is text: expected a number"),
+    "ratio that turns the pair": ("SHP", {"score_ratio": -1.0}, "field 'score_ratio' is -1: expected a ratio above 0"),
+    "no winner": ("chatbot_arena_conversations", {"winner": float("nan")}, "field 'winner' is missing"),
+    "unknown winner": ("chatbot_arena_conversations", {"winner": "A"}, "field 'winner' is 'a': expected model_a"),
+    "no strength": ("HelpSteer2", {"preference_strength": -100}, "field 'preference_strength' is -100: expected -3"),
+    "summaries as texts": ("summarize_from_feedback", {"summaries": ["a", "b"]}, "fields 'info' and 'summaries' are"),
+    "empty other name": ("CValues-Comparison", {"neg_resp": ""}, "field 'rejected' is empty"),
+    "missing other name": ("CValues-Comparison", {"neg_resp": None}, "field 'neg_resp' is missing"),
+    "no rejected response": ("ms-swift", {"rejected_response": None}, "field 'rejected_response' is missing"),
+    "no context": ("hh_rlhf_cn", {"context": None}, "field 'context' is missing"),
+    "equal lists": ("reward-bench-2", {"rejected": [GOOD]}, "fields 'chosen' and 'rejected' are the same text"),
     "no answer": ("SHP", {"human_ref_B": None}, "field 'human_ref_B' is missing"),
     "one answer": (
         "Nectar",
@@ -709,6 +719,8 @@ JUDGED = {
             for answer in (GOOD, BAD)
         ),
     ),
+    "kto_tag": ({"instruction": "Why?", "input": ""}, {"output": GOOD}, {"output": BAD}),
+    "messages as text": ({}, *({"messages": json.dumps([*WHY, assistant(answer)])} for answer in (GOOD, BAD))),
     "BeaverTails": ({"prompt": "Why?", "category": {"privacy": True}}, {"response": GOOD}, {"response": BAD}),
 }
 
@@ -716,12 +728,22 @@ JUDGED = {
 @pytest.mark.parametrize("name", JUDGED)
 def test_answers_judged_one_by_one_are_known_in_every_published_form(name):
     asked, good, bad = JUDGED[name]
-    label = "is_safe" if name == "BeaverTails" else "label"
+    label = {"BeaverTails": "is_safe", "kto_tag": "kto_tag"}.get(name, "label")
     rows = [(1, asked | good | {label: True}), (2, {"prompt": "Who?"}), (3, asked | bad | {label: False})]
     (_, other), (number, row) = paired(rows)
     assert (other, number) == ({"prompt": "Who?"}, 3)
     pair, left = pair_of(row)
     assert (pair.prompt[-1], pair.chosen, pair.rejected, left) == (*WHY, GOOD, BAD, [])
+
+
+def test_a_label_that_is_none_is_told_and_one_next_to_a_rival_is_no_label():
+    unclear = {"prompt": "Why?", "completion": GOOD, "label": "good"}
+    whole = {"messages": [*WHY, assistant(GOOD)], "rejected_response": BAD, "label": True}
+    named = {"prompt": "Why?", "response": GOOD, "worse": BAD, "label": 1}
+    (_, error), other = paired([(1, unclear), (2, whole)])
+    assert str(error) == "field 'label' is 'good': expected true or false"
+    assert other == (2, whole)
+    assert list(paired([(1, named)], {"chosen": "response", "rejected": "worse"})) == [(1, named)]
 
 
 def test_columns_name_an_answer_and_its_label(tmp_path):
@@ -755,6 +777,23 @@ SPELT = {
     ),
     "context as JSON": ("HelpSteer3", lambda row: row | {"context": json.dumps(row["context"])}),
     "strength as text": ("HelpSteer2", lambda row: row | {"preference_strength": "2"}),
+    "label as a word": ("SHP", lambda row: row | {"labels": "True", "score_ratio": float("nan")}),
+    "winner in capitals": ("chatbot_arena_conversations", lambda row: row | {"winner": "Model_A "}),
+    "objects as text": (
+        "webgpt_comparisons",
+        lambda row: {name: str(value) if name == "question" else value for name, value in row.items()},
+    ),
+    "lists as Python writes them": (
+        "distilabel",
+        lambda row: row | {"ratings": "[2.0, 5.0]", "generations": str([BAD, GOOD])},
+    ),
+    "place of the answer": ("HelpSteer2", lambda row: row | {"prompt": row["prompt"] + "\n<extra_id_1>Assistant\n"}),
+    "first speaker named": ("HelpSteer2", lambda row: row | {"prompt": "<extra_id_1>User\n" + row["prompt"]}),
+    "line ends of Windows": ("HelpSteer2", lambda row: row | {"prompt": row["prompt"].replace("\n", "\r\n")}),
+    "several rejected": ("ms-swift", lambda row: row | {"rejected_response": [BAD, "x"]}),
+    "one list, one text": ("reward-bench-2", lambda row: row | {"chosen": GOOD}),
+    "history as text": ("Alpaca", lambda row: row | {"history": '[["Hi", "Hello!"]]'}),
+    "JSON in JSON": ("messages as text", lambda row: row | {"chosen": json.dumps(row["chosen"])}),
 }
 
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.template_settings import template_problems
-from prefkd.data.templates import DAY, ModelSide, merge_system, write_answers
+from prefkd.data.templates import DAY, ModelSide, merge_system, with_short_ids, write_answers
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES
@@ -89,6 +89,30 @@ def test_real_tokenizers_too(name, real_models):
         for chat, parts in CHATS.items():
             if (template, chat) not in NOT_WRITTEN:
                 check_whole_chat(model, *parts)
+
+
+def test_ids_of_calls_get_nine_characters_where_a_template_asks_for_them():
+    every = "{% for c in m.tool_calls %}"
+    refuse = "{% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+    model = side(TOOL_TEMPLATES["mistral"].replace(every, every + refuse))
+
+    def called(*names):
+        calls = [{**CALL, "id": name} if name else {**CALL, "id": ""} for name in names]
+        return [*ASKED, {"role": "assistant", "content": "", "tool_calls": calls}]
+
+    def told(name):
+        return {"role": "tool", "content": "1"} | ({"tool_call_id": name} if name else {})
+
+    for messages in ([*called("call_1"), told("call_1")], [*called(None), told(None)]):
+        check_whole_chat(model, with_short_ids(messages), "Yes.", [TOOL])
+        before = [model.frame(turns, tools=[TOOL]).before for turns in (messages, with_short_ids(messages))]
+        assert before[0] == before[1]
+    assert with_short_ids(TOLD) == TOLD
+    _, asked, two, one = with_short_ids([*called("call_1", "call_2"), told("call_2"), told("call_1")])
+    assert [call["id"] for call in asked["tool_calls"]] == [one["tool_call_id"], two["tool_call_id"]]
+    _, asked, one, two = with_short_ids([*called(None, None), told(None), told(None)])
+    assert [call["id"] for call in asked["tool_calls"]] == [one["tool_call_id"], two["tool_call_id"]]
+    assert not side(TOOL_TEMPLATES["qwen2.5"]).template.shortens_ids
 
 
 def test_reasoning_content_is_the_same_text():

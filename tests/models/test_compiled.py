@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from prefkd.errors import PrefkdError
 from prefkd.method.head_passes import EAGER, FUSED, compiled_passes
@@ -45,21 +46,37 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
     assert graph_count() == settled
 
 
-def test_split_layers_are_compiled_too(tmp_path, traced):
+def test_split_layers_are_compiled_too_or_run_as_they_are(tmp_path, traced, monkeypatch, caplog):
     logprobs, _ = results(make(tmp_path, "mistral", "mask"), tokens_of([0, 1, 2]))
+    compiles = logprob_model.compile_layers
 
-    def split() -> tuple[int, torch.Tensor]:
+    def split() -> list:
+        found = []
         with join_ranks("cpu") as ranks:
-            lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=ranks.assembly_device)
-            model = LogprobModel(lm, attention="varlen", compile=True)
-            shard(model, ranks)
-            before = graph_count()
-            model.check(tokens_of([0]), "student")
-            return graph_count() - before, model(tokens_of([0, 1, 2])).detach()
+            for layers, passes in ((compiles, compiled_passes("eager")), (broken, FUSED._replace(fold=absent))):
+                monkeypatch.setattr(logprob_model, "compile_layers", layers)
+                monkeypatch.setattr(logprob_model, "compiled_passes", lambda passes=passes: passes)
+                monkeypatch.setattr(logprob_model, "tries_compiling", lambda wanted, device: True)
+                lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=ranks.assembly_device)
+                model = LogprobModel(lm, attention="varlen", compile="auto")
+                shard(model, ranks)
+                before = graph_count()
+                model.check(tokens_of([0]), "student")
+                # What an optimizer is given then are this rank's parts.
+                whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
+                model(tokens_of([0, 1, 2])).sum().backward()
+                with torch.no_grad():
+                    said = model(tokens_of([0, 1, 2]))
+                found.append((graph_count() - before, model.passes == EAGER, whole, said))
+        return found + ["\n".join(caplog.messages)]
 
-    for graphs, found in run_processes(split):
-        assert graphs > 0
-        torch.testing.assert_close(found, logprobs.detach(), rtol=1e-5, atol=1e-5)
+    for well, failing, said_so in run_processes(split):
+        assert well[0] > 0 and failing[0] == 0 and (well[1], failing[1]) == (False, True)
+        assert "compiling them failed: RuntimeError: no triton here" in said_so
+        assert "compiling failed: RuntimeError: addmm has no out_dtype here" in said_so
+        for _, _, whole, said in (well, failing):
+            assert whole == []
+            torch.testing.assert_close(said, logprobs.detach(), rtol=1e-5, atol=1e-5)
 
 
 def checked(model, monkeypatch, caplog) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def test_a_folder_without_states_gets_none(tmp_path):
     parts = {"keep.models": "teacher", "keep.top_k": 4}
     begin_scores(tmp_path, parts)  # of a version that knew of no states
     begin_scores(tmp_path, parts | {"keep.states": False})
-    with pytest.raises(ConfigError, match="keep.states: is True here, but was False"):
+    with pytest.raises(ConfigError, match=r"keep\.states: is True here, but was False"):
         begin_scores(tmp_path, parts | {"keep.states": True})
 
 

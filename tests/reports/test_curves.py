@@ -65,7 +65,7 @@ def test_a_killed_run_is_drawn_without_its_last_line(prefkd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no run is given; name a folder with a metrics.jsonl"),
+        ((), "missing: RUN"),
         (("student",), "student holds no metrics.jsonl; name the folder of a run (its output_dir)"),
         (("nowhere",), "nowhere does not exist; name the folder of a run"),
         (("broken",), "broken/metrics.jsonl, line 3: not JSON; fix or delete the line"),

@@ -65,18 +65,18 @@ def find_layout(row: Row) -> str | None:
     """The layout of a row, None if it has none.
 
     1. `chosen` and `rejected` with a prompt of their own, or with `prompt` or `conversations`: none, or `answer_lists`
-       where both are lists of texts.
+       where one is a list of texts and the other too, or a text.
     2. `chosen` and `rejected`, and the prompt under another name, in this order: messages, trajectory, context,
        instruction, question, query, input.
     3. The columns of `OWN_ANSWERS`; of answers with a better and a safer one, the better.
     4. messages with rejected_response or rejected_messages; else two answers of `tools.ANSWERS`, and the prompt as in
-       2.
+       2. Columns count that hold nothing, so that they are named as what is missing.
 
     Raises:
         DataError: It has the columns of two of `OWN_ANSWERS`.
     """
     if has_content(row.get("chosen")) and has_content(row.get("rejected")):
-        if has_content(row.get("prompt")) and all(_are_texts(row[name]) for name in ("chosen", "rejected")):
+        if has_content(row.get("prompt")) and _are_answer_lists(row["chosen"], row["rejected"]):
             return "answer_lists"
         return None if _has_prompt(row) else _by_prompt(row)
     found = [name for name, layout in OWN_ANSWERS.items() if set(layout.columns) <= set(row)]
@@ -86,11 +86,9 @@ def find_layout(row: Row) -> str | None:
         raise DataError(f"it has the columns of {' and of '.join(found)}: set data.format to the one that is meant")
     if found:
         return found[0]
-    if has_content(row.get("messages")) and any(
-        has_content(row.get(f"rejected_{x}")) for x in ("response", "messages")
-    ):
+    if has_content(row.get("messages")) and {"rejected_response", "rejected_messages"} & set(row):
         return "ms_swift"
-    if any(all(has_content(row.get(name)) for name in names) for names in tools.ANSWERS[1:]):
+    if (tools.answer_columns(row) or tools.ANSWERS[0]) != tools.ANSWERS[0]:
         return "answer_names" if has_content(row.get("prompt")) else _by_prompt(row)
     return None
 
@@ -120,8 +118,10 @@ def read_layout(row: Row, name: str) -> Candidates:
     return layout.read(row)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+def _are_answer_lists(*answers: Any) -> bool:
+    lists = [value for value in answers if isinstance(value, list)]
+    texts = [part for value in answers for part in (value if isinstance(value, list) else [value])]
+    return bool(lists) and all(isinstance(part, str) for part in texts)
 
 
 def _has_prompt(row: Row) -> bool:
@@ -139,7 +139,7 @@ def _by_prompt(row: Row) -> str | None:
         return "axolotl"
     if "trajectory" in has:
         return "ultrainteract"
-    if isinstance(has.get("context"), list) and isinstance(has.get("chosen"), dict) and "text" in has["chosen"]:
+    if "context" in row and isinstance(has.get("chosen"), dict) and "text" in has["chosen"]:
         return "hh_rlhf_cn"
     if "instruction" in has:
         return "alpaca"

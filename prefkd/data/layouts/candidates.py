@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from prefkd.data.messages import kind
+from prefkd.data.messages import Message, kind, spelled
 from prefkd.data.worth import finite_number
 from prefkd.errors import DataError
 
@@ -76,17 +76,26 @@ def labelled(row: dict[str, Any], first: Any, second: Any, better: Literal[1, 2]
     return Candidates(row, [(first, float(better == 1)), (second, float(better == 2))], graded=False)
 
 
+def preferred(row: dict[str, Any], chosen: Any, rejected: Any) -> Candidates:
+    """Two answers, the first of which is better, or a list of texts in the place of any of them."""
+    sides = [side if _are_texts(side) else [side] for side in (chosen, rejected)]
+    answers = [(answer, worth) for side, worth in zip(sides, (1.0, 0.0), strict=True) for answer in side]
+    return Candidates(row, answers, graded=False)
+
+
 def number(row: Row, name: str) -> float:
     """A field that is a number, or spells one, as in CSV files."""
     return finite_number(row.get(name), name)
 
 
-def choice(row: Row, name: str, known: Sequence[int] = (0, 1)) -> int:
-    """A field that is one of a few whole numbers."""
-    value = number(row, name)
-    if value not in known:
-        raise DataError(f"field '{name}' is {value:g}: expected one of {', '.join(map(str, known))}")
-    return int(value)
+def choice(row: Row, name: str) -> int:
+    """A field that is 0 or 1, or false or true."""
+    words = {"false": 0, "true": 1}
+    value = row.get(name)
+    found = words[value.lower()] if isinstance(value, str) and value.lower() in words else number(row, name)
+    if found not in (0, 1):
+        raise DataError(f"field '{name}' is {found:g}: expected one of 0, 1")
+    return int(found)
 
 
 def text(row: Row, name: str) -> str:
@@ -97,3 +106,18 @@ def text(row: Row, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"field '{name}' is {kind(value)}: expected text")
     return value
+
+
+def structure(value: Any) -> Any:
+    """The list or the object that a text spells, as in CSV files, or the value as it is."""
+    found = spelled(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else None
+    return found if isinstance(found, list | dict) else value
+
+
+def asked(value: Any) -> Any:
+    """A prompt: messages as they are, and text as a message of the user."""
+    return [Message(role="user", content=value)] if isinstance(value, str) else value
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)

@@ -1,11 +1,10 @@
 """Layouts with several answers that have a rank or a score. Each docstring gives the published columns."""
 
-import json
-from contextlib import suppress
 from typing import Any
 
-from prefkd.data.layouts.candidates import Candidates, Row, number, take, text
-from prefkd.data.messages import Message, kind
+from prefkd.data.fields import has_content
+from prefkd.data.layouts.candidates import Candidates, Row, asked, number, preferred, structure, take, text
+from prefkd.data.messages import kind
 from prefkd.data.transcripts import read_transcript_prompt
 from prefkd.errors import DataError
 
@@ -23,59 +22,49 @@ def ultrafeedback_completions(row: Row) -> Candidates:
     annotations, custom_system_prompt, principle}], models, source, correct_answers, incorrect_answers."""
     answers = [(text(one, "response"), number(one, "overall_score")) for one in _objects(row, "completions")]
     rest = take(row, "instruction", "completions", "correct_answers", "incorrect_answers")
-    return Candidates(rest | {"prompt": [Message(role="user", content=text(row, "instruction"))]}, answers)
+    return Candidates(rest | {"prompt": asked(text(row, "instruction"))}, answers)
 
 
 def stack_exchange(row: Row) -> Candidates:
     """HuggingFaceH4/stack-exchange-preferences: qid, question, answers [{text, pm_score, answer_id, author, author_id,
     author_profile, selected}], date, metadata."""
     answers = [(text(one, "text"), number(one, "pm_score")) for one in _objects(row, "answers")]
-    prompt = [Message(role="user", content=text(row, "question"))]
-    return Candidates(take(row, "question", "answers") | {"prompt": prompt}, answers)
+    return Candidates(take(row, "question", "answers") | {"prompt": asked(text(row, "question"))}, answers)
 
 
 def distilabel(row: Row) -> Candidates:
-    """The UltraFeedback task of distilabel: instruction (or prompt), generations [text], ratings [number], rationales,
-    generation_models."""
-    texts, ratings = row["generations"], row["ratings"]
+    """The UltraFeedback task of distilabel: instruction (or prompt, or input), generations [text], ratings [number],
+    rationales, generation_models."""
+    texts, ratings = structure(row["generations"]), structure(row["ratings"])
     if not isinstance(texts, list) or not isinstance(ratings, list) or len(texts) != len(ratings) or len(texts) < 2:
         raise DataError("fields 'generations' and 'ratings' are not two lists of the same length, of two or more")
     answers = [
         (text({"generations": one}, "generations"), number({"ratings": worth}, "ratings"))
         for one, worth in zip(texts, ratings, strict=True)
     ]
-    name = "prompt" if row.get("prompt") else "instruction"
-    prompt = row[name] if isinstance(row.get(name), list) else [Message(role="user", content=text(row, name))]
-    return Candidates(take(row, name, "generations", "ratings", "rationales") | {"prompt": prompt}, answers)
+    names = ("prompt", "instruction", "input")
+    name = next((name for name in names if has_content(row.get(name))), "instruction")
+    prompt = row[name] if isinstance(row.get(name), list) else text(row, name)
+    return Candidates(take(row, name, "generations", "ratings", "rationales") | {"prompt": asked(prompt)}, answers)
 
 
 def answer_lists(row: Row) -> Candidates:
     """allenai/reward-bench-2: id, prompt, chosen [text], rejected [text], num_correct, num_incorrect,
     total_completions, models, subset, additional_metadata; THU-KEG/RM-Bench: id, prompt, chosen [text], rejected
     [text], domain."""
-    answers = [
-        (text({name: one}, name), worth) for name, worth in (("chosen", 1.0), ("rejected", 0.0)) for one in row[name]
-    ]
     rest = take(row, "chosen", "rejected", "total_completions")
-    prompt = row["prompt"]
-    rest["prompt"] = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    return Candidates(rest, answers, graded=False)
+    return preferred(rest | {"prompt": asked(row["prompt"])}, row["chosen"], row["rejected"])
 
 
 def nemo_rl(row: Row) -> Candidates:
     """NeMo-RL's preference rows: context [messages] (or text), completions [{rank, completion [messages]}] (rank 0 is
     the best), task_name."""
     answers = [(one.get("completion"), -number(one, "rank")) for one in _objects(row, "completions")]
-    asked = row["context"]
-    prompt = [Message(role="user", content=asked)] if isinstance(asked, str) else asked
-    return Candidates(take(row, "context", "completions") | {"prompt": prompt}, answers)
+    return Candidates(take(row, "context", "completions") | {"prompt": asked(row["context"])}, answers)
 
 
 def _objects(row: Row, name: str) -> list[dict[str, Any]]:
-    value = row[name]
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = json.loads(value)
+    value = structure(row[name])
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise DataError(f"field '{name}' is {kind(value)}: expected a list of answers")
     if len(value) < 2:

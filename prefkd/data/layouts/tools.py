@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkd.data.fields import has_content
-from prefkd.data.layouts.candidates import Candidates, Row, labelled, take, text
+from prefkd.data.layouts.candidates import Candidates, Row, asked, preferred, structure, take, text
 from prefkd.data.messages import Message, kind
 from prefkd.errors import DataError
 
@@ -12,29 +12,30 @@ from prefkd.errors import DataError
 def openai(row: Row) -> Candidates:
     """OpenAI preference fine-tuning: input {messages, tools, parallel_tool_calls}, preferred_output [message],
     non_preferred_output [message]."""
-    asked = row["input"]
-    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+    given = structure(row["input"])
+    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise DataError("field 'input' has no 'messages'")
-    rest = take(row, "input", "preferred_output", "non_preferred_output") | {"prompt": asked["messages"]}
-    rest |= {name: value for name, value in asked.items() if name not in ("messages", "parallel_tool_calls")}
-    return labelled(rest, row["preferred_output"], row["non_preferred_output"], 1)
+    rest = take(row, "input", "preferred_output", "non_preferred_output") | {"prompt": given["messages"]}
+    rest |= {name: value for name, value in given.items() if name not in ("messages", "parallel_tool_calls")}
+    return preferred(rest, row["preferred_output"], row["non_preferred_output"])
 
 
 def ms_swift(row: Row) -> Candidates:
-    """ms-swift: messages (the last is the chosen answer), rejected_response (text); system, tools, images, or
-    rejected_messages (a whole conversation) in its place."""
+    """ms-swift: messages (the last is the chosen answer), rejected_response (a text or several), or rejected_messages
+    (a whole conversation) in its place; system, tools, images."""
     messages = row["messages"]
     if not isinstance(messages, list) or len(messages) < 2:
         raise DataError("field 'messages' is not a list of a prompt and the chosen answer")
     if has_content(row.get("rejected_messages")):
-        return labelled(take(row, "messages", "rejected_messages"), messages, row["rejected_messages"], 1)
+        return preferred(take(row, "messages", "rejected_messages"), messages, row["rejected_messages"])
     rest = take(row, "messages", "rejected_response") | {"prompt": messages[:-1]}
-    return labelled(rest, [messages[-1]], text(row, "rejected_response"), 1)
+    worse = row.get("rejected_response")
+    return preferred(rest, [messages[-1]], worse if isinstance(worse, list) else text(row, "rejected_response"))
 
 
 def axolotl(row: Row) -> Candidates:
     """axolotl chat_template.default: messages (the prompt), chosen {role, content}, rejected {role, content}."""
-    return labelled(take(row, "messages", "chosen", "rejected") | {"prompt": row["messages"]}, *_answers(row), 1)
+    return preferred(take(row, "messages", "chosen", "rejected") | {"prompt": row["messages"]}, *_answers(row))
 
 
 def hh_rlhf_cn(row: Row) -> Candidates:
@@ -51,21 +52,21 @@ def hh_rlhf_cn(row: Row) -> Candidates:
         raise DataError(f"field 'context' is {kind(row['context'])}: expected a list of turns")
     rest = take(row, "context", "chosen", "rejected") | {"prompt": [message(turn) for turn in row["context"]]}
     chosen, rejected = _answers(row)
-    return labelled(rest, message(chosen), message(rejected), 1)
+    return preferred(rest, message(chosen), message(rejected))
 
 
 def ultrainteract(row: Row) -> Candidates:
     """openbmb/UltraInteract_pair: trajectory [{from: user or assistant, value}] (the prompt), chosen, rejected (text),
     task, dataset, id, parent_id."""
-    return labelled(take(row, "trajectory", "chosen", "rejected") | {"prompt": row["trajectory"]}, *_answers(row), 1)
+    return preferred(take(row, "trajectory", "chosen", "rejected") | {"prompt": row["trajectory"]}, *_answers(row))
 
 
 def alpaca(row: Row) -> Candidates:
     """Alpaca with ranking, as LLaMA-Factory and axolotl read it: instruction, input, chosen, rejected (or
     chosen_response, rejected_response), system, history [[user, assistant]]. Instruction and input are joined by a line
     break."""
-    asked = "\n".join(part for name in ("instruction", "input") if (part := _optional_text(row, name)))
-    prompt = [*_history(row.get("history")), Message(role="user", content=asked)]
+    question = "\n".join(part for name in ("instruction", "input") if (part := _optional_text(row, name)))
+    prompt = [*_history(row.get("history")), Message(role="user", content=question)]
     return _renamed(take(row, "instruction", "input", "history"), prompt)
 
 
@@ -80,8 +81,7 @@ def question(row: Row) -> Candidates:
 def answer_names(row: Row) -> Candidates:
     """The two answers under other names, `ANSWERS`, next to an ordinary prompt: CValues-Comparison (prompt, pos_resp,
     neg_resp, pos_type, neg_type), axolotl's argilla rows (prompt, chosen_response, rejected_response)."""
-    prompt = row["prompt"]
-    return _renamed(dict(row), [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
+    return _renamed(dict(row), asked(row["prompt"]))
 
 
 QUESTIONS = ("question", "query", "input")
@@ -99,9 +99,15 @@ ANSWERS = (
 
 
 def _renamed(rest: dict[str, Any], prompt: Sequence[Any]) -> Candidates:
-    chosen, rejected = next((names for names in ANSWERS if set(names) <= set(rest)), ANSWERS[0])
-    answers = _answers(rest, chosen, rejected)
-    return labelled(take(rest, chosen, rejected) | {"prompt": prompt}, *answers, 1)
+    chosen, rejected = answer_columns(rest) or ANSWERS[0]
+    return preferred(take(rest, chosen, rejected) | {"prompt": prompt}, *_answers(rest, chosen, rejected))
+
+
+def answer_columns(row: Row) -> tuple[str, str] | None:
+    """The first two of `ANSWERS` that hold something, or else that the row has."""
+    filled = (names for names in ANSWERS if all(has_content(row.get(name)) for name in names))
+    there = (names for names in ANSWERS if set(names) <= set(row))
+    return next(filled, next(there, None))
 
 
 def _answers(row: Row, chosen: str = "chosen", rejected: str = "rejected") -> tuple[Any, Any]:
@@ -117,6 +123,7 @@ def _optional_text(row: Row, name: str) -> str:
 
 def _history(value: Any) -> list[Message]:
     """Earlier turns, as pairs of what the user and the assistant said."""
+    value = structure(value)
     if not has_content(value):
         return []
     if not isinstance(value, list) or not all(

@@ -1,15 +1,16 @@
 """Layouts with two answers and a label that says which is better. Each docstring gives the published columns."""
 
-import json
 import re
 from typing import Any
 
-from prefkd.data.layouts.candidates import Candidates, Row, choice, labelled, number, take, text
+from prefkd.data.fields import has_content
+from prefkd.data.layouts.candidates import Candidates, Row, asked, choice, labelled, number, structure, take, text
 from prefkd.data.messages import Message, kind
 from prefkd.errors import DataError
 
-_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-_SPEAKERS = {"User": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"(?:\A|\r?\n)<extra_id_[01]>(System|User|Assistant)\r?(?:\n|\Z)")
+# What the people who were asked could say besides model_a and model_b.
+_TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
 
 
 def pku_better(row: Row) -> Candidates:
@@ -28,7 +29,7 @@ def _pku(row: Row, label: str) -> Candidates:
     better = choice(row, label)
     known = [name for name in row if re.fullmatch(r"(is_)?response_[01](_\w+)?|(better|safer)_response_id", name)]
     first, second = text(row, "response_0"), text(row, "response_1")
-    return labelled(take(row, *known) | {"prompt": _user(text(row, "prompt"))}, first, second, 2 if better else 1)
+    return labelled(take(row, *known) | {"prompt": asked(text(row, "prompt"))}, first, second, 2 if better else 1)
 
 
 def shp(row: Row) -> Candidates:
@@ -38,11 +39,13 @@ def shp(row: Row) -> Candidates:
     rest = take(row, "history", "human_ref_A", "human_ref_B", "labels", *(f"c_root_id_{x}" for x in "AB"))
     rest = take(rest, *(f"created_at_utc_{x}" for x in "AB"), "seconds_difference")
     better = 1 if choice(row, "labels") else 2
-    rest["prompt"] = _user(text(row, "history"))
+    rest["prompt"] = asked(text(row, "history"))
     first, second = text(row, "human_ref_A"), text(row, "human_ref_B")
-    if row.get("score_ratio") is None:
+    if not has_content(row.get("score_ratio")):
         return labelled(rest, first, second, better)
     ratio = number(row, "score_ratio")
+    if ratio <= 0:
+        raise DataError(f"field 'score_ratio' is {ratio:g}: expected a ratio above 0")
     return Candidates(rest, [(first, ratio * (better == 1)), (second, ratio * (better == 2))])
 
 
@@ -51,7 +54,7 @@ def helpsteer2(row: Row) -> Candidates:
     preference_strength (-3: the first is much better, 3: the second, 0: neither), preference_statement,
     preference_elaboration, three_most_similar_preferences, all_preferences_unprocessed."""
     reasons = ("preference_statement", "preference_elaboration", "three_most_similar_preferences")
-    strength = number(row, "preference_strength")
+    strength = _strength(row, "preference_strength")
     rest = take(row, "response_1", "response_2", "all_preferences_unprocessed", *reasons)
     rest |= {"prompt": _extra_id_turns(text(row, "prompt")), "preference_strength": abs(strength)}
     return _by_strength(rest, text(row, "response_1"), text(row, "response_2"), strength)
@@ -60,19 +63,24 @@ def helpsteer2(row: Row) -> Candidates:
 def helpsteer3(row: Row) -> Candidates:
     """nvidia/HelpSteer3, preference: domain, language, context [messages], response1, response2, overall_preference
     (-3: the first is much better, 3: the second, 0: neither), individual_preference."""
-    strength = number(row, "overall_preference")
+    strength = _strength(row, "overall_preference")
     rest = take(row, "context", "response1", "response2", "individual_preference")
-    rest |= {"prompt": row["context"], "overall_preference": abs(strength)}
+    rest |= {"prompt": asked(row["context"]), "overall_preference": abs(strength)}
     return _by_strength(rest, text(row, "response1"), text(row, "response2"), strength)
 
 
 def arena(row: Row) -> Candidates:
     """lmarena-ai/arena-human-preference-140k, lmsys/chatbot_arena_conversations: conversation_a, conversation_b
-    [messages, whose content may be text parts], winner (model_a, model_b; others are ties), id or question_id, model_a,
-    model_b, evaluation_order, turn, language, judge, tstamp, full_conversation, conv_metadata, category_tag."""
+    [messages, whose content may be text parts], winner (model_a, model_b; or tie, tie (bothbad), both_bad), id or
+    question_id, model_a, model_b, evaluation_order, turn, language, judge, tstamp, full_conversation, conv_metadata,
+    category_tag."""
     rest = take(row, "conversation_a", "conversation_b", "winner", "full_conversation", "conv_metadata", "category_tag")
     rest = take(rest, *(name for name in rest if name.startswith(("evaluation_", "toxic_chat"))))
-    won = text(row, "winner")
+    if not has_content(row["winner"]):
+        raise DataError("field 'winner' is missing")
+    won = text(row, "winner").strip().lower()
+    if won not in ("model_a", "model_b", *_TIES):
+        raise DataError(f"field 'winner' is {won!r}: expected model_a, model_b, tie or both_bad")
     better = 1 if won == "model_a" else 2 if won == "model_b" else None
     return labelled(rest, row["conversation_a"], row["conversation_b"], better)
 
@@ -101,8 +109,8 @@ def webgpt(row: Row) -> Candidates:
     """openai/webgpt_comparisons: question {full_text, dataset, id}, answer_0, answer_1, score_0, score_1 (-1 to 1),
     quotes_0, quotes_1 {title, extract}, tokens_0, tokens_1."""
     rest = take(row, "question", *(f"{name}_{i}" for name in ("answer", "score", "quotes", "tokens") for i in (0, 1)))
-    question = row["question"]
-    rest["prompt"] = _user(text(question, "full_text") if isinstance(question, dict) else text(row, "question"))
+    question = structure(row["question"])
+    rest["prompt"] = asked(text(question, "full_text") if isinstance(question, dict) else text(row, "question"))
     return Candidates(rest, [(text(row, f"answer_{i}"), number(row, f"score_{i}")) for i in (0, 1)])
 
 
@@ -111,15 +119,17 @@ def summaries(row: Row) -> Candidates:
     [{text, policy, note}], choice (0 or 1), worker, batch, split, extra.
 
     The prompt is that of Stiennon et al., arXiv 2009.01325: SUBREDDIT, TITLE, POST, TL;DR."""
-    info, both = row["info"], row["summaries"]
-    if not isinstance(info, dict) or not isinstance(both, list) or len(both) != 2:
+    info, both = structure(row["info"]), structure(row["summaries"])
+    are_two = isinstance(both, list) and len(both) == 2 and all(isinstance(one, dict) for one in both)
+    if not isinstance(info, dict) or not are_two:
         raise DataError("fields 'info' and 'summaries' are not an object and a list of two summaries")
-    if info.get("post"):
-        parts = {"SUBREDDIT": f"r/{info.get('subreddit')}", "TITLE": info.get("title"), "POST": info["post"]}
+    if has_content(info.get("post")):
+        subreddit = f"r/{info['subreddit']}" if has_content(info.get("subreddit")) else None
+        parts = {"SUBREDDIT": subreddit, "TITLE": info.get("title"), "POST": info["post"]}
     else:
         parts = {"TITLE": info.get("title"), "ARTICLE": text(info, "article")}
-    asked = "\n\n".join(f"{name}: {value}" for name, value in parts.items() if value)
-    rest = take(row, "info", "summaries", "choice", "batch", "extra") | {"prompt": _user(f"{asked}\n\nTL;DR:")}
+    post = "\n\n".join(f"{name}: {value}" for name, value in parts.items() if has_content(value))
+    rest = take(row, "info", "summaries", "choice", "batch", "extra") | {"prompt": asked(f"{post}\n\nTL;DR:")}
     first, second = (text(one, "text").strip() for one in both)
     return labelled(rest, first, second, 2 if choice(row, "choice") else 1)
 
@@ -128,19 +138,26 @@ def _by_strength(rest: dict[str, Any], first: str, second: str, strength: float)
     return Candidates(rest, [(first, max(-strength, 0.0)), (second, max(strength, 0.0))])
 
 
+def _strength(row: Row, name: str) -> float:
+    strength = number(row, name)
+    if not -3 <= strength <= 3:
+        raise DataError(f"field '{name}' is {strength:g}: expected -3 to 3")
+    return strength
+
+
 def _extra_id_turns(prompt: str) -> list[Message]:
     first, *turns = _TURN.split(prompt)
-    messages = [_message("user", first)]
-    return messages + [_message(_SPEAKERS[who], said) for who, said in zip(turns[::2], turns[1::2], strict=True)]
+    said = [("user", first)] if first.strip() or not turns else []
+    said += [(who.lower(), turn) for who, turn in zip(turns[::2], turns[1::2], strict=True)]
+    if said[-1][0] == "assistant" and not said[-1][1].strip():  # the place of the answer
+        said.pop()
+    return [_message(role, turn) for role, turn in said]
 
 
 def _list_in_text(row: Row, name: str) -> list[Any]:
-    value = row[name]
+    value = structure(row[name])
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f"field '{name}' is not a JSON list of turns") from None
+        raise DataError(f"field '{name}' is not a JSON list of turns")
     if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
         raise DataError(f"field '{name}' is {kind(value)} with something else than text: expected a list of turns")
     return value
@@ -148,7 +165,3 @@ def _list_in_text(row: Row, name: str) -> list[Any]:
 
 def _message(role: str, content: str) -> Message:
     return Message(role=role, content=content)
-
-
-def _user(content: str) -> list[Message]:
-    return [_message("user", content)]

@@ -7,13 +7,17 @@ from json import dumps
 from typing import Any, NamedTuple
 
 from prefkd.data.columns import renamed
+from prefkd.data.fields import has_content
 from prefkd.data.layouts.candidates import NoPreference
+from prefkd.data.messages import decode_messages, without_nulls
 from prefkd.errors import DataError
 
 # An answer and its label.
-NAMES = (("completion", "label"), ("response", "is_safe"))
+NAMES = (("completion", "label"), ("response", "is_safe"), ("response", "label"), ("output", "kto_tag"))
 # Where an answer may stand at the end, next to a label.
 CONVERSATIONS = ("messages", "conversations")
+TAGS = ("label", "kto_tag")
+RIVALS = ("chosen", "rejected", "rejected_response", "rejected_messages")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "-1": False}
 # Where a prompt may stand. Answers belong together where all of these are the same.
 PROMPT = ("prompt", "instruction", "question", "query", "input", "system", "history", *CONVERSATIONS)
@@ -38,25 +42,29 @@ def paired(rows: Iterable[tuple[int, Any]], columns: Mapping[str, str] | None = 
 
     trl-lib/kto-mix-14k, KTOTrainer of TRL: prompt (text or messages), completion (text or messages), label (true or
     false). axolotl: the same with instruction or question in place of prompt. LLaMA-Factory and ms-swift: messages or
-    conversations, which end with the answer, and label. PKU-Alignment/BeaverTails: prompt, response, is_safe, category.
-    Other rows stay as they are.
+    conversations, which end with the answer, and label or kto_tag; instruction, input, output, kto_tag.
+    PKU-Alignment/BeaverTails: prompt, response, is_safe, category. Other rows stay as they are.
 
     Args:
         rows: Numbered rows. Only answers that wait for another are held.
         columns: `data.columns`, where it names `completion` or `label`.
 
     Yields:
-        The row of the later answer, with `chosen` and `rejected`; at the end a `NoPreference` for each answer that has
-        found none.
+        The row of the later answer, with `chosen` and `rejected`; a `DataError` for an answer whose label is neither
+        true nor false; at the end a `NoPreference` for each answer that has found none.
     """
     waiting: dict[bytes, dict[bool, deque[tuple[int, Any]]]] = defaultdict(lambda: {True: deque(), False: deque()})
     prompt = {*PROMPT, *(path.partition(".")[0] for path in (columns or {}).values())}
     for number, row in rows:
-        judged = _judged(row, columns or {}) if isinstance(row, dict) else None
+        try:
+            judged = _judged(row, columns or {}) if isinstance(row, dict) else None
+        except DataError as error:
+            yield number, error
+            continue
         if judged is None:
             yield number, row
             continue
-        asked = {name: value for name, value in judged.row.items() if name in prompt}
+        asked = {name: without_nulls(value) for name, value in judged.row.items() if name in prompt and value}
         key = blake2b(dumps(asked, default=str, sort_keys=True).encode(), digest_size=16).digest()
         others = waiting[key][not judged.good]
         if not others:
@@ -79,17 +87,24 @@ def _judged(row: dict[str, Any], columns: Mapping[str, str]) -> Judged | None:
         row = renamed(row, named) if named else row
     except DataError:
         return None
-    if row.get("chosen") is not None:
+    if any(has_content(row.get(name)) for name in RIVALS):
         return None
+    others = {path.partition(".")[0] for name, path in columns.items() if name not in named}
     for answer, label in NAMES:
-        good = LABELS.get(str(row.get(label)).lower())
-        if good is not None and answer in row:
-            return Judged(
-                {name: value for name, value in row.items() if name not in (answer, label)}, row[answer], good
-            )
-    good = LABELS.get(str(row.get("label")).lower())
-    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list) and len(row[name]) > 1), None)
-    if good is None or name is None:
-        return None
-    *before, last = row[name]
-    return Judged({key: value for key, value in row.items() if key != "label"} | {name: before}, last, good)
+        if answer in row and label in row and answer not in others:
+            rest = {name: value for name, value in row.items() if name not in (answer, label)}
+            return Judged(rest, row[answer], _label(row, label))
+    label = next((name for name in TAGS if has_content(row.get(name)) or row.get(name) in (0, False)), None)
+    for name in CONVERSATIONS if label else ():
+        talk = decode_messages(row.get(name), name)
+        if isinstance(talk, list) and len(talk) > 1:
+            rest = {key: value for key, value in row.items() if key != label} | {name: talk[:-1]}
+            return Judged(rest, talk[-1], _label(row, str(label)))
+    return None
+
+
+def _label(row: Mapping[str, Any], name: str) -> bool:
+    found = LABELS.get(str(row[name]).strip().lower())
+    if found is None:
+        raise DataError(f"field '{name}' is {row[name]!r}: expected true or false")
+    return found

@@ -1,5 +1,6 @@
 """An inspection in a terminal."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefkd.training.display import LOG_WIDTH
 LISTED = 5
 BAR = 20
 MOST_CHARACTERS = 400
+_BETWEEN_WORDS = re.compile("(?<=[^␣↵])␣(?=[^␣↵])")
 _COLOURS = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 
@@ -79,9 +81,12 @@ def _overview(numbers: Mapping[str, Any]) -> Table:
 
 
 def _first_pair(numbers: Mapping[str, Any]) -> Table:
-    shown = table("", *SIDES, wraps=True)
-    for part in ("prompt", *ANSWERS):
-        shown.add_row(part, *(Text(_shortened(visible_line(numbers["first_pair"][side][part]))) for side in SIDES))
+    shown = table("", "", "", wraps=True)
+    for side in SIDES:
+        for part in ("prompt", *ANSWERS):
+            text = _shortened(visible_line(numbers["first_pair"][side][part]))
+            # A blank between two words is plain to see, and a line can break there.
+            shown.add_row(side if part == "prompt" else "", part, Text(_BETWEEN_WORDS.sub(" ", text)))
     return shown
 
 
