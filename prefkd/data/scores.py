@@ -49,7 +49,7 @@ VERSION = 1
 SPLITS = ("train", "held_out")
 MOST_ROWS = 2**40  # of a file
 FINGERPRINT, HEAD = "fingerprint.json", "head.safetensors"
-# Values that are written to a page of a Parquet file before its size is looked at; states of an answer are megabytes.
+# Rows of a Parquet row group with states, which are megabytes for each answer; readers take 2 GB at most.
 STATES_AT_ONCE = 8
 PLACE = {"file": Value("string"), "row": Value("int64"), "content": Value("int64")}
 
@@ -137,9 +137,9 @@ def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[in
     table = pa.table(columns, schema=schema)
     path = shard.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pages = {"write_batch_size": STATES_AT_ONCE} if STATES in names else {}
+    at_once = STATES_AT_ONCE if STATES in names else None
     with whole(path) as unfinished:
-        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True, **pages)
+        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True, row_group_size=at_once)
 
 
 def scores_problems(folder: Path, key: str = "") -> Iterator[Problem]:

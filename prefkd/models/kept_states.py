@@ -92,7 +92,7 @@ def load_head(folder: Path, *, device: torch.device, dtype: torch.dtype | None =
         dtype: That in which they read; as they are stored if not given.
 
     Raises:
-        PrefkdError: They are damaged.
+        PrefkdError: They are missing or damaged.
     """
     with _opened(folder) as stored:
         names = [*stored.keys()]
@@ -110,7 +110,7 @@ def kept_hidden_size(folder: Path) -> int:
     """H of the states that were kept.
 
     Raises:
-        PrefkdError: The outer layers next to them are damaged.
+        PrefkdError: The outer layers next to them are missing or damaged.
     """
     with _opened(folder) as stored:
         return stored.get_slice("head").get_shape()[1]
@@ -135,6 +135,8 @@ def _kept_dtype(config: TeacherConfig) -> torch.dtype:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[Any]:
+    if not (folder / HEAD).is_file():
+        raise PrefkdError(f"{folder / HEAD} is missing; run score with keep.states: true")
     try:
         with safe_open(folder / HEAD, framework="pt") as stored:
             yield stored
