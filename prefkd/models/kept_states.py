@@ -89,7 +89,7 @@ def load_head(folder: Path, *, device: torch.device, dtype: torch.dtype | None =
     """The outer layers that were kept next to scores; on the meta device without values.
 
     Args:
-        dtype: That in which they read; as they are stored if not given.
+        dtype: Type in which they read; as they are stored if not given.
 
     Raises:
         PrefkdError: They are missing or damaged.

@@ -79,7 +79,7 @@ class KeepConfig:
 
         Args:
             tokens: Target tokens of the teacher.
-            chosen: Those of chosen answers.
+            chosen: Target tokens of chosen answers.
         """
         rows = kept_bytes(self.top_k, embedding_count(teacher) or 2**17, self.distributions)
         return tokens * rows + (chosen * state_bytes(teacher) + head_bytes(teacher) if self.states else 0)
