@@ -44,6 +44,8 @@ TERMS: dict[str, dict[str, Any]] = {
     "distillm2": {},
     "dual_space": {},
     "dual_space_v2": {},
+    "alm": {},
+    "min_ed": {},
 }
 
 
@@ -119,7 +121,7 @@ def scores_of(arguments: Arguments) -> Path:
     """What the cached rows learn from; made, or completed, if it is not there."""
     folder = arguments.output.parent / "score"
     if not (folder / "done").is_file():
-        keep = {"top_k": 64, "models": ["teacher", "positive", "negative"]}
+        keep = {"top_k": 64, "models": ["teacher", "positive", "negative"], "states": True}
         run("score", shared_config(folder, arguments) | {"keep": keep, "microbatch_size": 2}, folder, arguments)
         (folder / "done").touch()
     return folder / "scores"
@@ -149,6 +151,7 @@ def measure(row: str, arguments: Arguments) -> dict[str, float]:
     before, after = lines[0], lines[-1]
     names = {key.removeprefix("held_out/") for key in before} & {"accuracy", "t2s_accuracy", "one_token_parents"}
     kept = {key: after[f"held_out/{key}"] for key in names}
+    kept |= {f"{key}_before": before[f"held_out/{key}"] for key in names}
     return kept | {
         "before": before[f"held_out/{name}"],
         "after": after[f"held_out/{name}"],

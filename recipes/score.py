@@ -1,10 +1,10 @@
 """Let the teacher score pairs once, so that students can be trained without it: log-probs of parents, on disk.
 
 For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-; and with `keep` the
-most probable next tokens, for terms that compare distributions. The reference is the teacher; pi+ and pi- are the
-teacher under two instructions, or two models trained on or towards opposite answers. Their difference is what
-importance weights are made of, as settings of the training: one scoring serves all of them. CTPD, arXiv 2601.11865;
-TIS-DPO, arXiv 2410.04350.
+most probable next tokens, for terms that compare distributions, or hidden states, for those that project them. The
+reference is the teacher; pi+ and pi- are the teacher under two instructions, or two models trained on or towards
+opposite answers. Their difference is what importance weights are made of, as settings of the training: one scoring
+serves all of them. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
 
     prefkd run score --config demo/score
 
@@ -28,7 +28,7 @@ from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import INSTRUCTIONS, count_scored
-from prefkd.data.scores import Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
+from prefkd.data.scores import HEAD, Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths
 from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
@@ -40,6 +40,7 @@ from prefkd.models.contrast import (
     model_fingerprint,
     require_one_tokenizer,
 )
+from prefkd.models.kept_states import save_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.teacher import Asks, Teacher
 from prefkd.models.top_states import KeepConfig
@@ -61,7 +62,7 @@ class Config:
         student: The model that will be trained. Its tokenizer alone is read: parents depend on both tokenizers.
         teacher: The reference.
         contrast: pi+ and pi-.
-        keep: Next-token distributions that are kept; null = none.
+        keep: Next-token distributions and hidden states that are kept; null = none.
         pairs_per_shard: Pairs of one file, which is what a killed run has to compute again.
         microbatch_size: Pairs of one forward pass.
         microbatch_tokens: Instead, tokens of one forward pass at most, as the teacher reads them under its own prompt,
@@ -96,8 +97,8 @@ class Config:
             yield "device: cuda is not available here; use auto or cpu"
         yield from kernel_problems(self, self.teacher.dtype)
         if self.keep and any(model.server for model in (self.teacher, *self.contrast.models.values())):
-            yield "keep: a server gives no next-token distributions; use models in memory (path), or remove keep"
-        if self.keep and "positive" in self.keep.models and self.contrast.kind == "none":
+            yield "keep: a server has neither distributions nor states; use models in memory (path), or remove keep"
+        if self.keep and "positive" in self.keep.distributions and self.contrast.kind == "none":
             yield "keep.models: positive is pi+ of a contrast, and contrast.kind is none; remove it, or name a contrast"
 
 
@@ -120,7 +121,8 @@ class Data:
         planned: All shards.
         shards: Shards that are not finished.
         portions: How rows are shared out among forward passes.
-        description: A line for the terminal.
+        description, kept: Lines for the terminal.
+        lacks_head: Whether the layers that read hidden states are still to be kept.
     """
 
     aligned: dict[str, Dataset]
@@ -130,6 +132,8 @@ class Data:
     shards: list[Shard]
     portions: Portions
     description: str
+    kept: str
+    lacks_head: bool
 
 
 @dataclass
@@ -166,20 +170,26 @@ def load_data(config: Config, ranks: Ranks) -> Data:
         parts |= config.contrast.fingerprint() | pairs_fingerprint(aligned)
         parts |= {"pairs_per_shard": config.pairs_per_shard}
         parts |= config.keep.fingerprint(embeddings) if config.keep else {"keep.models": None}
+        planned = plan_shards(parts)
+        shards = [shard for shard in planned if not is_finished(folder, shard)]
+        lacks_head = config.keep is not None and config.keep.states and not (folder / HEAD).is_file()
+        kept = "log-probs of parents"
+        if config.keep:
+            _, tokens, chosen = map(sum, zip(*map(count_scored, aligned.values()), strict=True))
+            left = sum(len(shard.rows) for shard in shards) / sum(map(len, aligned.values()))
+            kept += f"; {config.keep.describe(config.teacher, folder, tokens, chosen, left)}"
         if ranks.is_main:
             begin_scores(folder, parts, sides["teacher"].tokenizer)
             save_config(config, config.output_dir / "config.yaml")
-    planned = plan_shards(parts)
-    shards = [shard for shard in planned if not is_finished(folder, shard)]
     ranks.wait()  # none writes while another still looks
     description = f"{len(aligned['train'])} pairs to train on, {len(aligned['held_out'])} held out, {pairs.omissions}"
-    return Data(aligned, sides, folder, planned, shards, portions, description)
+    return Data(aligned, sides, folder, planned, shards, portions, description, kept, lacks_head)
 
 
 def load_models(config: Config, ranks: Ranks) -> Models:
     """The teacher, and pi+ and pi- as the contrast has them. Their weights come with `load`."""
     contrast = config.contrast
-    kept = config.keep.models if config.keep else []
+    kept = config.keep.asked if config.keep else ()
     states = tuple(name for name in INSTRUCTIONS if name in kept)
     asks = Asks(True, contrast.instructions, contrast.models, states="teacher" in kept, contrast_states=states)
     shares, teacher = (config.student.share_prompt, config.teacher.share_prompt), Teacher(config.teacher, asks)
@@ -192,11 +202,13 @@ def setup(config: Config, ranks: Ranks) -> Run:
     data = load_data(config, ranks)
     models = load_models(config, ranks)
     left, planned, teacher = len(data.shards), len(data.planned), f"{config.teacher.label}, not needed any more"
-    if left:
+    if left or data.lacks_head:
         probe = models.collate(data.aligned["train"], Microbatch([0])).to(ranks.device)
         reading = {"chunk_size": config.chunk_size, "attention": config.attention, "compile": config.compile}
         models.teacher.load(probe.teacher, ranks=ranks, **reading)
         teacher = f"{models.teacher.description} on {ranks.device}"
+        if data.lacks_head:
+            save_head(data.folder, models.teacher.models[0], config.teacher, probe.teacher, ranks)
     display.table(
         "score",
         {
@@ -204,6 +216,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "contrast": config.contrast.kind,
             **{name: f"{model.label}  {model.adapter or ''}" for name, model in config.contrast.models.items()},
             "data": data.description,
+            "kept": data.kept,
             "plan": f"{left} of {planned} shards on {ranks.processes}"
             + (", the others are finished" if left < planned else ""),
             "output": data.folder,
@@ -246,7 +259,7 @@ def save(config: Config, run: Run) -> dict[str, object]:
     """Report on the weights that the scores make by default, and say what was written."""
     files = sorted(run.folder.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
-    parents, tokens = map(sum, zip(*map(count_scored, run.aligned.values()), strict=True))
+    parents, tokens, _ = map(sum, zip(*map(count_scored, run.aligned.values()), strict=True))
     written: dict[str, object] = {
         "scores": run.folder,
         "size": f"{parents:,} parents in {len(files)} shards, {size / 1e6:.1f} MB, {size / parents:.1f} bytes a parent"

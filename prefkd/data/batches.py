@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.arrow import list_lengths
-from prefkd.data.kept_rows import KeptRows, kept_rows
+from prefkd.data.kept_rows import KeptRows, kept_rows, kept_states
 from prefkd.data.packing import Movable, Packing, pack, pack_together
 from prefkd.data.pair_worth import pair_worth
 from prefkd.data.places import Places
@@ -148,6 +148,7 @@ class PairBatch(NumberedPairs):
             targets are those of each reading in turn.
         scores: Log-probs that the teacher gave them earlier, or None.
         kept: Next-token distributions that were kept then, by the names of `prefkd.data.rows.KEPT`.
+        states: (n, H) the teacher's hidden states at the targets of chosen answers, if they were kept then.
         parent_mask: (2, B, P) True for the parents that exist; index 0 is the chosen answer, 1 the rejected one.
         eos_mask: (2, B, P) True for the parent that is the end of the answer.
         text_parents: 2 x B numbers of parents without the end of the answer, known without asking the device.
@@ -167,6 +168,7 @@ class PairBatch(NumberedPairs):
     together: TokenBatch | None = None
     places: Places | None = None
     kept: dict[str, KeptRows] = field(default_factory=dict)
+    states: Tensor | None = None
 
     @property
     def has_rivals(self) -> bool:
@@ -282,6 +284,7 @@ def collate_pairs(
         text_parents=(chosen_text, rejected_text),
         step=_step_counts(aligned, microbatch),
         kept={name: kept_rows(rows, name) for name in contents.kept},
+        states=kept_states(rows) if contents.states else None,
         **_numbered(aligned, microbatch, rows),
     )
 

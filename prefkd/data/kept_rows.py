@@ -9,7 +9,9 @@ be compared. A row of a data set has for each answer
     {answer}_{model}_rests        float16 log of the mass of all others, (n, 2), at temperature 1 and at the kept one
     {answer}_{model}_value        float32, what the states after each target but the last are worth (TVKD)
 
-and, the same in all rows, kept_temperature and kept_tokens, the size of the vocabulary.
+and, the same in all rows, kept_temperature and kept_tokens, the size of the vocabulary. Of hidden states it is
+
+    chosen_teacher_states         bfloat16 (n, H), the states that predict the targets of the chosen answer
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from prefkd.data.packing import Movable
-from prefkd.data.rows import ANSWERS, kept_column, token_column
+from prefkd.data.rows import ANSWERS, STATES, kept_column, token_column
 from prefkd.method.top_rows import TopRows, id_bits, pack_ids, unpack_ids
 
 TEMPERATURE, TOKENS = "kept_temperature", "kept_tokens"
@@ -76,6 +78,20 @@ def kept_rows(rows: Sequence[Mapping[str, Any]], model: str) -> KeptRows:
         tokens=tokens,
     )
     return KeptRows(top_rows, torch.tensor(values) if values else None)
+
+
+def state_columns(hidden: Tensor) -> dict[str, bytes]:
+    """The column of the (n, H) states of a chosen answer."""
+    return {STATES: hidden.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()}
+
+
+def kept_states(rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """(N, H) bfloat16, the states of the chosen answers of a microbatch."""
+    found = []
+    for row in rows:
+        stored = np.frombuffer(row[STATES], dtype=np.int16)
+        found.append(stored.reshape(len(row[token_column("teacher", ANSWERS[0])]), -1))
+    return torch.from_numpy(np.concatenate(found)).view(torch.bfloat16)
 
 
 def kept_bytes(k: int, tokens: int, models: Sequence[str]) -> int:

@@ -37,6 +37,8 @@ INSTRUCTIONS = ("positive", "negative")
 # The models whose log-probs scores hold, and those of whose next-token distributions they keep something.
 SCORED: tuple[Literal["reference", "positive", "negative"], ...] = ("reference", "positive", "negative")
 KEPT: tuple[Literal["teacher", "positive", "negative"], ...] = ("teacher", "positive", "negative")
+# The column of the teacher's hidden states, which are kept of chosen answers alone.
+STATES = "chosen_teacher_states"
 # Columns of a pair that its tokens take along.
 WORTH = Features({name: KNOWN[name] for name in ("source", "weight", "margin")})
 
@@ -196,6 +198,7 @@ class Contents:
         instructed: Whether the teacher reads the prompts under two instructions too.
         scores: The models of `SCORED` whose log-probs it has.
         kept: The models of `KEPT` of whose distributions it has something.
+        states: Whether it has hidden states of the teacher.
         targets: Whether the student's targets are counted.
         worth: The columns of `WORTH` that it has.
     """
@@ -204,6 +207,7 @@ class Contents:
     instructed: bool
     scores: tuple[str, ...]
     kept: tuple[str, ...]
+    states: bool
     targets: bool
     worth: tuple[str, ...]
 
@@ -216,6 +220,7 @@ class Contents:
             instructed=token_column(INSTRUCTIONS[0], "prompt") in names,
             scores=tuple(model for model in SCORED if score_column(chosen, model) in names),
             kept=tuple(model for model in KEPT if kept_column(chosen, model, "top") in names),
+            states=STATES in names,
             targets=target_column(chosen) in names,
             worth=tuple(name for name in WORTH if name in names),
         )
@@ -226,11 +231,12 @@ class Contents:
         return self.sides[0]
 
 
-def count_scored(aligned: Dataset) -> tuple[int, int]:
-    """How many parents and how many tokens of the teacher there are in all answers."""
+def count_scored(aligned: Dataset) -> tuple[int, int, int]:
+    """How many parents and how many tokens of the teacher there are in all answers, and how many in the chosen ones."""
     parents = sum(int(numbers(aligned, answer_column(answer, "parents")).sum()) for answer in ANSWERS)
     _, answers = read_columns("teacher", instructed=False)
-    return parents, sum(int(lengths.sum()) for lengths in list_lengths(aligned, answers).values())
+    chosen, rejected = (int(lengths.sum()) for lengths in list_lengths(aligned, answers).values())
+    return parents, chosen + rejected, chosen
 
 
 def token_features() -> Features:

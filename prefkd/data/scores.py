@@ -15,8 +15,12 @@ and a shard has the columns
     {answer}_positive             the same under pi+ and pi-, if there is a contrast
     {answer}_negative
 
-that is 12 bytes a parent; and what it was asked to keep of next-token distributions (`prefkd.data.kept_rows`). Weights
-are not in it: they follow from the scores by settings of the training.
+that is 12 bytes a parent; and what it was asked to keep of next-token distributions and hidden states
+(`prefkd.data.kept_rows`). With hidden states there is also
+
+    head.safetensors              the teacher's outer layers, which read them (`prefkd.models.kept_states`)
+
+Weights are not in it: they follow from the scores by settings of the training.
 """
 
 import json
@@ -35,7 +39,7 @@ from transformers import PreTrainedTokenizerBase
 from prefkd.data.arrow import column, numbers
 from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
 from prefkd.data.kept_rows import TEMPERATURE, TOKENS
-from prefkd.data.rows import INSTRUCTIONS, Contents, read_columns
+from prefkd.data.rows import INSTRUCTIONS, STATES, Contents, read_columns
 from prefkd.errors import ConfigError, PrefkdError, Problem
 from prefkd.files import whole
 
@@ -44,7 +48,9 @@ VERSION = 1
 
 SPLITS = ("train", "held_out")
 MOST_ROWS = 2**40  # of a file
-FINGERPRINT = "fingerprint.json"
+FINGERPRINT, HEAD = "fingerprint.json", "head.safetensors"
+# Rows of a Parquet row group with states, which are megabytes for each answer; readers take 2 GB at most.
+STATES_AT_ONCE = 8
 PLACE = {"file": Value("string"), "row": Value("int64"), "content": Value("int64")}
 
 
@@ -88,7 +94,7 @@ def begin_scores(folder: Path, parts: Fingerprint, tokenizer: PreTrainedTokenize
         ConfigError: They are not; a line for each part that differs.
     """
     if (folder / FINGERPRINT).exists():
-        found = {"keep.models": None, **_read_fingerprint(folder)}
+        found = {"keep.models": None, "keep.states": False, **_read_fingerprint(folder)}
         prompted = [f"contrast.{name}" for name in ("kind", *(f"{name}_prompt" for name in INSTRUCTIONS))]
         if any(parts.get(name) != found.get(name) for name in prompted):
             # What pairs hold includes prompts under instructions, and so differs with the contrast.
@@ -131,8 +137,9 @@ def write_shard(folder: Path, shard: Shard, aligned: Dataset, scores: Mapping[in
     table = pa.table(columns, schema=schema)
     path = shard.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
+    at_once = STATES_AT_ONCE if STATES in names else None
     with whole(path) as unfinished:
-        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True, row_group_size=at_once)
 
 
 def scores_problems(folder: Path, key: str = "") -> Iterator[Problem]:
@@ -155,13 +162,16 @@ def _faults(folder: Path) -> Iterator[str]:
             yield f"no folder {folder}; write it with recipe score"
         return
     try:
-        shards = plan_shards(_read_fingerprint(folder))
+        parts = _read_fingerprint(folder)
+        shards = plan_shards(parts)
     except PrefkdError as error:
         yield str(error)
         return
     missing = [shard.path(folder) for shard in shards if not shard.path(folder).is_file()]
     if missing:
         yield f"{len(missing)} of {len(shards)} shards are missing, {missing[0]} first; run score again, which resumes"
+    elif parts.get("keep.states") and not (folder / HEAD).is_file():
+        yield f"{folder / HEAD} is missing; run score again, which writes it"
 
 
 def open_scores(folder: Path) -> "Scores":
@@ -204,7 +214,12 @@ class Scores:
     @property
     def kept_models(self) -> tuple[str, ...]:
         """The models of whose distributions something was kept, of teacher, positive and negative."""
-        return tuple(str(self.fingerprint.get("keep.models") or "").split())
+        return tuple(str(self.fingerprint["keep.models"]).split()) if self.fingerprint.get("keep.top_k") else ()
+
+    @property
+    def has_states(self) -> bool:
+        """Whether hidden states of the teacher were kept, those of chosen answers."""
+        return bool(self.fingerprint.get("keep.states"))
 
     @property
     def kept_temperature(self) -> float:
@@ -237,8 +252,11 @@ class Scores:
         found = {split: self.read(split) for split in SPLITS}
         return {place: split for split, rows in found.items() if rows is not None for place in _places(rows)}
 
-    def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
+    def attach(self, aligned: Dataset, split: Literal["train", "held_out"], *, states: bool = False) -> Dataset:
         """Add the scores to rows of an aligned data set, which may be a part of those that were scored.
+
+        Args:
+            states: Whether hidden states are added too, if there are any; they are most of the bytes.
 
         Returns:
             The rows with the columns `{answer}_reference` and so on; without the prompts under instructions, which
@@ -253,7 +271,7 @@ class Scores:
         aligned = aligned.remove_columns(instructed)
         if not len(aligned):
             return aligned
-        scored, codes = self.read(split), dict[str, int]()
+        scored, codes = self.read(split, states=states), dict[str, int]()
         known = np.empty(0, dtype=np.int64) if scored is None else _place_numbers(scored, codes)
         wanted, order = _place_numbers(aligned, codes), np.argsort(known, kind="stable")
         found = np.append(order, -1)[np.searchsorted(known, wanted, sorter=order)]  # -1 where it would come last
@@ -274,8 +292,11 @@ class Scores:
                 columns = columns.add_column(name, [value] * len(columns))  # pyright: ignore[reportArgumentType]
         return concatenate_datasets([aligned, columns], axis=1)
 
-    def read(self, split: str) -> Dataset | None:
+    def read(self, split: str, *, states: bool = False) -> Dataset | None:
         """All rows of a split, memory-mapped; None if there are none.
+
+        Args:
+            states: Whether hidden states are read too.
 
         Raises:
             PrefkdError: A shard is damaged.
@@ -290,7 +311,8 @@ class Scores:
         were_disabled = are_progress_bars_disabled()
         disable_progress_bars()  # it is done in no time, and says nothing to a user
         try:
-            return cast(Dataset, Dataset.from_parquet([str(path) for path in paths]))
+            names = [name for name in pq.read_schema(paths[0]).names if states or name != STATES]
+            return cast(Dataset, Dataset.from_parquet([str(path) for path in paths], columns=names))
         finally:
             if not were_disabled:
                 enable_progress_bars()

@@ -86,7 +86,8 @@ def load_outlines(recipe: ModuleType, config: Any, gpu_bytes: float | None = Non
         holder = training or config
         pairs = pairs_at_once(holder, data)
         pairs = min(pairs, training.batch_size) if training else pairs
-        batch = models.collate(full_pairs(data, pairs), Microbatch([*range(pairs)]))
+        full = full_pairs(data, pairs, kept_size=teacher.kept_hidden_size if teacher is not None else 0)
+        batch = models.collate(full, Microbatch([*range(pairs)]))
         if teacher is not None:
             teacher.load(batch.teacher, chunk_size=holder.chunk_size, attention=holder.attention, ranks=ranks)
     except PrefkdError as error:

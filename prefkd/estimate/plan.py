@@ -8,7 +8,6 @@ from typing import Any
 
 from prefkd.config.fields import setting
 from prefkd.data.batches import AnswerBatch, Segment, TokenBatch
-from prefkd.data.kept_rows import kept_bytes
 from prefkd.data.pairs import load_pairs
 from prefkd.data.rows import count_scored
 from prefkd.data.templates import ModelSide
@@ -23,7 +22,7 @@ from prefkd.estimate.models import (
 from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
 from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
-from prefkd.models.load import TeacherConfig, embedding_count, load_tokenizer
+from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import tensor_bytes
 from prefkd.models.top_states import KeepConfig
@@ -118,6 +117,8 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
                 gathered = sum(value.numel() for value in learner.parameters()) * learner.precision.itemsize
             memory["gathered weights"] = Need(gathered, gathered)
     teachers = sum(teacher_bytes(*base, ranks, gpu_bytes) for base in outlines.frozen)
+    if outlines.teacher is not None and outlines.teacher.head is not None:
+        teachers += outlines.teacher.head.size
     if teachers:
         memory["teacher"] = Need(teachers, teachers)
     counted = _counted(outlines)
@@ -220,7 +221,7 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     is_here = all(Path(part.source).exists() for part in config.data.parts)
     if not is_here or not all(_has_tokenizer(side.tokenizer_path) for side in sides):
         parents = 1000 * 2 * (config.data.max_length - config.data.max_prompt_length)
-        kept = _kept_bytes(config, teacher.config, parents)  # at most a parent a token
+        kept = _kept_bytes(config, teacher.config, parents, parents / 2)  # at most a parent a token
         return score_cache_bytes(parents, logprobs) + kept, "1,000 pairs that fill data.max_length"
     pairs = load_pairs(config.data)
     readers = (ModelSide(load_tokenizer(side), side.template) for side in sides)
@@ -228,15 +229,15 @@ def _scores(config: Any, outlines: Outlines) -> tuple[float, str] | None:
     aligned = align_pairs(sample, *readers, config=replace(config.data, workers=1), description="Counting")
     total = len(pairs.train) + len(pairs.held_out)
     share = total / max(len(sample), 1)
-    parents, tokens = (count * share for count in count_scored(aligned))
-    kept = _kept_bytes(config, teacher.config, tokens)
+    parents, *tokens = (count * share for count in count_scored(aligned))
+    kept = _kept_bytes(config, teacher.config, *tokens)
     return score_cache_bytes(parents, logprobs) + kept, f"{total:,} pairs with about {parents:,.0f} parents"
 
 
-def _kept_bytes(config: Any, teacher: TeacherConfig, tokens: float) -> float:
-    """What is kept of next-token distributions, if anything is; log-probs hardly compress."""
+def _kept_bytes(config: Any, teacher: TeacherConfig, tokens: float, chosen: float) -> float:
+    """What is kept besides log-probs, if anything is."""
     keep = setting(config, KeepConfig)
-    return 0.0 if keep is None else tokens * kept_bytes(keep.top_k, embedding_count(teacher) or 2**17, keep.models)
+    return 0.0 if keep is None else keep.size(teacher, tokens, chosen)
 
 
 def _has_tokenizer(path: str | None) -> bool:

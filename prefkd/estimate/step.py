@@ -51,6 +51,8 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
         for model in models:
             empty(model, cast if model is learner else None)
             model.register_forward_pre_hook(lambda model, inputs: passes[model].append(views[id(inputs[0])]))  # pyright: ignore
+        if teacher is not None:
+            teacher.head = with_tensors(teacher.head, lambda value: torch.empty(value.shape, dtype=value.dtype))
     if learner is not None and cast is not None:
         learner.autocasts = False
     batch = with_tensors(outlines.batch, mode.from_tensor)

@@ -220,7 +220,7 @@ def embedding_count(config: ModelConfig) -> int | None:
     """
     if isinstance(config, TeacherConfig) and config.server is not None:
         return None  # it refuses a token that it has no embedding for
-    count = getattr(_text_config(config), "vocab_size", None)
+    count = getattr(text_config(config), "vocab_size", None)
     if not isinstance(count, int) or count < 1:
         raise PrefkdError(f"the config.json of {config.path} has the vocab_size {count}; download the model again")
     return count
@@ -237,7 +237,7 @@ def position_count(config: ModelConfig) -> int | None:
     """
     if isinstance(config, TeacherConfig) and config.server is not None:
         return None  # it refuses what is too long for it
-    text = _text_config(config)
+    text = text_config(config)
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
     bounds = [getattr(text, "max_position_embeddings", None)]
@@ -247,7 +247,12 @@ def position_count(config: ModelConfig) -> int | None:
     return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
-def _text_config(config: ModelConfig) -> Any:
+def text_config(config: ModelConfig) -> Any:
+    """The config.json of a checkpoint, as far as it is about text.
+
+    Raises:
+        PrefkdError: It cannot be read.
+    """
     try:
         outline = AutoConfig.from_pretrained(str(config.path), trust_remote_code=config.trust_remote_code)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file

@@ -22,6 +22,7 @@ from prefkd.data.templates import ModelSide
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs
+from prefkd.models.kept_states import KeptHead, kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.server import open_served
@@ -35,7 +36,7 @@ class TeacherSource(TeacherConfig):
 
     Attributes:
         path: The model in memory. With scores it gives only what they do not hold: hidden states, and logits made of
-            them.
+            them. Without, they come from scores that have them.
         scores: The folder `scores` of a run of recipe `score`. The teacher's tokenizer lies in it, so that nothing of
             the teacher itself is needed; `template: auto` is then the template that was scored.
     """
@@ -69,9 +70,11 @@ class Asks:
         pair: Two models, `positive` and `negative`, that are pi+ and pi-.
         logprobs: Log-probs of the answers, for their own sake.
         states: Hidden states at the targets.
+        rejected_states: Whether those of rejected answers are among them.
         contrast_logprobs: Whether log-probs of pi+ and pi- are asked, for weights.
         contrast_states: The names `positive` and `negative` of those of pi+ and pi- whose states are asked too.
         kept: The names `teacher`, `positive` and `negative` of those whose distributions come from scores.
+        kept_states: Whether the teacher's hidden states come from scores.
         own_start: Whether the student is compared with its own start, whose log-probs then take the place of those
             that scores have.
     """
@@ -81,9 +84,11 @@ class Asks:
     pair: Mapping[str, TeacherConfig] = field(default_factory=dict)
     logprobs: bool = False
     states: bool = False
+    rejected_states: bool = False
     contrast_logprobs: bool = True
     contrast_states: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    kept_states: bool = False
     own_start: bool = False
 
     def beyond_scores(self) -> "Asks":
@@ -92,6 +97,7 @@ class Asks:
             pair=self.pair if self.contrast_states else {},
             logprobs=self.logprobs and self.own_start,
             states=self.states,
+            rejected_states=self.rejected_states,
             contrast_logprobs=False,
             contrast_states=self.contrast_states,
         )
@@ -122,8 +128,12 @@ class Asks:
             return
         asked, where = self.beyond_scores(), "path" if config.server is None else "server"
         if config.path is None and config.server is None and asked.of_teacher:
-            what = "hidden states" if asked.states else "log-probs of the teacher besides the student's own start"
-            yield f"path: missing, but the objective asks for {what}, which scores do not give; add the model"
+            what = "log-probs of the teacher besides the student's own start, which scores do not give; add the model"
+            if asked.states:
+                what = "hidden states, which these scores do not have; add the model, or score with keep.states: true"
+            if asked.rejected_states:
+                what = "hidden states of rejected answers, which scores never have; add the model"
+            yield f"path: missing, but the objective asks for {what}"
         elif (config.path or config.server) and not asked.of_teacher:
             yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
 
@@ -136,7 +146,7 @@ class TeacherOutput:
         scores: The log-probs that the student is compared with, and those under pi+ and pi-.
         logprobs: (2, B, P) its own log-prob of each parent.
         states: The states at their targets of `teacher`, and of pi+ and pi-, `positive` and `negative`, or what scores
-            keep of their distributions.
+            keep of them or of their distributions.
     """
 
     scores: ParentScores | None
@@ -185,6 +195,7 @@ class Teacher:
         models: Models in memory, not those of servers: the teacher, then pi+ and pi- where they are models of their
             own.
         configs: The configs of all models, in memory and behind servers.
+        head: Outer layers of a teacher whose hidden states come from scores, after `load`.
         description: A line for the terminal.
     """
 
@@ -198,6 +209,7 @@ class Teacher:
         self.configs: list[TeacherConfig] = [*own, *self.asked.pair.values()]
         source = "nothing is asked of it" if self._folder is None else f"scores in {self._folder}"
         self.description = f"{source}, no model in memory"
+        self.head: KeptHead | None = None
         self._readers: dict[str, _Reader] = {}
         self._stated: dict[str, _Reader] = {}
         self._kept: KeptLogprobs | None = None
@@ -249,10 +261,16 @@ class Teacher:
 
     def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
         """Add what it said of the pairs earlier, if it did; see `Scores.attach`."""
-        return aligned if self.stored is None else self.stored.attach(aligned, split)
+        stored = self.stored
+        return aligned if stored is None else stored.attach(aligned, split, states=self.asks.kept_states)
+
+    @property
+    def kept_hidden_size(self) -> int:
+        """H of the hidden states that come from scores, 0 where none do."""
+        return kept_hidden_size(self._folder) if self.asks.kept_states and self._folder is not None else 0
 
     def load(self, probe: TokenBatch, *, ranks: Ranks, **reading: Any) -> None:
-        """Load its models, if anything is asked of one.
+        """Load its models, if anything is asked of one, or the layers that read hidden states from scores.
 
         Args:
             probe: A pair of its tokens, on which each model is checked.
@@ -262,6 +280,10 @@ class Teacher:
             PrefkdError: See `load_frozen`.
         """
         self._kept, self._chunk_size = KeptLogprobs(ranks), reading.get("chunk_size")
+        if self.asks.kept_states and self._folder is not None:
+            self.head = load_head(self._folder, device=ranks.device, dtype=self.config.torch_dtype)
+            size = f"{self.head.size / 2**20:,.1f} MiB"
+            self.description = f"hidden states and log-probs in {self._folder}; in memory its outer layers, {size}"
         if not self.asked.any:
             return
         local = [config for config in self.configs if config.server is None]
@@ -366,6 +388,8 @@ class Teacher:
         found: dict[str, TokenStates] = {}
         for name in self.asks.kept:
             found[name] = TopStates.of(batch.kept[name], batch, self._chunk_size)
+        if self.head is not None:
+            found["teacher"] = self.head.states(batch, self._chunk_size)
         return found
 
     def _output(self, batch: PairBatch, logprobs: dict[str, Tensor], states: dict[str, TokenStates]) -> TeacherOutput:

@@ -1,33 +1,39 @@
 """What scores keep of a model's next-token distributions, in the place of its hidden states."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from prefkd.data.batches import PairBatch
-from prefkd.data.kept_rows import KeptRows, kept_columns
+from prefkd.data.kept_rows import KeptRows, kept_bytes, kept_columns, state_columns
 from prefkd.data.rows import ANSWERS, KEPT
 from prefkd.errors import PrefkdError
 from prefkd.method.preference_distillation import state_values
 from prefkd.method.top_rows import TopRows, keep_top, rows_of
+from prefkd.models.kept_states import head_bytes, state_bytes
+from prefkd.models.load import TeacherConfig, embedding_count
 from prefkd.models.logit_room import gpu_memory, logit_rows
 from prefkd.models.logprob_model import TokenStates
 
 
 @dataclass
 class KeepConfig:
-    """What is kept of next-token distributions, for terms that compare them without the teacher in memory.
+    """What is kept besides log-probs, for terms that ask more of a teacher and are to do without it in memory.
 
     Attributes:
-        top_k: The most probable tokens of each target.
+        top_k: The most probable tokens of each target; 0 = none, where states are kept.
         target: The target is always among them, in the place of the least probable one if need be.
         value: Also what the states after each target are worth, a number for each answer (TVKD).
         temperature: Temperature of the values, and besides 1 the one at which the mass of all other tokens is known.
         models: Models whose distributions are kept: the teacher, and with a contrast pi+ and pi-. The tokens of pi+ are
             kept of pi- too, so that both can be compared.
+        states: Also the teacher's hidden states at the targets of chosen answers, in bfloat16, and its output layer and
+            embeddings, which read them. Every term that is about chosen answers can work from them.
     """
 
     top_k: int = 64
@@ -35,9 +41,10 @@ class KeepConfig:
     value: bool = True
     temperature: float = 2.0
     models: list[Literal["teacher", "positive", "negative"]] = field(default_factory=lambda: ["teacher"])
+    states: bool = False
 
     def problems(self) -> Any:
-        if self.top_k < 1:
+        if self.top_k < 0 or not (self.top_k or self.states):
             yield f"top_k: {self.top_k} keeps nothing; use 64, or remove keep"
         if not self.temperature > 0:
             yield f"temperature: {self.temperature} is not a temperature; use a positive number"
@@ -55,7 +62,52 @@ class KeepConfig:
             "keep.temperature": self.temperature,
             "keep.models": " ".join(name for name in KEPT if name in self.models),
             "keep.tokens": tokens,
+            "keep.states": self.states,
         }
+
+    @property
+    def distributions(self) -> list[str]:
+        """The models whose distributions are kept."""
+        return [name for name in KEPT if name in self.models] if self.top_k else []
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The models whose states are asked for while they score."""
+        return tuple(name for name in KEPT if name in self.distributions or (self.states and name == "teacher"))
+
+    def size(self, teacher: TeacherConfig, tokens: float, chosen: float) -> float:
+        """What all of it takes on disk; neither log-probs nor states compress much.
+
+        Args:
+            tokens: Target tokens of the teacher.
+            chosen: Target tokens of chosen answers.
+        """
+        rows = kept_bytes(self.top_k, embedding_count(teacher) or 2**17, self.distributions)
+        return tokens * rows + (chosen * state_bytes(teacher) + head_bytes(teacher) if self.states else 0)
+
+    def describe(self, teacher: TeacherConfig, folder: Path, tokens: int, chosen: int, left: float) -> str:
+        """What is going to be kept, in a line.
+
+        Args:
+            folder: Where it will be.
+            tokens, chosen: As in `size`.
+            left: The share that is not there yet.
+
+        Raises:
+            PrefkdError: The disk lacks the room for that.
+        """
+        size, there = self.size(teacher, tokens, chosen), (folder, *folder.parents)
+        free = shutil.disk_usage(next(path for path in there if path.exists())).free
+        if size * left > free:
+            raise PrefkdError(
+                f"keep: {size * left / 1e9:,.2f} GB are going to be written, but the disk of {folder} has only "
+                f"{free / 1e9:,.2f} GB left; free some, or keep less"
+            )
+        parts = [f"{self.top_k} tokens of {' and '.join(self.distributions)}"] if self.distributions else []
+        if self.states:
+            states = f"hidden states, {state_bytes(teacher):,} bytes for each token of a chosen answer"
+            parts.append(f"{states}, and the outer layers that read them, {head_bytes(teacher) / 1e6:,.1f} MB")
+        return f"{'; '.join(parts)}; together about {size / 1e6:,.1f} MB"
 
     def require(self, tokens: int) -> None:
         """Make sure that a vocabulary has so many tokens.
@@ -73,9 +125,12 @@ class KeepConfig:
             pairs: Their number; each has two answers, or all have one.
             tokens: Size of the vocabulary; a head may have more rows.
         """
-        answers = {name: model.answers() for name, model in states.items()}
+        answers = {name: states[name].answers() for name in self.distributions}
         found: list[dict[str, Any]] = [{} for _ in range(pairs)]
-        for index in range(len(next(iter(answers.values())))):
+        if self.states:
+            chosen = states["teacher"].answers()[:pairs]
+            found = [state_columns(answer.hidden) for answer in chosen]
+        for index in range(len(next(iter(answers.values()), ()))):
             side, pair = divmod(index, pairs)
             ids: Tensor | None = None
             for name in KEPT:

@@ -18,23 +18,27 @@ STATES: dict[str, Need] = {"teacher": "teacher_states", "positive": "positive_st
 def asks_of(config: Any, objective: Objective) -> Asks:
     """What is asked of the teacher, and of pi+ and pi- where they are models of their own.
 
-    What scores keep of distributions is taken from them where no term needs more, and no model is named.
+    What scores keep of distributions is taken from them where no term needs more, and no model is named; else hidden
+    states, if they keep those too.
 
     Args:
         config: A recipe's config with `teacher`, `reference`, `weights` and `contrast`.
     """
     needs, kept = objective.needs, kept_names(config, objective)
     states = tuple(name for name in INSTRUCTIONS if STATES[name] in needs and name not in kept)
+    from_scores, asked = takes_states(config, objective), "teacher_states" in needs and "teacher" not in kept
     weighted = config.weights.prompts if "weights" in needs else None
     return Asks(
         reference="reference" in needs and config.reference == "teacher",
         instructions=config.contrast.instructions if states and weighted is None else weighted,
         pair={name: model for name, model in config.contrast.models.items() if name in states},
         logprobs="teacher_logprobs" in needs,
-        states="teacher_states" in needs and "teacher" not in kept,
+        states=asked and not from_scores,
+        rejected_states=asked and "teacher_states" in objective.rejected_needs,
         contrast_logprobs=weighted is not None,
         contrast_states=states,
         kept=kept,
+        kept_states=from_scores,
         own_start="reference" in needs and config.reference == "student",
     )
 
@@ -54,6 +58,15 @@ def kept_names(config: Any, objective: Objective) -> tuple[str, ...]:
         and name not in live
         and (stored is None or name in stored.kept_models)
     )
+
+
+def takes_states(config: Any, objective: Objective) -> bool:
+    """Whether the teacher's hidden states are taken from scores."""
+    if config.teacher.scores is None or config.teacher.path is not None or "teacher_states" not in objective.needs:
+        return False
+    stored, only_chosen = _stored(config), "teacher_states" not in objective.rejected_needs
+    is_there = stored is None or stored.has_states  # None if an earlier stage has yet to write them
+    return is_there and only_chosen and "teacher" not in kept_names(config, objective)
 
 
 def kept_temperatures(config: Any, objective: Objective) -> dict[Need, float]:

@@ -88,6 +88,10 @@ class Objective:
         self.uncached_needs: frozenset[Need] = frozenset().union(
             *(term.needs for term in self.terms if not term.cached)
         )
+        # Of the terms that are also about rejected answers.
+        self.rejected_needs: frozenset[Need] = frozenset().union(
+            *(term.needs for term in self.terms if term.unit == "pair" or 1 in term.sides)
+        )
 
     def __call__(self, signals: Signals, step: StepCounts | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the pairs of a microbatch, (B,), and what to log about each, (B,).

@@ -19,8 +19,10 @@ from prefkd.files import whole
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.dual_space_v2 import ExactProjectors, head_map
 from prefkd.models.head import head_scale_and_cap
+from prefkd.models.kept_states import kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.teacher import TeacherSource
 from prefkd.ranks import Ranks
 
 
@@ -117,7 +119,10 @@ def make_exact_projectors(
 
 
 def _stored_head(model: ModelConfig) -> tuple[Tensor, float]:
-    """The output layer of a checkpoint, (V, H), and the factor of its logits."""
+    """The output layer of a checkpoint, (V, H), and the factor of its logits; of a teacher in scores, theirs."""
+    if (folder := _scores_alone(model)) is not None:
+        kept = load_head(folder, device=torch.device("cpu"))
+        return kept.head, kept.scale
     lm = load_causal_lm(model, dtype=stored_dtype(model), device=torch.device("cpu"))
     return _head(lm).detach(), head_scale_and_cap(lm.config)[0]
 
@@ -167,6 +172,13 @@ def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[
     return groups
 
 
+def _scores_alone(model: ModelConfig) -> Path | None:
+    """The folder of scores that a teacher is known by, None for one that can be loaded."""
+    return model.scores if isinstance(model, TeacherSource) and model.path is None else None
+
+
 def _hidden_size(config: ModelConfig) -> int:
+    if (folder := _scores_alone(config)) is not None:
+        return kept_hidden_size(folder)
     found = AutoConfig.from_pretrained(config.path, **config.hub)
     return found.get_text_config().hidden_size

@@ -385,9 +385,9 @@ MISTAKES = {
     (objective("x_token temperature: 0.0"),): "objective[0]: temperature is 0.0, but must be above 0",
     (objective("x_token form: h_kl, largest: 0"),): "objective[0]: largest is 0, but must be at least 1",
     (objective("gold"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks "
-    "for hidden states, which scores do not give; add the model",
+    "for hidden states, which these scores do not have; add the model, or score with keep.states: true",
     (objective("uld"), "~teacher.path", "teacher.scores={scores}"): "teacher.path: missing, but the objective asks for "
-    "hidden states, which scores do not give; add the model",
+    "hidden states, which these scores do not have; add the model, or score with keep.states: true",
     (objective("dpo", "alm"), "~teacher.path", "teacher.scores={scores}", "reference=student"): "teacher.path: "
     "missing, but the objective asks for log-probs of the teacher besides the student's own start, which scores do not "
     "give; add the model",

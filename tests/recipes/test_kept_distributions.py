@@ -130,7 +130,8 @@ def test_mistakes_of_keeping_are_one_line(world, tmp_path, capsys, overrides, li
         ("tvkd temperature: 3.0", "objective[0]: temperature is 3.0, but the scores have values at 2.0; use that"),
         (
             "gold",
-            "teacher.path: missing, but the objective asks for hidden states, which scores do not give; add the model",
+            "teacher.path: missing, but the objective asks for hidden states, which these scores do not have; add the "
+            "model, or score with keep.states: true",
         ),
     ],
 )
