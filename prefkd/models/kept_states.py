@@ -22,6 +22,7 @@ from prefkd.errors import PrefkdError
 from prefkd.files import whole
 from prefkd.models.frozen import FrozenModel
 from prefkd.models.load import TeacherConfig, stored_dtype, text_config
+from prefkd.models.logit_room import gpu_memory, logit_rows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
 
@@ -46,10 +47,13 @@ class KeptHead(Movable):
         """Bytes in memory."""
         return self.head.nbytes + (0 if self.embedding is self.head else self.embedding.nbytes)
 
-    def states(self, batch: PairBatch, chunk_size: int) -> TokenStates:
+    def states(self, batch: PairBatch, chunk_size: int | None = None) -> TokenStates:
         """What the teacher has to say of the targets of chosen answers.
 
         Nothing is known of rejected answers: their states are not numbers, so that no loss can be made of them.
+
+        Args:
+            chunk_size: Target tokens whose logits exist at one time; None = as many as the device has room for.
         """
         tokens, hidden = batch.teacher, batch.states
         assert hidden is not None, "a teacher that is asked for kept states attaches them"
@@ -62,7 +66,7 @@ class KeptHead(Movable):
             embedding=self.embedding,
             head=self.head,
             lengths=tokens.lengths,
-            chunk_size=chunk_size,
+            chunk_size=chunk_size or logit_rows(len(self.head), gpu_memory(self.head.device)),
             scale=self.scale,
             cap=self.cap,
         )
