@@ -19,7 +19,7 @@ from pairs_and_sides import read_pairs, run_trl
 
 from prefkd.cli.main import main as prefkd
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.models.load import ModelConfig, load_tokenizer
 

@@ -8,7 +8,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.method.logprobs import token_logprobs
 
 

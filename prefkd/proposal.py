@@ -20,7 +20,7 @@ from prefkd.catalog import load_recipe
 from prefkd.config.layers import as_yaml, laid_over_base
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import ANSWERS, SIDES, cut_column, token_column
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, nearest

@@ -29,8 +29,8 @@ from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import INSTRUCTIONS, count_scored
 from prefkd.data.scores import HEAD, Shard, begin_scores, is_finished, open_scores, plan_shards, write_shard
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.models.contrast import (

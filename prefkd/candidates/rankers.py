@@ -24,8 +24,8 @@ from prefkd.config.hints import size_problems
 from prefkd.data.batches import collate_pairs
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.pairs import COLUMNS, DataConfig
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError, first_line
 from prefkd.evaluation.checkpoints import in_rounds, on_all

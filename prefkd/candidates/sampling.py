@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig, in_rounds, on_all
 from prefkd.evaluation.generation import PromptBatch, SamplingConfig, plan_batches, sample_batch

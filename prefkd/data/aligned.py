@@ -10,7 +10,7 @@ from datasets import Dataset
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.fingerprints import Fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.ranks import Ranks

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from prefkd.data.pairs import DataConfig
 from prefkd.data.rows import ANSWERS, Contents, parent_column, read_columns, token_column
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import ConfigError
 from prefkd.files import fingerprint, sha256
 

@@ -32,7 +32,8 @@ from prefkd.data.rows import (
     aligned_features,
     read_columns,
 )
-from prefkd.data.templates import Frame, ModelSide, write_answers
+from prefkd.data.shared_answers import write_answers
+from prefkd.data.sides import Frame, ModelSide
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, available_cores, one_thread_in_workers, same_environment
 from prefkd.errors import DataError, PrefkdError

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from prefkd.data.pairs import DataConfig
 from prefkd.data.rows import ALONE, Reading, token_features
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import NO_TOKEN, NOTHING_LEFT, SAME_TOKENS, map_pairs, read_pairs
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.data.workers import Shared, one_thread_in_workers

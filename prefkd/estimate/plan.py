@@ -10,7 +10,7 @@ from prefkd.config.fields import setting
 from prefkd.data.batches import AnswerBatch, Segment, TokenBatch
 from prefkd.data.pairs import load_pairs
 from prefkd.data.rows import count_scored
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes
 from prefkd.estimate.models import (

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError, Problem, explain
 from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side

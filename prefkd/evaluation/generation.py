@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
-from prefkd.data.templates import ModelSide, PlainTemplate
+from prefkd.data.sides import ModelSide
+from prefkd.data.templates import PlainTemplate
 from prefkd.data.truncation import Limits, cut_prompt
 from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.prompts import Prompt

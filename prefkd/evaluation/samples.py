@@ -9,7 +9,7 @@ from prefkd.config import build
 from prefkd.config.fields import setting
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import row_name
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.generation import SamplingConfig, answer_batch, plan_batches
 from prefkd.evaluation.judge import Comparison

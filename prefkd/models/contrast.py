@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.rows import INSTRUCTIONS
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.files import fingerprint
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count, read_side

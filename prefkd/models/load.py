@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from prefkd.data.sides import ModelSide
 from prefkd.data.template_settings import template_problems
-from prefkd.data.templates import ModelSide
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter

@@ -23,7 +23,7 @@ from prefkd.config.hints import size_problems
 from prefkd.data.batches import Segment, TokenBatch
 from prefkd.data.fingerprints import same_probe, written_probe
 from prefkd.data.messages import Message
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.keys import find_key
 from prefkd.ranks import Ranks

@@ -18,7 +18,7 @@ from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores, scores_problems
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import Problem
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept import KeptLogprobs

@@ -5,8 +5,8 @@ from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from prefkd.data.sides import ModelSide
 from prefkd.data.sources import HUB_ID
-from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError, first_line
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefkd.data.templates import ModelSide, PlainTemplate
+from prefkd.data.sides import ModelSide
+from prefkd.data.templates import PlainTemplate
 from prefkd.files import whole
 from prefkd.method.rounding import round_stochastically
 from prefkd.models.load import ModelConfig, stored_dtype

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from prefkd.config import save_config
 from prefkd.data.aligned import AlignedPairs
 from prefkd.data.packing import Movable
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
-from prefkd.data.templates import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations

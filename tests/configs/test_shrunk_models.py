@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from prefkd.data.batches import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 
 
 @pytest.fixture(autouse=True)

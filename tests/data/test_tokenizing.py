@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefkd.data import tokenizing
 from prefkd.data.pairs import COLUMNS, DataConfig, load_pairs
 from prefkd.data.rows import AlignedRow
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import SAME_TOKENS, align_pairs, cut_pair, with_instruction
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
 from prefkd.errors import DataError, PrefkdError

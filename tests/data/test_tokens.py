@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import NOTHING_LEFT, SAME_TOKENS, align_pairs
 from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
 from prefkd.data.truncation import Limits

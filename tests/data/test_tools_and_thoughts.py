@@ -6,8 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.shared_answers import write_answers
+from prefkd.data.sides import ModelSide
 from prefkd.data.template_settings import template_problems
-from prefkd.data.templates import DAY, ModelSide, merge_system, with_short_ids, write_answers
+from prefkd.data.templates import DAY, merge_system, with_short_ids
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES

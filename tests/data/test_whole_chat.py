@@ -11,7 +11,9 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from prefkd.data.formats import Message
-from prefkd.data.templates import DAY, ChatTemplate, ModelSide, merge_system, write_answers
+from prefkd.data.shared_answers import write_answers
+from prefkd.data.sides import ModelSide
+from prefkd.data.templates import DAY, ChatTemplate, merge_system
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES, CONVERSATIONS, MARKERS
 from tests.tiny import make_tokenizer

@@ -11,8 +11,8 @@ from prefkd.data.batches import collate_pairs
 from prefkd.data.pair_worth import by_source, pair_worth
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.settings import Filters
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, split_step
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.data.worth import Worth, read_worth
 from prefkd.errors import DataError

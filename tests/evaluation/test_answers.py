@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from prefkd.data.formats import Message
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.generation import (
     FiniteLogits,

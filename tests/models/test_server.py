@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.fingerprints import same_probe, written_probe
 from prefkd.data.pairs import DataConfig, load_pairs
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import split_step
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models import server as server_module

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
+from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, split_step
-from prefkd.data.templates import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import TeacherConfig, load_tokenizer

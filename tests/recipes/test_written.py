@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prefkd.catalog import shipped_file
-from prefkd.data.templates import HELLO, ModelSide, PlainTemplate
+from prefkd.data.sides import ModelSide
+from prefkd.data.templates import HELLO, PlainTemplate
 from prefkd.models.load import ModelConfig, TeacherConfig, base_dtype, load_causal_lm
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display

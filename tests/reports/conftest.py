@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.reports.alignment.report import inspect_pairs
 from tests.cli.conftest import folder, prefkd
 from tests.tiny import make_tokenizer

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from prefkd.data.messages import Message, unpack_calls
 from prefkd.data.rows import ANSWERS, SIDES, AlignedAnswer, AlignedRow
-from prefkd.data.templates import Frame, ModelSide, write_answers
+from prefkd.data.shared_answers import write_answers
+from prefkd.data.sides import Frame, ModelSide
 from prefkd.data.token_map import BYTE_OF
 from prefkd.method.parent_tokens import find_parents_batch
 from prefkd.reports.pairs import TokenText

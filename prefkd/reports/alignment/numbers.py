@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prefkd.data.rows import SIDES
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.reports.alignment.answers import Answer, InspectedPair, token_texts
 from prefkd.reports.pairs import FEWEST_PARENTS
 

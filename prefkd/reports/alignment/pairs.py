@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from prefkd.data.rows import SIDES
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.reports.alignment.answers import Answer, InspectedPair, token_texts
 from prefkd.reports.alignment.numbers import WORST_ROWS, pair_numbers, worst_pairs
 from prefkd.reports.alignment.weights import PairWeights

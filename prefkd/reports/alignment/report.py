@@ -14,7 +14,7 @@ from prefkd.data.layouts import columns_of
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import ANSWERS, SIDES
 from prefkd.data.scores import Scores
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.reports.alignment.answers import read_answers

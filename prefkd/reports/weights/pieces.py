@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from prefkd.data.rows import parent_column, token_column
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.token_map import BYTE_OF
 from prefkd.reports.weights.answers import WeightedAnswers
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from prefkd.data.rows import ANSWERS
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.reports.page import render_page
 from prefkd.reports.weights.answers import weigh_answers
 from prefkd.reports.weights.colours import colour_scale

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.method.parent_tokens import find_parents
 from prefkd.reports.alignment.numbers import WORD
 from prefkd.reports.alignment.report import inspect_pairs

@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from prefkd.data.pairs import DataConfig
-from prefkd.data.templates import ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.method.parent_tokens import find_parents

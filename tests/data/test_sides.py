@@ -8,7 +8,10 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from prefkd.data.templates import GUARD, NOW, ModelSide, merge_system, shared_response, write_answers
+from prefkd.data.encoder import GUARD
+from prefkd.data.shared_answers import shared_response, write_answers
+from prefkd.data.sides import ModelSide
+from prefkd.data.templates import NOW, merge_system
 from prefkd.errors import DataError, PrefkdError
 from tests.data.chat_templates import CHAT_TEMPLATES
 from tests.tiny import make_tokenizer
