@@ -73,7 +73,7 @@ class Arguments:
     """Rows of rows.yaml, in the order in which they run."""
     rows_file: Path = HERE / "rows.yaml"
     """The trainings, by name."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds that shuffle the pairs."""
     rates: tuple[float, ...] = ()
     """Learning rates from which each row takes its best on the development pairs; that of rows.yaml if not given."""

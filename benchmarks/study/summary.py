@@ -2,8 +2,8 @@ r"""The table of the study, from what run.py has read: paired bootstrap over pai
 
     python benchmarks/study/summary.py --out runs/study
 
-A row is compared with `dpo` on the seeds that both have. A row that is unfinished is left out, and the table says how
-many seeds each row has.
+A row is compared with `dpo`, or with `--baseline ROW`, on the seeds that both have. A row that is unfinished is left
+out, and the table says how many seeds each row has.
 """
 
 import sys
@@ -17,9 +17,8 @@ import tyro
 import yaml
 from run import HERE, answers, comparisons, margin, records
 
-BASELINE = "dpo"
 # Rows that train without what a teacher knows are not hypotheses of their own.
-ALONE = ("start", "sft", BASELINE, "tis_shuffled", "tis_random")
+ALONE = ("start", "sft", "dpo", "tis_shuffled", "tis_random")
 Reader = Callable[[dict[str, Any], dict[str, Any]], float]
 # From what is read of a model and of the start, for a pair. The first is the primary metric.
 METRICS: dict[str, Reader] = {
@@ -39,6 +38,8 @@ class Arguments:
 
     out: Path = Path("runs/study")
     """Folder of the runs."""
+    baseline: str = "dpo"
+    """The row with which all others are compared."""
     draws: int = 10_000
     """Bootstrap samples."""
 
@@ -51,13 +52,13 @@ def main(arguments: Arguments) -> None:
         cells = [cell(measured[metric], arguments.draws, generator) for metric in METRICS]
         table.append(f"| {row} | {len(next(iter(measured.values())))} | {' | '.join(cells)} |")
     differences = {
-        row: compare(values[row], values[BASELINE], arguments.draws, generator)
+        row: compare(values[row], values[arguments.baseline], arguments.draws, generator)
         for row in values
-        if row != BASELINE and BASELINE in values
+        if row != arguments.baseline and arguments.baseline in values
     }
     tested = {row: found["reward accuracy"][3] for row, found in differences.items() if row not in ALONE}
     corrected = holm(tested)
-    table += ["", f"Difference to {BASELINE}, on the seeds that both have:", ""]
+    table += ["", f"Difference to {arguments.baseline}, on the seeds that both have:", ""]
     table += [f"| row | {' | '.join(METRICS)} | p | p, Holm |", f"|---|{'---|' * (len(METRICS) + 2)}"]
     for row, found in differences.items():
         cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high, _ in found.values()]
