@@ -25,6 +25,9 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.teacher import TeacherSource
 from prefkd.ranks import Ranks
 
+# Learning rates of projectors that start at random, and of one that starts from least squares.
+RANDOM_RATE, FITTED_RATE = 1e-3, 1e-4
+
 
 @dataclass
 class ProjectorConfig:
@@ -33,17 +36,19 @@ class ProjectorConfig:
     Those of dual_space start at random, that of dual_space_v2 where the heads of both models agree best.
 
     Attributes:
-        lr: Their learning rate, which the schedule scales as it does the student's. All else is the optimizer's.
+        lr: Their learning rate, which the schedule scales as it does the student's. null = 1e-3 for those that start at
+            random (DSKD, arXiv 2406.17328), 1e-4 for that of dual_space_v2: a higher one makes it worse than it starts
+            (docs/terms.md). All else is the optimizer's.
         warmup_steps: Number of steps at the start that train the projectors alone.
         path: The projectors.safetensors of an earlier run to start from.
     """
 
-    lr: float = 1e-3
+    lr: float | None = None
     warmup_steps: int = 0
     path: Path | None = None
 
     def problems(self) -> Iterator[Problem | str]:
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
         if self.warmup_steps < 0:
             yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"
@@ -168,7 +173,8 @@ def parameter_groups(model: LogprobModel, config: ProjectorConfig) -> list[dict[
     learns = [parameter for parameter in model.lm.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": learns}]
     if model.projectors is not None:
-        groups.append({"params": list(model.projectors.parameters()), "lr": config.lr})
+        rate = config.lr or (FITTED_RATE if isinstance(model.projectors, ExactProjectors) else RANDOM_RATE)
+        groups.append({"params": list(model.projectors.parameters()), "lr": rate})
     return groups
 
 

@@ -1,6 +1,8 @@
 """The term of DSKD v2: once more from whole matrices, and projectors made of two heads."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
+from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.method.dual_space_v2 import ExactProjectors
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
 from prefkd.training import terms
-from prefkd.training.projectors import ProjectorConfig, make_exact_projectors
+from prefkd.training.projectors import ProjectorConfig, make_exact_projectors, parameter_groups
 from prefkd.training.signals import Signals
 from tests.tiny import make_model, make_tokenizer
 from tests.training.test_shared_token_terms import ALONE, STUDENT, TEACHER, TOKENIZERS, VOCABULARIES, states
@@ -95,3 +98,10 @@ def test_the_first_projector_makes_the_heads_agree(tmp_path):
     wrong = ProjectorConfig(path=tmp_path / "wrong")
     with pytest.raises(PrefkdError, match="holds no projectors of these two models"):
         make_exact_projectors(wrong, student, teacher, vocabularies, device=CPU)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(DualSpaceProjectors, 1e-3), (ExactProjectors, 1e-4)])
+def test_projectors_learn_as_fast_as_their_start_calls_for(kind, rate):
+    model: Any = SimpleNamespace(lm=torch.nn.Linear(2, 2), projectors=kind(4, 6))
+    assert [group.get("lr") for group in parameter_groups(model, ProjectorConfig())] == [None, rate]
+    assert parameter_groups(model, ProjectorConfig(lr=0.5))[1]["lr"] == 0.5
