@@ -18,7 +18,8 @@ from prefkd.models.contrast import model_fingerprint
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
-from prefkd.models.server import ServedModel, answers
+from prefkd.models.served import ServedModel
+from prefkd.models.server import answers
 from prefkd.ranks import Found, Ranks, together
 
 Item = TypeVar("Item")

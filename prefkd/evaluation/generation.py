@@ -17,7 +17,7 @@ from prefkd.data.truncation import Limits, cut_prompt
 from prefkd.errors import DataError, PrefkdError
 from prefkd.evaluation.prompts import Prompt
 from prefkd.files import fingerprint
-from prefkd.models.server import Answer, ServedModel
+from prefkd.models.served import Answer, ServedModel
 
 
 @dataclass

@@ -13,7 +13,7 @@ from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError
 from prefkd.files import fingerprint
 from prefkd.models.load import ModelConfig, TeacherConfig, embedding_count, load_tokenizer, position_count, read_side
-from prefkd.models.server import probe_server
+from prefkd.models.served import probe_server
 from prefkd.weighting import WeightConfig
 
 

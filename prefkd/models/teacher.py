@@ -25,7 +25,7 @@ from prefkd.models.kept import KeptLogprobs
 from prefkd.models.kept_states import KeptHead, kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
 from prefkd.models.logprob_model import TokenStates
-from prefkd.models.server import open_served
+from prefkd.models.served import open_served
 from prefkd.models.top_states import TopStates
 from prefkd.ranks import Ranks
 

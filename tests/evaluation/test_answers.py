@@ -21,7 +21,7 @@ from prefkd.evaluation.generation import (
 )
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, read_prompts
 from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
-from prefkd.models.server import Answer
+from prefkd.models.served import Answer
 from tests.tiny import make_model, make_tokenizer
 
 CPU = torch.device("cpu")
