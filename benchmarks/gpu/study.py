@@ -132,7 +132,8 @@ def join(pieces: Path, into: Path) -> None:
             whole.write(part.read_bytes())
         whole.seek(0)
         with tarfile.open(fileobj=whole) as archive:
-            archive.extractall(into, filter="data")
+            guarded: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+            archive.extractall(into, **guarded)
 
 
 def prepare(arguments: Run) -> None:
