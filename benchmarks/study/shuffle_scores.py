@@ -1,8 +1,7 @@
 """Take from a teacher's scores what it knows of the text, and leave how large its weights are: a control of the study.
 
-The contrast of pi+ and pi-, log pi+(P) - log pi-(P), is dealt out anew among the parents of all chosen answers, and
-among those of all rejected ones. Chosen and rejected answers weigh what they weighed on the whole; which parent weighs
-how much is chance.
+The contrasts of pi+ and pi-, log pi+(P) - log pi-(P), are shuffled over the parents of all chosen answers, and over
+those of all rejected ones. Both kinds of answers keep their weight as a whole; which parent has which is chance.
 
     prefkd run benchmarks/study/shuffle_scores.py --config CONFIG
 """

@@ -171,7 +171,7 @@ def rank_by_judge(questions: Sequence[Question], config: JudgeConfig, path: Path
     lacking = {name: judged.counts[name] for name in ("unreadable", "unanswered", "not asked") if judged.counts[name]}
     if lacking:
         told = ", ".join(f"{count} {name}" for name, count in lacking.items())
-        logger.warning("judge: of %d comparisons there is no verdict: %s", len(comparisons), told)
+        logger.warning("judge: no verdict for some of %d comparisons: %s", len(comparisons), told)
     wins = ranks.gather(judged.wins)[0]
     found: dict[tuple[str, int], list[float]] = {}
     for (question, one, other), comparison in zip(names, comparisons, strict=True):

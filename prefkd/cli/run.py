@@ -23,7 +23,7 @@ class Torchrun:
         rdzv_backend: How the machines find each other, for example c10d.
         rdzv_endpoint: Host and port where the machines meet.
         rdzv_id: Name of the job, the same on all machines.
-        master_addr: Host of machine 0, if there is no rendezvous.
+        master_addr: Host of machine 0, if no rendezvous is given.
         master_port: Port on that host.
     """
 

@@ -44,7 +44,7 @@ def describe(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: as Python writes it, or what it is if that is long."""
+    """A value for a message: as Python writes it, or if that is long its kind and size."""
     text = "null" if value is None else repr(value)
     if len(text) <= LONGEST_SHOWN:
         return text

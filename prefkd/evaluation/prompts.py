@@ -1,9 +1,9 @@
 """Prompts that models answer, with the references that answers are compared with, if there are any.
 
 A row is {"prompt": text or messages, "references": a text or several} ("reference" for one), or a preference pair in
-any of its forms (`prefkd.data.formats`) or layouts (`prefkd.data.layouts`); the best answer is the reference, and
-where none is better there is no reference. AlpacaEval has `instruction` in place of `prompt`; questions of Arena-Hard
-have a `uid`. A prompt can be a transcript of Human and Assistant.
+any of its forms (`prefkd.data.formats`) or layouts (`prefkd.data.layouts`); the best answer is the reference, and a tie
+has none. AlpacaEval has `instruction` in place of `prompt`; questions of Arena-Hard have a `uid`. A prompt can be a
+transcript of Human and Assistant.
 """
 
 import logging

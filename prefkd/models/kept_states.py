@@ -22,7 +22,7 @@ from prefkd.errors import PrefkdError
 from prefkd.files import whole
 from prefkd.models.frozen import FrozenModel
 from prefkd.models.load import TeacherConfig, stored_dtype, text_config
-from prefkd.models.logit_room import gpu_memory, logit_rows
+from prefkd.models.logit_room import chunk_rows
 from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
 
@@ -66,7 +66,7 @@ class KeptHead(Movable):
             embedding=self.embedding,
             head=self.head,
             lengths=tokens.lengths,
-            chunk_size=chunk_size or logit_rows(len(self.head), gpu_memory(self.head.device)),
+            chunk_size=chunk_rows(chunk_size, len(self.head), self.head.device),
             scale=self.scale,
             cap=self.cap,
         )

@@ -20,6 +20,15 @@ def logit_rows(vocabulary: int, gpu_bytes: float | None) -> int:
     return max(1, int(room) // (4 * vocabulary))
 
 
+def chunk_rows(chunk_size: int | None, vocabulary: int, device: torch.device, gpu_bytes: float | None = None) -> int:
+    """`chunk_size`, or where it is None as many target tokens as a device has room for.
+
+    Args:
+        gpu_bytes: Memory of the GPU of a plan, in the place of the device's own.
+    """
+    return chunk_size or logit_rows(vocabulary, gpu_bytes or gpu_memory(device))
+
+
 def gpu_memory(device: torch.device) -> float | None:
     """Bytes of a GPU, None for other devices."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -33,7 +33,7 @@ from prefkd.models.compiled import (
 )
 from prefkd.models.head import head_scale_and_cap
 from prefkd.models.load import sliding_window
-from prefkd.models.logit_room import gpu_memory, logit_rows
+from prefkd.models.logit_room import chunk_rows
 from prefkd.models.quantize import in_float32
 from prefkd.models.varlen import Attention, kernel_fault, tries_varlen, use_varlen, varlen_obstacle
 
@@ -195,7 +195,7 @@ class LogprobModel(nn.Module):
         Args:
             head: (V, H) weight of the output layer.
         """
-        return self.chunk_size or logit_rows(len(head), self.gpu_bytes or gpu_memory(head.device))
+        return chunk_rows(self.chunk_size, len(head), head.device, self.gpu_bytes)
 
     def freeze(self) -> Self:
         """Make it a constant: no gradients, evaluation mode."""
@@ -422,7 +422,7 @@ class LogprobModel(nn.Module):
         return self._read(tokens, read).item()
 
     def _read(self, tokens: TokenBatch, read: Callable[[TokenStates], Any]) -> Any:
-        """A forward pass without a backward pass, inside of which a sharded model's embedding and head are whole."""
+        """A forward pass without a backward pass. While it reads, a sharded model's embedding and head are whole."""
         found = self(tokens, read)
         if isinstance(self, FSDPModule):
             self.reshard()  # they would stay whole, and an optimizer would take them so

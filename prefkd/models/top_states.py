@@ -17,7 +17,7 @@ from prefkd.method.preference_distillation import state_values
 from prefkd.method.top_rows import TopRows, keep_top, rows_of
 from prefkd.models.kept_states import head_bytes, state_bytes
 from prefkd.models.load import TeacherConfig, embedding_count
-from prefkd.models.logit_room import gpu_memory, logit_rows
+from prefkd.models.logit_room import chunk_rows
 from prefkd.models.logprob_model import TokenStates
 
 
@@ -185,7 +185,7 @@ class TopStates(TokenStates):
             embedding=rows.logprobs.new_zeros(rows.tokens, 0),
             head=rows.logprobs.new_zeros(rows.tokens, 0),
             lengths=tokens.lengths,
-            chunk_size=chunk_size or logit_rows(rows.tokens, gpu_memory(rows.logprobs.device)),
+            chunk_size=chunk_rows(chunk_size, rows.tokens, rows.logprobs.device),
             rows=rows,
             values=kept.values,
         )

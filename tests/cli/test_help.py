@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -31,3 +32,7 @@ def test_overview_names_all_verbs(arguments, prefkd):
     ended = prefkd(*arguments)
     assert ended.code == 0
     assert all(f"\n  {verb} " in ended.out for verb in VERBS)
+
+
+def test_the_version_is_that_of_the_package(prefkd):
+    assert prefkd("--version").out.strip() == version("prefkd")

@@ -77,7 +77,7 @@ def labelled(row: dict[str, Any], first: Any, second: Any, better: Literal[1, 2]
 
 
 def preferred(row: dict[str, Any], chosen: Any, rejected: Any) -> Candidates:
-    """Two answers, the first of which is better, or a list of texts in the place of any of them."""
+    """A chosen and a rejected answer, or a list of texts in the place of either."""
     sides = [side if _are_texts(side) else [side] for side in (chosen, rejected)]
     answers = [(answer, worth) for side, worth in zip(sides, (1.0, 0.0), strict=True) for answer in side]
     return Candidates(row, answers, graded=False)
