@@ -25,7 +25,6 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component, components
-from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs, count_targets
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
@@ -34,13 +33,14 @@ from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
-from prefkd.models.contrast import ContrastConfig, require_one_tokenizer
+from prefkd.models.contrast import ContrastConfig
 from prefkd.models.load import LearnerConfig, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
+from prefkd.training.aligned import load_aligned_pairs
 from prefkd.training.asks import asks_of, asks_problems, kept_temperatures
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
@@ -145,7 +145,6 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
     side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
-    require_one_tokenizer(teacher.side, teacher.asks.pair)
     pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
     pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
     return share_out(pairs, side, config.training, shares_prompt=config.student.share_prompt)

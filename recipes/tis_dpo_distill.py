@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.aligned import load_aligned_pairs
 from prefkd.data.batches import PairBatch, collate_pairs
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
@@ -37,6 +36,7 @@ from prefkd.models.lora import LoraConfig
 from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
+from prefkd.training.aligned import load_aligned_pairs
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_trained

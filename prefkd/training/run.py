@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import save_config
-from prefkd.data.aligned import AlignedPairs
 from prefkd.data.packing import Movable
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
@@ -22,6 +21,7 @@ from prefkd.models.compiled import Recompilations
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import before_microbatch
 from prefkd.ranks import Ranks
+from prefkd.training.aligned import AlignedPairs
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.settings import TrainingConfig

@@ -3,16 +3,18 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from datasets import Dataset
 
 from prefkd.data.alignment_report import alignment_report
-from prefkd.data.fingerprints import Fingerprint, reading_fingerprint
+from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
+from prefkd.models.contrast import require_one_tokenizer
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
 
 
@@ -41,34 +43,14 @@ class AlignedPairs:
         }
 
 
-class AlignedTeacher(Protocol):
-    """A teacher as far as pairs are aligned for it, `prefkd.models.teacher.Teacher`."""
-
-    @property
-    def side(self) -> ModelSide:
-        """How it reads."""
-        ...
-
-    @property
-    def instructions(self) -> tuple[str, str] | None:
-        """A positive and a negative instruction that prompts are read with too, None without."""
-        ...
-
-    def require(self, reading: Fingerprint) -> None:
-        """Refuse pairs that are read otherwise than those that it knows."""
-        ...
-
-    def attach(self, aligned: Dataset, split: Literal["train", "held_out"]) -> Dataset:
-        """Add what it has said of the pairs earlier."""
-        ...
-
-
-def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: AlignedTeacher, ranks: Ranks) -> AlignedPairs:
+def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: Teacher, ranks: Ranks) -> AlignedPairs:
     """Read and align the pairs; the main rank first, so that the others find its work in the cache.
 
     Raises:
-        PrefkdError: No pair is left, or the teacher's scores are those of other pairs, tokenizers or templates.
+        PrefkdError: No pair is left, the teacher's scores are those of other pairs, tokenizers or templates, or pi+ and
+            pi- do not read the teacher's tokens.
     """
+    require_one_tokenizer(teacher.side, teacher.asks.pair)
     teacher.require(reading_fingerprint(data, student=student, teacher=teacher.side))
     align = partial(align_pairs, student=student, teacher=teacher.side, config=data, contrast=teacher.instructions)
     with ranks.main_first():
