@@ -33,6 +33,7 @@ from prefkd.data.steps import Microbatch
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
+from prefkd.models.checks import check_model
 from prefkd.models.contrast import ContrastConfig
 from prefkd.models.load import LearnerConfig, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
@@ -181,7 +182,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     models = load_models(config, ranks)
     student, teacher = models.student, models.teacher
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
-    student.check(probe.student, "student")
+    check_model(student, probe.student, "student")
     teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()

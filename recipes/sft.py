@@ -29,6 +29,7 @@ from prefkd.data.steps import Microbatch
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.samples import Samples
+from prefkd.models.checks import check_model
 from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig
@@ -140,7 +141,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     models = load_models(config, ranks)
     model = models.model
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
-    model.check(probe.tokens, "model")
+    check_model(model, probe.tokens, "model")
 
     model.train()
     optimizer = build_optimizer(config.optimizer, learning(model))

@@ -30,6 +30,7 @@ from prefkd.data.steps import Microbatch
 from prefkd.errors import Problem
 from prefkd.evaluation.samples import Samples
 from prefkd.method.preference import long_answer_weights, parent_margin
+from prefkd.models.checks import check_model
 from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig
@@ -148,7 +149,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     models = load_models(config, ranks)
     student, teacher = models.student, models.teacher
     probe = models.collate(data.train_pairs, Microbatch(data.steps[0][:1])).to(device)
-    student.check(probe.student, "student")
+    check_model(student, probe.student, "student")
     teacher.load(probe.teacher, ranks=ranks, **training.reading)
 
     student.train()

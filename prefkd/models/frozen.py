@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefkd.data.batches import TokenBatch
 from prefkd.errors import PrefkdError
+from prefkd.models.checks import check_model
 from prefkd.models.load import TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import adapter_problems, adapters_off, load_adapter, use_adapter
@@ -56,9 +57,9 @@ class FrozenModel:
             return self.base(tokens, lambda states: states)
 
     def check(self, tokens: TokenBatch, name: str) -> None:
-        """Compare with the model's own logits, see `LogprobModel.check`."""
+        """Compare with the model's own logits, see `prefkd.models.checks.check_model`."""
         with self._switched():
-            self.base.check(tokens, name)
+            check_model(self.base, tokens, name)
 
     def _switched(self) -> AbstractContextManager[None]:
         lm = self.base.lm

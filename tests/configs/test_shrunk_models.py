@@ -12,6 +12,7 @@ from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokenizing import align_pairs
+from prefkd.models.checks import check_model
 from prefkd.models.load import ModelConfig, load_causal_lm, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
 from tests.configs.real_models import REAL
@@ -47,7 +48,7 @@ def test_log_probs_are_those_of_the_models_own_logits(hub_id, pairs, tmp_path):
     for share_prompt in (True, False):
         batch = collate_pairs(aligned, Microbatch(list(range(4))), share_prompt=(share_prompt, share_prompt))
         assert batch.student.input_ids.shape[1] > WINDOW
-        model.check(batch.student, hub_id)
+        check_model(model, batch.student, hub_id)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from torch.distributed.tensor import DTensor
 
 from prefkd.errors import PrefkdError
 from prefkd.method.head_passes import EAGER, FUSED, compiled_passes
-from prefkd.models import compiled, logprob_model
+from prefkd.models import checks, compiled
+from prefkd.models.checks import check_model
 from prefkd.models.compiled import Recompilations, compile_layers, compile_obstacle, graph_count, is_compiled
 from prefkd.models.load import ModelConfig, decoder_layers, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
@@ -23,8 +24,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def traced(monkeypatch) -> None:
     """Traces layers without building anything, which takes a C++ compiler most of a minute."""
-    monkeypatch.setattr(logprob_model, "compile_layers", partial(compile_layers, backend="eager"))
-    monkeypatch.setattr(logprob_model, "compiled_passes", partial(compiled_passes, "eager"))
+    monkeypatch.setattr(checks, "compile_layers", partial(compile_layers, backend="eager"))
+    monkeypatch.setattr(checks, "compiled_passes", partial(compiled_passes, "eager"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -35,7 +36,7 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
         model.lm.gradient_checkpointing_enable({"use_reentrant": False})
     model.compiles = True
     before = graph_count()
-    model.check(tokens_of([0]), "student")
+    check_model(model, tokens_of([0]), "student")
     model.train()
     assert model.packs and graph_count() > before and model.passes == compiled_passes("eager")
     assert_same(results(model, tokens_of([0, 1, 2])), expected)
@@ -48,20 +49,20 @@ def test_compiled_layers_over_packed_rows(tmp_path, traced, recompute):
 
 def test_split_layers_are_compiled_too_or_run_as_they_are(tmp_path, traced, monkeypatch, caplog):
     logprobs, _ = results(make(tmp_path, "mistral", "mask"), tokens_of([0, 1, 2]))
-    compiles = logprob_model.compile_layers
+    compiles = checks.compile_layers
 
     def split() -> list:
         found = []
         with join_ranks("cpu") as ranks:
             for layers, passes in ((compiles, compiled_passes("eager")), (broken, FUSED._replace(fold=absent))):
-                monkeypatch.setattr(logprob_model, "compile_layers", layers)
-                monkeypatch.setattr(logprob_model, "compiled_passes", lambda passes=passes: passes)
-                monkeypatch.setattr(logprob_model, "tries_compiling", lambda wanted, device: True)
+                monkeypatch.setattr(checks, "compile_layers", layers)
+                monkeypatch.setattr(checks, "compiled_passes", lambda passes=passes: passes)
+                monkeypatch.setattr(checks, "tries_compiling", lambda wanted, device: True)
                 lm = load_causal_lm(ModelConfig(str(tmp_path)), dtype=torch.float32, device=ranks.assembly_device)
                 model = LogprobModel(lm, attention="varlen", compile="auto")
                 shard(model, ranks)
                 before = graph_count()
-                model.check(tokens_of([0]), "student")
+                check_model(model, tokens_of([0]), "student")
                 # What an optimizer is given then are this rank's parts.
                 whole = [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
                 model(tokens_of([0, 1, 2])).sum().backward()
@@ -83,10 +84,10 @@ def checked(model, monkeypatch, caplog) -> tuple[str, str]:
     """The error where compiling is demanded, and the warning where it is tried, as on a GPU."""
     model.compiles = True
     with pytest.raises(PrefkdError) as error:
-        model.check(tokens_of([0]), "student")
+        check_model(model, tokens_of([0]), "student")
     model.compiles = "auto"
-    monkeypatch.setattr(logprob_model, "tries_compiling", lambda wanted, device: True)
-    model.check(tokens_of([0]), "student")
+    monkeypatch.setattr(checks, "tries_compiling", lambda wanted, device: True)
+    check_model(model, tokens_of([0]), "student")
     (line,) = caplog.messages
     return str(error.value), line
 
@@ -120,8 +121,8 @@ def learning_wrongly(lm) -> None:
 def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, failing, fault):
     model = make(tmp_path, "llama", "mask")
     expected = results(model, tokens_of([0, 1]))
-    monkeypatch.setattr(logprob_model, "compile_layers", failing)
-    monkeypatch.setattr(logprob_model, "compiled_passes", lambda: FUSED)
+    monkeypatch.setattr(checks, "compile_layers", failing)
+    monkeypatch.setattr(checks, "compiled_passes", lambda: FUSED)
     error, line = checked(model, monkeypatch, caplog)
     assert error.startswith("student: compile: true cannot be done: ") and fault in error
     assert error.endswith("; use auto or false")
@@ -132,7 +133,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, fa
 def test_auto_leaves_a_cpu_alone(tmp_path):
     model = make(tmp_path, "llama", "mask")
     model.compiles = "auto"
-    model.check(tokens_of([0]), "student")
+    check_model(model, tokens_of([0]), "student")
     assert not is_compiled(model.lm)
     compile_layers(model.lm)
     with model.whole():  # where it generates
@@ -156,8 +157,8 @@ def absent(*_):
 def test_a_head_that_cannot_be_compiled_goes_step_by_step(tmp_path, monkeypatch, caplog, passes, fault):
     model = make(tmp_path, "llama", "mask")
     model.chunk_size = 1
-    monkeypatch.setattr(logprob_model, "compile_layers", lambda lm: None)
-    monkeypatch.setattr(logprob_model, "compiled_passes", lambda: passes)
+    monkeypatch.setattr(checks, "compile_layers", lambda lm: None)
+    monkeypatch.setattr(checks, "compiled_passes", lambda: passes)
     error, line = checked(model, monkeypatch, caplog)
     assert error.startswith("student: compile: true cannot be done for the head: ") and fault in error
     assert line.startswith("student: the head goes through its logits step by step, since compiling failed: ")

@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 from prefkd.data.batches import TokenBatch, collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.models import logprob_model
+from prefkd.models import checks
+from prefkd.models.checks import check_model
 from prefkd.models.load import ModelConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
@@ -48,8 +49,8 @@ def look(folder: Path, monkeypatch) -> tuple[torch.Tensor, list[float], set[torc
                 lambda module, *_: used.update(weight.dtype for weight in module.parameters(recurse=False))
             )
         # Suspicious or not, it is compared once more in float32, where nothing may be rounded on the way.
-        monkeypatch.setattr(logprob_model, "ROUNDED", -1.0)
-        model.check(tokens(), "model")
+        monkeypatch.setattr(checks, "ROUNDED", -1.0)
+        check_model(model, tokens(), "model")
         used.clear()
 
         def read(states: TokenStates) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from prefkd.data.batches import TokenBatch, collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
+from prefkd.models.checks import check_model
 from prefkd.models.frozen import is_split
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
@@ -70,7 +71,7 @@ def test_every_architecture_is_the_same_in_two_processes(models):
             for name, folder in models.items():
                 model = put_together(folder, ranks)
                 shard(model, ranks)
-                model.check(tokens(), name)
+                check_model(model, tokens(), name)
                 found[name] = results(model)
         return found
 

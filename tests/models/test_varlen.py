@@ -20,8 +20,9 @@ from prefkd.data.rows import Reading
 from prefkd.data.steps import Microbatch
 from prefkd.data.tokens import tokenize_pairs
 from prefkd.errors import PrefkdError
-from prefkd.models import logprob_model, varlen
+from prefkd.models import checks, varlen
 from prefkd.models.attention import shared_prompt_mask
+from prefkd.models.checks import check_model
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
@@ -65,7 +66,7 @@ def test_packed_rows_are_masked_rows(tmp_path, architecture):
         tokens = tokens_of([0, 1, 2], share)  # 7 + 5 + 9, 1 + 1 + 3, 12 + 8 + 2 tokens
         model.packs = False
         masked = results(model, tokens)
-        model.check(tokens_of([0], share), "student")
+        check_model(model, tokens_of([0], share), "student")
         assert model.packs
         assert_same(results(model, tokens), masked)
 
@@ -125,7 +126,7 @@ def test_adapters_and_recomputed_layers(tmp_path, recompute):
     if recompute:
         model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-    model.check(tokens_of([0]), "student")
+    check_model(model, tokens_of([0]), "student")
     assert_same(results(model, tokens_of([0, 1, 2])), masked)
 
 
@@ -134,7 +135,7 @@ def test_single_answers(tmp_path):
     pairs = tokenized([(7, 5, 9), (1, 1, 3), (12, 8, 2)])
     tokens = collate_answers(pairs, Microbatch([2, 1, 0]), answer="rejected").tokens
     masked = results(model, tokens)
-    model.check(tokens_of([0], share=False), "model")
+    check_model(model, tokens_of([0], share=False), "model")
     assert_same(results(model, tokens), masked)
 
 
@@ -143,7 +144,7 @@ def test_a_model_reads_and_is_saved_as_before(tmp_path):
     model = make(tmp_path / "one", "mistral", "varlen").freeze()
     ids = torch.arange(20)[None]
     before = model.lm(input_ids=ids).logits, model.lm.generate(ids, max_new_tokens=8, do_sample=False)
-    model.check(tokens_of([0]), "model")
+    check_model(model, tokens_of([0]), "model")
     assert model.packs
     torch.testing.assert_close(model.lm(input_ids=ids).logits, before[0])
     assert model.lm.generate(ids, max_new_tokens=8, do_sample=False).tolist() == before[1].tolist()
@@ -170,7 +171,7 @@ def test_what_does_not_work_is_not_used(tmp_path, monkeypatch, caplog, way):
         raise RuntimeError("no kernel image is available")
 
     if way == "ignored":  # the model itself, not the kernel
-        monkeypatch.setattr(logprob_model, "kernel_fault", lambda *_: None)
+        monkeypatch.setattr(checks, "kernel_fault", lambda *_: None)
         monkeypatch.setattr(varlen, "_attend", lambda query, key, value, **_: query)
     else:
         monkeypatch.setattr(varlen, "varlen_on_cpu", broken)
@@ -178,11 +179,11 @@ def test_what_does_not_work_is_not_used(tmp_path, monkeypatch, caplog, way):
     model = make(tmp_path, "llama", "varlen")
     masked = model(tokens_of([0, 1]))
     with pytest.raises(PrefkdError, match=f"student: attention: varlen cannot be used: .*{expected}.*use auto or mask"):
-        model.check(tokens_of([0]), "student")
+        check_model(model, tokens_of([0]), "student")
     # On a GPU `auto` tries it as well, and goes on without.
     model.attention = "auto"
-    monkeypatch.setattr(logprob_model, "tries_varlen", lambda attention, device: True)
-    model.check(tokens_of([0]), "student")
+    monkeypatch.setattr(checks, "tries_varlen", lambda attention, device: True)
+    check_model(model, tokens_of([0]), "student")
     (line,) = caplog.messages
     assert line.startswith("student: attention under a mask, since varlen cannot be used: ") and expected in line
     torch.testing.assert_close(model(tokens_of([0, 1])), masked)
@@ -191,12 +192,12 @@ def test_what_does_not_work_is_not_used(tmp_path, monkeypatch, caplog, way):
 def test_attention_of_another_kind(tmp_path):
     model = make(tmp_path, "gemma2", "varlen")
     with pytest.raises(PrefkdError, match=r"gemma2 (has an attention of its own|caps its attention scores)"):
-        model.check(tokens_of([0]), "student")
+        check_model(model, tokens_of([0]), "student")
 
 
 def test_a_cpu_keeps_the_mask(tmp_path):
     model = make(tmp_path, "llama", "auto")
-    model.check(tokens_of([0]), "student")
+    check_model(model, tokens_of([0]), "student")
     assert not model.packs
 
 
