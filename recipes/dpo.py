@@ -47,7 +47,7 @@ from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, des
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig
-from prefkd.training.references import add_own_start
+from prefkd.training.references import describe_own_reference, use_own_reference
 from prefkd.training.run import Portions, TrainingData, TrainingRun, begin_output, epochs_of_steps, longest_first
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.single_answers import single_answer_problems
@@ -155,7 +155,6 @@ def setup(config: Config, ranks: Ranks) -> Run:
     model.train()
     optimizer = build_optimizer(config.optimizer, learning(model))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
-    models.loss.follow(model, optimizer, lr_schedule)
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss}
@@ -168,22 +167,22 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": describe_learning(model, config.model, config.lora),
-            "reference": run.loss.own_reference if run.loss.has_reference else "none",
+            "reference": describe_own_reference(config.refresh) if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )
-    if run.loss.reads_start:
-        add_own_start(run, model, config.model, run.collate, training)
+    if run.loss.has_reference:
+        use_own_reference(run, model, config.model, run.collate, training, config.refresh)
     return run
 
 
 def compare(config: Config, run: Run, batch: TokenPairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    batch = run.loss.with_reference(batch)
+    batch = run.with_reference(batch)
     token_logprobs, surplus = run.model(batch.tokens, run.loss.read)  # (N,)
     logprobs, tokens = batch.padded(token_logprobs), batch.mask.sum(-1)  # (2, B, T), (2, B)
     weights = long_answer_weights(batch.mask, config.long_answer_weight)  # (2, B, T), all 1 unless for LD-DPO

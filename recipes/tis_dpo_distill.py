@@ -50,7 +50,7 @@ from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, des
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.pair_loss import PairLoss
 from prefkd.training.publish import HubConfig
-from prefkd.training.references import add_own_start
+from prefkd.training.references import describe_own_reference, use_own_reference
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.single_answers import single_answer_problems
@@ -155,7 +155,6 @@ def setup(config: Config, ranks: Ranks) -> Run:
     student.train()
     optimizer = build_optimizer(config.optimizer, learning(student))
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
-    models.loss.follow(student, optimizer, lr_schedule)
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
     remembering = {"loss": models.loss, "teacher": teacher}
@@ -169,22 +168,22 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "student": f"{config.student.path}  {training.precision} on {device}",
             "trained": describe_learning(student, config.student, config.lora),
             "teacher": teacher.description,
-            "reference": "the teacher" if config.reference == "teacher" else run.loss.own_reference,
+            "reference": "the teacher" if config.reference == "teacher" else describe_own_reference(config.refresh),
             "weights": config.weights.contrast,
             **data.description,
             "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
             "output": config.output_dir,
         },
     )
-    if config.reference == "student" and run.loss.reads_start:
-        add_own_start(run, student, config.student, run.collate, training)
+    if config.reference == "student" and run.loss.has_reference:
+        use_own_reference(run, student, config.student, run.collate, training, config.refresh)
     return run
 
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
     run.loss.look_ahead(compare, config, run, batch)
-    batch = run.loss.with_reference(batch)
+    batch = run.with_reference(batch)
     heard = run.teacher(batch)
     weights = parent_weights(config.weights, heard.scores, batch)  # (2, B, P)
     weights = weights * long_answer_weights(batch.parent_mask, config.long_answer_weight)  # all 1 unless for LD-DPO

@@ -109,7 +109,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
         memory |= {"weights": Need(weights, weights), "optimizer": Need(state, state)}
         if setting(config, Refresh) is not None:  # a copy of what learns
-            copied = sum(tensor_bytes(weight) for weight in learner.parameters() if weight.requires_grad) / ranks
+            copied = sum(tensor_bytes(weight) for weight in learner.lm.parameters() if weight.requires_grad) / ranks
             memory["reference"] = Need(copied, copied)
         if outlines.on_gpu or ranks > 1:  # FSDP2 gathers what it casts, on one GPU too
             gathered = gathered_bytes(*group_bytes(learner, outlines.quantization, ranks))

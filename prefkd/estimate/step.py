@@ -73,8 +73,10 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
             ask(batch)
         return Step(tracker, passes)
     learner.train()
-    # What `compare` finds in the recipe's Run: its models, and a schedule that has left every warm-up behind.
-    run = SimpleNamespace(**vars(outlines.models), lr_schedule=SimpleNamespace(last_epoch=math.inf))
+    # What `compare` finds in the recipe's Run: its models, a schedule that has left every warm-up behind, and a
+    # reference that is read already.
+    late = SimpleNamespace(last_epoch=math.inf)
+    run = SimpleNamespace(**vars(outlines.models), lr_schedule=late, with_reference=lambda batch: batch)
     if outlines.asked is not None:
         setattr(run, outlines.asked, ask)
     tracker.keep_gradients(learner, are_there=microbatches(outlines.step_pairs, outlines.pairs, ranks) > 1)

@@ -132,7 +132,7 @@ class Checkpoints:
         display: Display,
         remembering: Mapping[str, Stateful] | None = None,
     ):
-        self._config, self._ranks, self._display, self._remembering = config, ranks, display, remembering or {}
+        self._config, self._ranks, self._display, self._remembering = config, ranks, display, dict(remembering or {})
         self._model, self._optimizer, self._lr_schedule = model, optimizer, lr_schedule
         self._folder: Path = config.output_dir / "checkpoints"
         self._signal = 0
@@ -159,6 +159,10 @@ class Checkpoints:
         if ranks.is_main:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / RUN, self._run)
+
+    def remember(self, name: str, part: Stateful) -> None:
+        """Write and load one more object of those that remember."""
+        self._remembering[name] = part
 
     def resume(self) -> Progress:
         """Put everything back as it was after the newest whole checkpoint, or leave it as it is where there is none.

@@ -20,7 +20,7 @@ from prefkd.data.batches import PairBatch, ParentScores, TokenPairBatch
 from prefkd.method.loss_settings import refreshed_reference
 from prefkd.models.logprob_model import LogprobModel
 
-Batch = TypeVar("Batch", PairBatch, TokenPairBatch)
+Compared = TypeVar("Compared", PairBatch, TokenPairBatch)
 
 
 @dataclass
@@ -42,6 +42,21 @@ class Refresh:
             yield f"alpha: {self.alpha} is not a share of the model; use more than 0, and at most 1"
 
 
+def refresh_problems(missing_reference: str | None, teacher_is_reference: bool, training: Any) -> Iterator[str]:
+    """Why a reference cannot follow the model.
+
+    Args:
+        missing_reference: Who compares with no reference, in a few words; None where there is one.
+        training: The section `training`.
+    """
+    if missing_reference is not None:
+        yield f"refresh: {missing_reference}; remove it"
+    elif teacher_is_reference:
+        yield "refresh: the teacher is the reference, and does not learn; set reference: student, or remove it"
+    elif training.keep_best is not None:
+        yield "refresh: held-out metrics against another reference cannot be compared; remove training.keep_best"
+
+
 class FollowingReference:
     """A reference that is refreshed after every so many steps of an optimizer.
 
@@ -49,17 +64,21 @@ class FollowingReference:
         model: The model that learns, sharded or not; at its start.
         optimizer: A step of it is a step of training.
         lr_schedule: It counts the steps, in a resumed run too.
+
+    Attributes:
+        tensors: Its weights by name, sharded as the model's.
     """
 
     def __init__(self, settings: Refresh, model: LogprobModel, optimizer: Optimizer, lr_schedule: LRScheduler):
         self._settings, self._model, self._lr_schedule = settings, model, lr_schedule
-        learning = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-        self.tensors = {name: weight.clone() for name, weight in learning.items()}  # in a checkpoint, too
+        weights = model.lm.named_parameters(prefix="lm")  # projectors have no part in log-probs
+        learning = {name: weight.detach() for name, weight in weights if weight.requires_grad}
+        self.tensors = {name: weight.clone() for name, weight in learning.items()}
         self._pairs = [(_local(weight), _local(self.tensors[name])) for name, weight in learning.items()]
         self._learns = False  # since the last step; checkpoints let an optimizer step that has no state yet
         optimizer.register_step_post_hook(self._after_step)
 
-    def read(self, batch: Batch) -> Batch:
+    def read(self, batch: Compared) -> Compared:
         """A microbatch with what the reference says of it. All ranks call it together."""
         self._learns |= torch.is_grad_enabled()
         with torch.no_grad(), self._in_place_of_the_model():
@@ -68,6 +87,13 @@ class FollowingReference:
             logprobs = batch.parent_sums(self._model(batch.student), batch.student)
         scores = ParentScores(logprobs) if batch.scores is None else replace(batch.scores, reference=logprobs)
         return replace(batch, scores=scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `tensors` are all that it is."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
 
     @contextmanager
     def _in_place_of_the_model(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from prefkd.config import Component, bind, component_problems, import_dotpath
 from prefkd.errors import first_line
 from prefkd.method.loss_needs import Need
-from prefkd.training.following import Refresh
+from prefkd.training.following import Refresh, refresh_problems
 
 FOUR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
 TWO = ("chosen_margin", "rejected_margin")
@@ -129,12 +129,9 @@ def loss_problems(
     if config.data.weight is not None and "batch" in needs:
         yield f"data.weight: {name} compares all pairs of a step with each other and weighs none; remove it"
     yield from _setting_problems(config, needs, name, averages)
-    if config.refresh is not None and not has_reference(component):
-        yield f"refresh: {name} compares with no reference; remove it"
-    elif config.refresh is not None and teacher_is_reference:
-        yield "refresh: the teacher is the reference, and does not learn; set reference: student, or remove it"
-    elif config.refresh is not None and config.training.keep_best is not None:
-        yield "refresh: held-out metrics against another reference cannot be compared; remove training.keep_best"
+    if config.refresh is not None:
+        missing_reference = None if has_reference(component) else f"{name} compares with no reference"
+        yield from refresh_problems(missing_reference, bool(teacher_is_reference), config.training)
 
 
 def _trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Iterator[str]:

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import bind
 from prefkd.data.batches import PairBatch, TokenPairBatch
@@ -23,9 +21,8 @@ from prefkd.method.loss_settings import (
     running_mean,
     update_gap,
 )
-from prefkd.models.logprob_model import LogprobModel, TokenStates
+from prefkd.models.logprob_model import TokenStates
 from prefkd.ranks import Ranks
-from prefkd.training.following import Batch, FollowingReference
 from prefkd.training.losses import has_reference, needs_of
 
 
@@ -83,33 +80,6 @@ class PairLoss:
         self._step: MeasuredStep | None = None
         self._left = 0  # microbatches of this rank until the step is over
         self._seen: list[tuple[Sequence[int], Tensor, Tensor]] | None = None  # while looking ahead
-        self._following: FollowingReference | None = None
-
-    @property
-    def reads_start(self) -> bool:
-        """Whether the model's own start is the reference, and stays so: then it can be read ahead."""
-        return self.has_reference and self._config.refresh is None
-
-    @property
-    def own_reference(self) -> str:
-        """A few words about a reference that is the model's own."""
-        refresh = self._config.refresh
-        how = "read ahead" if refresh is None else f"refreshed every {refresh.every} steps"
-        return f"its own start, {how}"
-
-    def follow(self, model: LogprobModel, optimizer: Optimizer, lr_schedule: LRScheduler) -> None:
-        """With `refresh`, have a reference that follows the model from here on."""
-        if self._config.refresh is not None:
-            self._following = FollowingReference(self._config.refresh, model, optimizer, lr_schedule)
-
-    def with_reference(self, batch: Batch) -> Batch:
-        """A microbatch with the log-probs of the reference, where they are not in it. All ranks call it together."""
-        return batch if self._following is None else self._following.read(batch)
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Weights of the reference, for a checkpoint."""
-        return {} if self._following is None else self._following.tensors
 
     def read(self, states: TokenStates) -> tuple[Tensor, Tensor | None]:
         """What a model is asked: log pi(y_t | x, y_<t) of each target, (N,).

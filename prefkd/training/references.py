@@ -1,4 +1,4 @@
-"""The reference of DPO is the model itself before training, so that it can be read ahead: no second model in memory.
+"""A model's own start as its reference. Unless it follows the model, it is read ahead: no second model in memory.
 
 What was read lies in the cache of data sets, next to the aligned pairs, under a fingerprint of all that it depends on.
 So a killed run continues where it was, and a run that is resumed, or repeated with another learning rate or loss, reads
@@ -28,6 +28,7 @@ from prefkd.files import fingerprint, whole
 from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import LearnerConfig
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.training.following import FollowingReference, Refresh
 from prefkd.training.run import TrainingRun, ahead
 from prefkd.training.settings import TrainingConfig
 
@@ -35,6 +36,31 @@ Collate = Callable[[Dataset, Microbatch], PairBatch | TokenPairBatch]
 
 COLUMNS = [score_column(answer, "reference") for answer in ANSWERS]
 PAIRS_PER_SHARD = 256
+
+
+def use_own_reference(
+    run: TrainingRun,
+    model: LogprobModel,
+    config: LearnerConfig,
+    collate: Collate,
+    training: TrainingConfig,
+    refresh: Refresh | None,
+) -> None:
+    """Let a model that is going to be trained have its own start as its reference. All ranks call it together.
+
+    Args:
+        refresh: Has the reference follow the model; None = it stays, so that it is read ahead (`add_own_start`).
+    """
+    if refresh is None:
+        add_own_start(run, model, config, collate, training)
+    else:
+        run.following = FollowingReference(refresh, model, run.optimizer, run.lr_schedule)
+        run.checkpoints.remember("reference", run.following)
+
+
+def describe_own_reference(refresh: Refresh | None) -> str:
+    """A few words about a reference that is the model's own."""
+    return f"its own start, {'read ahead' if refresh is None else f'refreshed every {refresh.every} steps'}"
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from prefkd.ranks import Ranks
 from prefkd.training.aligned import AlignedPairs
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
+from prefkd.training.following import Compared, FollowingReference
 from prefkd.training.settings import TrainingConfig
 from prefkd.training.watch import Watch
 
@@ -111,6 +112,14 @@ class TrainingRun(TrainingData):
     checkpoints: Checkpoints
     watch: Watch
     recompilations: Recompilations = field(default_factory=Recompilations, init=False)
+    following: FollowingReference | None = field(default=None, init=False)
+
+    def with_reference(self, batch: Compared) -> Compared:
+        """A microbatch with the log-probs of a reference that follows the model; any other is in it already.
+
+        All ranks call it together.
+        """
+        return batch if self.following is None else self.following.read(batch)
 
     def batches(
         self, collate: Callable[[Dataset, Microbatch], Batch], split: Split, rows: Sequence[int]
