@@ -42,24 +42,26 @@ from prefkd.models.teacher import Asks, Teacher, TeacherSource
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.aligned import load_aligned_pairs
-from prefkd.training.asks import asks_of, asks_problems, kept_temperatures
+from prefkd.training.asks import asks_of
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
 from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
+from prefkd.training.following import Refresh
 from prefkd.training.learner import describe_learning, load_learner
 from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
-from prefkd.training.objective import TERM_SETTINGS, Objective, is_sound, objective_problems
+from prefkd.training.objective import TERM_SETTINGS, Objective, sound_objective
+from prefkd.training.objective_problems import objective_problems
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
 from prefkd.training.projectors import ProjectorConfig, parameter_groups, projectors_for, save_projectors
 from prefkd.training.publish import HubConfig
-from prefkd.training.references import add_own_start
+from prefkd.training.references import use_own_reference
 from prefkd.training.run import TrainingData, TrainingRun, begin_output, share_out
 from prefkd.training.settings import TrainingConfig
-from prefkd.training.signals import PROJECTORS, Signals
-from prefkd.training.single_answers import logged_logprobs, single_answer_problems
+from prefkd.training.signals import Signals
+from prefkd.training.single_answers import logged_logprobs
 from prefkd.training.watch import Watch
 from prefkd.weighting import WeightConfig, parent_weights, weight_metrics
 
@@ -75,7 +77,9 @@ class Config:
             parents, `answers`: the chosen (the default), the rejected ones or both. Every term is divided by what
             the whole step has of its unit: pairs, target tokens or parents.
         reference: The model whose log-probs the preference terms compare the student with: the teacher, or the
-            student's frozen start.
+            student's own start.
+        refresh: The reference, the student's own start, follows the student (TR-DPO, arXiv 2404.09656); null = it
+            stays. It is in memory, and reads each pair whenever the student does.
         contrast: pi+ and pi- of the terms that distil what teachers prefer (align_distil, dckd, adpa, tvkd).
     """
 
@@ -92,6 +96,7 @@ class Config:
         settings=TERM_SETTINGS,
     )
     reference: Literal["teacher", "student"] = "teacher"
+    refresh: Refresh | None = None
     weights: WeightConfig = field(default_factory=WeightConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     projectors: ProjectorConfig = field(default_factory=ProjectorConfig)
@@ -111,19 +116,11 @@ class Config:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from training_problems(self)
-        objective = Objective([component for component in self.objective if is_sound(component)])
-        vocabularies = partial(read_vocabularies, self.student, self.teacher)
-        yield from objective_problems(self.objective, vocabularies, kept_temperatures(self, objective))
-        yield from asks_problems(self, objective)
-        yield from single_answer_problems(self, objective)
-        if self.data.has_margins and "margin" not in objective.needs:
-            yield "data.margin: no term of the objective asks for a margin; add dpo or tis_dpo, or remove it"
-        if self.projectors.warmup_steps and not objective.needs & PROJECTORS:
-            yield "projectors.warmup_steps: no term of the objective has projectors; add dual_space, or use 0"
+        yield from objective_problems(self)
 
     def asks(self) -> Asks:
         """What the objective asks of the teacher."""
-        return asks_of(self, Objective([component for component in self.objective if is_sound(component)]))
+        return asks_of(self, sound_objective(self.objective))
 
 
 @dataclass
@@ -209,12 +206,13 @@ def setup(config: Config, ranks: Ranks) -> Run:
         },
     )
     if teacher.asks.own_start:
-        add_own_start(run, student, config.student, run.collate, training)
+        use_own_reference(run, student, config.student, run.collate, training, config.refresh)
     return run
 
 
 def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each pair of a microbatch, (B,), and what to log about each, (B,)."""
+    batch = run.with_reference(batch)
     heard = run.teacher(batch)
     needs, scores = run.objective.needs, heard.scores
     weights = parent_weights(config.weights, scores, batch) if scores and "weights" in needs else None  # (2, B, P)

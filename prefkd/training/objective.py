@@ -1,9 +1,7 @@
-"""Terms put together to an objective, as the config says, and what can be wrong with that."""
+"""Terms put together to an objective, as the config says."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -11,12 +9,6 @@ from torch import Tensor
 
 from prefkd.config import Component, bind, component_problems, import_dotpath
 from prefkd.data.batches import StepCounts
-from prefkd.data.vocabulary import Vocabularies
-from prefkd.errors import PrefkdError
-from prefkd.method.dual_space import DualSpaceProjectors
-from prefkd.method.dual_space_v2 import ExactProjectors
-from prefkd.models.logprob_model import TokenStates
-from prefkd.models.top_states import smallest_top_states
 from prefkd.training.signals import PROJECTORS, Answers, Losses, Need, Signals, Unit
 
 # Settings of every term, which it does not get itself.
@@ -82,7 +74,7 @@ class Objective:
         for component in components:
             name = component["_component_"].rpartition(".")[2]
             taken = sum(name == term.name.partition(" ")[0] for term in self.terms)
-            self.terms.append(_term(component, f"{name} {taken + 1}" if taken else name))
+            self.terms.append(make_term(component, f"{name} {taken + 1}" if taken else name))
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in self.terms))
         # Of the terms for which what scores keep of distributions will not do.
         self.uncached_needs: frozenset[Need] = frozenset().union(
@@ -119,100 +111,22 @@ class Objective:
         return " + ".join(f"{term.weight:g} {term.name}" for term in self.terms)
 
 
-def objective_problems(
-    components: Sequence[Component],
-    vocabularies: Callable[[], Vocabularies | None],
-    kept: Mapping[Need, float] | None = None,
-) -> Iterator[str]:
-    """Why an objective cannot be computed, found by doing so on a pair of one token.
-
-    Args:
-        components: The terms of the config. One that `component_problems` finds fault with is left alone.
-        vocabularies: Gives those of the two models, None where they cannot be had yet; asked only if a term needs them.
-        kept: The states in whose place scores keep distributions, and the temperature at which these are known.
-    """
-    vocabularies = cache(vocabularies)
-    sound = [is_sound(component) for component in components]
-    if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
-        yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
-    needs = Objective([component for component, fine in zip(components, sound, strict=True) if fine]).needs
-    if needs >= PROJECTORS:
-        yield "objective: dual_space and dual_space_v2 have projectors of two kinds; use one of the two"
-    for index, component in enumerate(components):
-        if sound[index]:
-            yield from (
-                f"objective[{index}]{problem}" for problem in _term_problems(component, vocabularies, kept or {})
-            )
-
-
-def _term_problems(
-    component: Component, vocabularies: Callable[[], Vocabularies | None], kept: Mapping[Need, float]
-) -> Iterator[str]:
-    term = _term(component, component["_component_"])
-    if term.weight == math.inf:
-        yield ".weight: inf leaves nothing to the other terms; use a number"
-    if term.weight < 0:
-        yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
-    if term.unit == "pair" and "answers" in component:
-        yield f".answers: {term.name} compares both answers; remove it"
-    texts = None
-    if term.needs & {"vocabularies", "one_vocabulary"}:
-        texts = vocabularies()
-        if texts is None:
-            return
-        if "one_vocabulary" in term.needs and texts.student != texts.teacher:
-            sizes = f"{len(texts.student)} and {len(texts.teacher)}"
-            yield f": {term.name} needs models of one vocabulary, but these have {sizes} tokens that are not the same"
-            return
-    try:
-        with torch.no_grad():
-            term.values(_smallest_signals(term.needs, texts, kept))
-    except (ValueError, PrefkdError) as error:
-        yield f": {error}"
-    except Exception as error:  # a user's own function may raise anything
-        yield f": {term.name} fails on a pair of one token ({type(error).__name__}: {error}); is all in its needs?"
-
-
-def _smallest_signals(needs: frozenset[Need], vocabularies: Vocabularies | None, kept: Mapping[Need, float]) -> Signals:
-    """A pair of answers of one token, with what is needed and no more."""
-
-    def states(tokens: int) -> TokenStates:
-        ids, table = torch.zeros(2, dtype=torch.long), torch.zeros(tokens, 1)
-        return TokenStates(ids, ids, torch.arange(2), torch.zeros(2, 1), table, table, (1, 1), chunk_size=1)
-
-    def read(need: Need) -> TokenStates | None:
-        if need not in needs:
-            return None
-        return smallest_top_states(states(sizes[1]), kept[need]) if need in kept else states(sizes[1])
-
-    parents = -torch.ones(2, 1, 1)
-    sizes = (2, 2) if vocabularies is None else (len(vocabularies.student), len(vocabularies.teacher))
-    return Signals(
-        policy=parents,
-        parent_mask=torch.ones(2, 1, 1, dtype=torch.bool),
-        student=states(sizes[0]),
-        reference=parents if "reference" in needs else None,
-        weights=-parents if "weights" in needs else None,
-        teacher_logprobs=parents if "teacher_logprobs" in needs else None,
-        teacher=read("teacher_states"),
-        positive=read("positive_states"),
-        negative=read("negative_states"),
-        projectors=_smallest_projectors(needs),
-        vocabularies=vocabularies,
-    )
-
-
-def _smallest_projectors(needs: frozenset[Need]) -> DualSpaceProjectors | ExactProjectors | None:
-    kinds = {"projectors": DualSpaceProjectors, "exact_projectors": ExactProjectors}
-    return next((kind(1, 1) for need, kind in kinds.items() if need in needs), None)
-
-
 def is_sound(component: Component) -> bool:
     """Whether a term is there and takes its settings."""
     return not any(component_problems(component, ("signals",), TERM_SETTINGS))
 
 
-def _term(component: Component, name: str) -> Term:
+def sound_objective(components: Sequence[Component]) -> Objective:
+    """The terms of a config that are there and take their settings."""
+    return Objective([component for component in components if is_sound(component)])
+
+
+def make_term(component: Component, name: str) -> Term:
+    """A term of a config.
+
+    Args:
+        name: Under which it is logged.
+    """
     function = import_dotpath(component["_component_"])
     own = {key: value for key, value in component.items() if key not in TERM_SETTINGS}
     return Term(

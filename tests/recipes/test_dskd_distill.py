@@ -136,11 +136,14 @@ def test_terms_of_one_vocabulary(tmp_path):
     assert own[0]["held_out/loss"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("term", "recipe"), [("tis_dpo", "tis_dpo_distill"), ("dpo", "dpo_distill")])
-def test_one_preference_term_is_the_recipe_of_that_name(world, tmp_path, term, recipe):
+@pytest.mark.parametrize(
+    ("term", "recipe", "settings"),
+    [("tis_dpo", "tis_dpo_distill", ()), ("dpo", "dpo_distill", ("reference=student", "refresh={every: 1}", AT_ONCE))],
+)
+def test_one_preference_term_is_the_recipe_of_that_name(world, tmp_path, term, recipe, settings):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    one = run(world, ours, objective(term), "training.max_steps=2")
-    other = two_models.run(recipe, world, theirs, "training.max_steps=2")
+    one = run(world, ours, objective(term), "training.max_steps=2", *settings)
+    other = two_models.run(recipe, world, theirs, "training.max_steps=2", *settings)
     common = one[0].keys() & other[0].keys() | one[1].keys() & other[1].keys()
     assert {"held_out/loss", "margin", "gradient_norm"} <= common
     kept = [[{name: line[name] for name in line.keys() & common} for line in lines] for lines in (one, other)]
@@ -397,6 +400,12 @@ MISTAKES = {
     "use scores (whichever contrast was scored) or uniform",
     (objective("dpo"), "projectors.warmup_steps=3"): "projectors.warmup_steps: no term of the objective has "
     "projectors; add dual_space, or use 0",
+    (objective("dpo"), "refresh={}"): "refresh: the teacher is the reference, and does not learn; set reference: "
+    "student, or remove it",
+    (objective("uld"), "refresh={}", "reference=student"): "refresh: no term of the objective compares with a "
+    "reference; remove it",
+    (objective("dpo"), "refresh={}", "reference=student", "training.keep_best=loss"): "refresh: held-out metrics "
+    "against another reference cannot be compared; remove training.keep_best",
     (objective("adpa"), "contrast.kind=none"): "contrast.kind: none, but the objective asks for pi+ and pi-; use "
     "prompts or models",
     (objective("dckd"), "~teacher.path", "teacher.scores={scores}"): "contrast.kind: prompts needs a teacher in memory "

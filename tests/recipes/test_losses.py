@@ -181,6 +181,7 @@ def test_microbatches_and_ranks_change_nothing(world, tmp_path, kind):
 
 
 CENTRED = (loss("apo_zero_loss"), "centre=true", *SLOW)
+TERM_ALONE = "objective=[{_component_: prefkd.training.terms.dpo}]"
 
 
 @pytest.mark.parametrize("recipe", ["dpo_distill", "tis_dpo_distill"])
@@ -229,7 +230,7 @@ def test_the_student_can_be_the_reference(pair_world, tmp_path):
         ("dpo", (loss("bco_loss"), "dynamic_beta=null")),
         ("dpo", ("dynamic_beta={}",)),
         ("dpo_distill", CENTRED[:2]),
-        ("tis_dpo_distill", ("reference=student", *REMEMBERING["refresh"])),
+        ("dskd_distill", (TERM_ALONE, "reference=student", *REMEMBERING["refresh"])),
     ],
 )
 def test_a_run_goes_on_with_what_its_loss_remembers(world, pair_world, tmp_path, recipe, overrides):
