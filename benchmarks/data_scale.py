@@ -46,7 +46,7 @@ def run_step(step: str, source: str, student: str, teacher: str) -> None:
     from datasets import disable_progress_bars
 
     from prefkd.data.alignment_report import alignment_report
-    from prefkd.data.batches import collate_pairs
+    from prefkd.data.collate import collate_pairs
     from prefkd.data.pairs import DataConfig, load_pairs
     from prefkd.data.steps import Microbatch, pair_lengths, plan_epochs
     from prefkd.data.tokenizing import align_pairs

@@ -70,7 +70,7 @@ def run_prefkd(arguments: Arguments) -> dict[str, Any]:
     import torch
     from datasets import Dataset
 
-    from prefkd.data.batches import collate_pairs
+    from prefkd.data.collate import collate_pairs
     from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
     from prefkd.data.steps import Microbatch
     from prefkd.method.preference import dpo_loss

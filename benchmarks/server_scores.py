@@ -24,7 +24,7 @@ import torch
 import tyro
 from datasets import Dataset
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import ANSWERS, score_column
 from prefkd.data.steps import Microbatch, pair_lengths, split_step

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.batches import TokenPairBatch, collate_tokens
+from prefkd.data.batches import TokenPairBatch
+from prefkd.data.collate import collate_tokens
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths

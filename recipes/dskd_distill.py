@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component, components
-from prefkd.data.batches import PairBatch, collate_pairs, count_targets
+from prefkd.data.batches import PairBatch
+from prefkd.data.collate import collate_pairs, count_targets
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
 from prefkd.data.places import find_places

@@ -24,7 +24,8 @@ from datasets import Dataset
 
 from prefkd.config import save_config
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.batches import PairBatch
+from prefkd.data.collate import collate_pairs
 from prefkd.data.fingerprints import pairs_fingerprint, reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import INSTRUCTIONS, count_scored

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.batches import AnswerBatch, collate_answers
+from prefkd.data.batches import AnswerBatch
+from prefkd.data.collate import collate_answers
 from prefkd.data.pair_worth import weighted_sum
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from prefkd.config import Component, component
-from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.batches import PairBatch
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
 from prefkd.data.steps import Microbatch

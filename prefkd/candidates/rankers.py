@@ -21,7 +21,7 @@ from datasets import Dataset
 from prefkd.candidates.reading import Question
 from prefkd.config.components import Component, bind
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.pairs import COLUMNS, DataConfig
 from prefkd.data.sides import ModelSide

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from prefkd.data.batches import count_targets
+from prefkd.data.collate import count_targets
 from prefkd.data.kept_rows import TEMPERATURE, TOKENS, kept_columns, state_columns
 from prefkd.data.pairs import DataConfig
 from prefkd.data.rows import (

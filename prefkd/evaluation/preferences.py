@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 
 from prefkd.config.hints import size_problems
-from prefkd.data.batches import collate_tokens
+from prefkd.data.collate import collate_tokens
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.pairs import DataConfig, file_name, load_pairs
 from prefkd.data.rows import Reading, row_name

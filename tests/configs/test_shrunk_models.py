@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pair_worth import by_source, pair_worth
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.settings import Filters

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models import checks

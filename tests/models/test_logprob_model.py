@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.steps import Microbatch
 from prefkd.models.load import ModelConfig, load_causal_lm

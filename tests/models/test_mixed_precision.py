@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from prefkd.data.batches import TokenBatch, collate_pairs
+from prefkd.data.batches import TokenBatch
+from prefkd.data.collate import collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.method.dual_space import DualSpaceProjectors
 from prefkd.models import checks

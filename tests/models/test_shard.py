@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
-from prefkd.data.batches import TokenBatch, collate_pairs
+from prefkd.data.batches import TokenBatch
+from prefkd.data.collate import collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models.checks import check_model

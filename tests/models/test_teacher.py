@@ -9,7 +9,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkd.data.batches import PairBatch, collate_pairs
+from prefkd.data.batches import PairBatch
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.sides import ModelSide

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from prefkd.data.batches import Segment, TokenBatch, collate_answers, collate_pairs, collate_tokens
+from prefkd.data.batches import Segment, TokenBatch
+from prefkd.data.collate import collate_answers, collate_pairs, collate_tokens
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.rows import Reading
 from prefkd.data.steps import Microbatch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.steps import Microbatch
 from prefkd.models.flops import Pass, training_flops
 from prefkd.models.logprob_model import LogprobModel

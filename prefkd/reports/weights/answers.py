@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from prefkd.data.batches import collate_pairs
+from prefkd.data.collate import collate_pairs
 from prefkd.data.rows import ANSWERS
 from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
