@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from datasets import Dataset
 
+from prefkd.data.mapping import NO_TOKEN, NOTHING_LEFT, SAME_TOKENS, map_pairs
 from prefkd.data.pairs import DataConfig
 from prefkd.data.rows import ALONE, Reading, token_features
 from prefkd.data.sides import ModelSide
-from prefkd.data.tokenizing import NO_TOKEN, NOTHING_LEFT, SAME_TOKENS, map_pairs, read_pairs
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
+from prefkd.data.whole_pairs import read_pairs
 from prefkd.data.workers import Shared, one_thread_in_workers
 from prefkd.errors import DataError
 
@@ -62,15 +63,12 @@ def _tokenize_batch(rows: Mapping[str, list], shared_sides: Shared, limits: Limi
     one_thread_in_workers()
     side = shared_sides.value[ALONE]
     read = read_pairs(rows, {ALONE: side})
-    for n, i in enumerate(read.written):
-        there = slice(2 * n, 2 * n + (2 if read.written[i].answers[1] else 1))  # there may be no rival
+
+    def cut(place: int, there: slice, is_cut: bool) -> Reading:
         answers, offsets = (part[there] for part in read.responses[ALONE])
-        is_cut = "cut" in rows and bool(rows["cut"][i])
-        try:
-            read.rows[i] |= cut_tokens(read.prompts[ALONE][n], answers, offsets, side, limits, is_cut).columns()
-        except DataError as error:
-            read.rows[i]["problem"] = str(error)
-    return {name: [row.get(name) for row in read.rows] for name in (*token_features(), "problem")}
+        return cut_tokens(read.prompts[ALONE][place], answers, offsets, side, limits, is_cut)
+
+    return read.cut(cut, token_features())
 
 
 def cut_tokens(

@@ -4,9 +4,10 @@ import json
 from collections import Counter
 
 from prefkd.data.alignment_report import alignment_report
+from prefkd.data.mapping import NO_PARENT, SAME_TOKENS
 from prefkd.data.pairs import DataConfig
 from prefkd.data.sides import ModelSide
-from prefkd.data.tokenizing import NO_PARENT, SAME_TOKENS, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from tests.data.test_tokenizing import TEXT_PAIRS, make_pairs
 from tests.tiny import make_tokenizer
 

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefkd.data import tokenizing
+from prefkd.data.mapping import SAME_TOKENS
 from prefkd.data.pairs import COLUMNS, DataConfig, load_pairs
 from prefkd.data.rows import AlignedRow
 from prefkd.data.sides import ModelSide
-from prefkd.data.tokenizing import SAME_TOKENS, align_pairs, cut_pair, with_instruction
+from prefkd.data.tokenizing import align_pairs, cut_pair
 from prefkd.data.truncation import Limits, cut_prompt, kept_lengths
+from prefkd.data.whole_pairs import with_instruction
 from prefkd.errors import DataError, PrefkdError
 from prefkd.method.parent_tokens import find_parents
 from tests.tiny import TEXTS, make_tokenizer

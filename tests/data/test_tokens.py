@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefkd.data.mapping import NOTHING_LEFT, SAME_TOKENS
 from prefkd.data.pairs import DataConfig
 from prefkd.data.sides import ModelSide
-from prefkd.data.tokenizing import NOTHING_LEFT, SAME_TOKENS, align_pairs
+from prefkd.data.tokenizing import align_pairs
 from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
 from prefkd.data.truncation import Limits
 from prefkd.errors import DataError
