@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkd.method.divergences import DIVERGENCES
 from prefkd.method.dual_space import (
@@ -18,6 +17,7 @@ from prefkd.method.dual_space import (
     dual_space_loss,
     same_vocabulary_loss,
 )
+from tests.method.largest import Largest
 
 TERMS = [field.name for field in dataclasses.fields(DualSpaceTerms)]
 PUBLISHED = {
@@ -462,21 +462,6 @@ def test_logits_made_here_are_those_of_the_head(chunk_size):
     assert set(gradient) == set(wanted)
     for name in gradient:
         torch.testing.assert_close(gradient[name], wanted[name])
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that any result had."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def large(student_vocabulary, teacher_vocabulary):

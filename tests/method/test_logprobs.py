@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkd.method.divergences import generalised_jsd
 from prefkd.method.head_passes import EAGER, FUSED
 from prefkd.method.logprobs import bounded_logits, linear_token_logprobs, parent_logprobs, token_logprobs
+from tests.method.largest import Largest
 
 
 def naive(hidden, head_weight, targets):
@@ -232,21 +232,6 @@ def test_wrong_chunk_sizes_are_refused():
     hidden, head_weight, targets = case()
     with pytest.raises(ValueError, match="chunk_size is 0"):
         linear_token_logprobs(hidden, head_weight, targets, chunk_size=0)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that any result had."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
