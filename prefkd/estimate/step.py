@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prefkd.config import Component, build
 from prefkd.data.batches import TokenBatch
 from prefkd.data.packing import with_tensors
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.estimate.models import unpacked_bytes
 from prefkd.estimate.outlines import Outlines
 from prefkd.estimate.tracking import MemoryTracker, empty, fakes
@@ -87,7 +87,7 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
     except PrefkdError:
         raise
     except Exception as error:  # whatever a loss of the user's own makes of tensors without content
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise PrefkdError(f"the step cannot be run on tensors without content, as a plan does: {reason}") from error
     return Step(tracker, passes)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prefkd.config.hints import size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
-from prefkd.errors import PrefkdError, Problem
+from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.tokenizers import may_be_hub_id, no_folder
 
 
@@ -71,8 +71,7 @@ class RewardModel:
                 output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise a dozen unrelated types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise PrefkdError(f"cannot load the reward model of {config.path}: {reason}") from error
+            raise PrefkdError(f"cannot load the reward model of {config.path}: {first_line(error)}") from error
         model, report = loaded
         if report["missing_keys"]:  # transformers makes them up
             missing = ", ".join(sorted(report["missing_keys"]))

@@ -17,7 +17,7 @@ import prefkd
 from prefkd.catalog import CONFIGS
 from prefkd.config import read_yaml
 from prefkd.config.fields import setting
-from prefkd.errors import PrefkdError
+from prefkd.errors import PrefkdError, first_line
 from prefkd.files import sha256
 from prefkd.keys import hub_token
 from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
@@ -159,8 +159,7 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
         if adapter:
             api.upload_file(repo_id=hub.repo_id, path_or_fileobj=adapter, path_in_repo=CONFIG, commit_message=commit)
     except Exception as error:  # of huggingface_hub and of the network, a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        again = f"hf upload {hub.repo_id} {folder}"
+        reason, again = first_line(error), f"hf upload {hub.repo_id} {folder}"
         raise PrefkdError(f"{hub.repo_id} does not take {folder}: {reason}; `{again}` tries once more") from error
     display.say(f"pushed to https://huggingface.co/{hub.repo_id}")
 
