@@ -30,8 +30,9 @@ from prefkd.data.rows import ANSWERS, score_column
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
 from prefkd.models.load import ModelConfig, TeacherConfig, read_side
+from prefkd.models.questions import Asks
 from prefkd.models.server import ServerConfig
-from prefkd.models.teacher import Asks, Teacher
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
 
 NAME = "teacher"

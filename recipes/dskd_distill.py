@@ -14,7 +14,7 @@ Shapes: B pairs, P parents of the longest answer, N target tokens. Of two answer
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from transformers import set_seed
 
 from prefkd.config import Component, component, components
 from prefkd.data.batches import PairBatch
-from prefkd.data.collate import collate_pairs, count_targets
+from prefkd.data.collate import collate_pairs
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig
 from prefkd.data.places import find_places
@@ -39,7 +39,8 @@ from prefkd.models.contrast import ContrastConfig
 from prefkd.models.load import LearnerConfig, parameter_count, read_side, read_vocabularies
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.lora import LoraConfig
-from prefkd.models.teacher import Asks, Teacher, TeacherSource
+from prefkd.models.questions import Asks, TeacherSource
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.aligned import load_aligned_pairs
@@ -144,8 +145,7 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     """Read the pairs, align them for both models, and share them out among the steps."""
     side = read_side(config.student)
     teacher = Teacher(config.teacher, config.asks())
-    pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks)
-    pairs = replace(pairs, train=count_targets(pairs.train), held_out=count_targets(pairs.held_out))
+    pairs = load_aligned_pairs(config.data, student=side, teacher=teacher, ranks=ranks).with_counts()
     return share_out(pairs, side, config.training, shares_prompt=config.student.share_prompt)
 
 

@@ -43,7 +43,8 @@ from prefkd.models.contrast import (
 )
 from prefkd.models.kept_states import save_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
-from prefkd.models.teacher import Asks, Teacher
+from prefkd.models.questions import Asks
+from prefkd.models.teacher import Teacher
 from prefkd.models.top_states import KeepConfig
 from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks

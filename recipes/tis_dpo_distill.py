@@ -35,7 +35,8 @@ from prefkd.models.checks import check_model
 from prefkd.models.load import LearnerConfig, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig
-from prefkd.models.teacher import Asks, Teacher, TeacherSource
+from prefkd.models.questions import Asks, TeacherSource
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.run import write_report
 from prefkd.training.aligned import load_aligned_pairs

@@ -35,7 +35,8 @@ from prefkd.evaluation.reward_model import RewardModel, RewardModelConfig
 from prefkd.files import fingerprint
 from prefkd.models.contrast import ContrastConfig, fewest_embeddings, model_fingerprint, require_one_tokenizer
 from prefkd.models.load import TeacherConfig, load_tokenizer
-from prefkd.models.teacher import Asks, Teacher
+from prefkd.models.questions import Asks
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
 from prefkd.training.display import Display
 

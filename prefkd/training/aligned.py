@@ -1,13 +1,14 @@
 """The pairs of a distillation: read, aligned between student and teacher, with what a teacher has scored before."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from datasets import Dataset
 
 from prefkd.data.alignment_report import alignment_report
+from prefkd.data.collate import count_targets
 from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
@@ -41,6 +42,10 @@ class AlignedPairs:
             f"{self.report['dropped_pairs']} dropped, {self.omissions}",
             "alignment": f"{self.report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
         }
+
+    def with_counts(self) -> "AlignedPairs":
+        """The same, each pair with its number of target tokens; so a batch tells how much there is in its step."""
+        return replace(self, train=count_targets(self.train), held_out=count_targets(self.held_out))
 
 
 def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: Teacher, ranks: Ranks) -> AlignedPairs:

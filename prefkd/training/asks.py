@@ -7,7 +7,7 @@ from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores, scores_problems
 from prefkd.errors import Problem
 from prefkd.method import preference as losses_by_name
-from prefkd.models.teacher import Asks
+from prefkd.models.questions import Asks
 from prefkd.training.objective import Objective
 from prefkd.training.signals import Need
 from prefkd.weighting import contrast_problems

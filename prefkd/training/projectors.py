@@ -22,7 +22,7 @@ from prefkd.models.head import head_scale_and_cap
 from prefkd.models.kept_states import kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, stored_dtype
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.teacher import TeacherSource
+from prefkd.models.questions import TeacherSource
 from prefkd.ranks import Ranks
 
 # Learning rates of projectors that start at random, and of one that starts from least squares.

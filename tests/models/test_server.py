@@ -21,9 +21,10 @@ from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import PrefkdError
 from prefkd.models import server as server_module
 from prefkd.models.load import TeacherConfig, read_side
+from prefkd.models.questions import Asks, TeacherSource
 from prefkd.models.served import ServedModel, sequences
 from prefkd.models.server import ServerConfig
-from prefkd.models.teacher import Asks, Teacher, TeacherSource
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks
 from tests.models.text_server import NAME, TextServer, text_server
 from tests.tiny import make_model, write_pairs

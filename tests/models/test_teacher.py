@@ -19,7 +19,8 @@ from prefkd.data.tokenizing import align_pairs
 from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.teacher import Asks, Teacher, TeacherOutput
+from prefkd.models.questions import Asks
+from prefkd.models.teacher import Teacher, TeacherOutput
 from prefkd.ranks import Ranks
 from tests.tiny import make_model, write_pairs
 
