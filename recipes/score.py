@@ -41,11 +41,11 @@ from prefkd.models.contrast import (
     model_fingerprint,
     require_one_tokenizer,
 )
+from prefkd.models.keep_config import KeepConfig
 from prefkd.models.kept_states import save_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer
 from prefkd.models.questions import Asks
 from prefkd.models.teacher import Teacher
-from prefkd.models.top_states import KeepConfig
 from prefkd.models.varlen import Attention
 from prefkd.ranks import Ranks, join_ranks
 from prefkd.reports.weights import weight_table, write_weight_report

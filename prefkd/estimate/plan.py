@@ -22,10 +22,10 @@ from prefkd.estimate.models import (
 from prefkd.estimate.outlines import Outlines, load_outlines, model_settings
 from prefkd.estimate.step import Step, run_step, state_bytes
 from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weights, reading, training_flops
+from prefkd.models.keep_config import KeepConfig
 from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import tensor_bytes
-from prefkd.models.top_states import KeepConfig
 from prefkd.training.following import Refresh
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.

@@ -19,9 +19,9 @@ from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores
 from prefkd.data.sides import ModelSide
 from prefkd.models.frozen import FrozenModel, load_frozen
-from prefkd.models.kept import KeptLogprobs
 from prefkd.models.kept_states import KeptHead, kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
+from prefkd.models.logprob_cache import KeptLogprobs
 from prefkd.models.logprob_model import TokenStates
 from prefkd.models.questions import Asks, TeacherSource
 from prefkd.models.served import open_served

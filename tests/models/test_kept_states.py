@@ -8,10 +8,10 @@ import torch
 
 from prefkd.data.scores import HEAD
 from prefkd.errors import PrefkdError
+from prefkd.models.keep_config import KeepConfig
 from prefkd.models.kept_states import head_bytes, kept_hidden_size, load_head, save_head, state_bytes
 from prefkd.models.load import TeacherConfig
 from prefkd.models.logprob_model import TokenStates
-from prefkd.models.top_states import KeepConfig
 from prefkd.ranks import Ranks
 
 CPU, META = torch.device("cpu"), torch.device("meta")

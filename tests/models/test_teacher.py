@@ -16,8 +16,8 @@ from prefkd.data.rows import AlignedAnswer, AlignedRow, Reading
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, split_step
 from prefkd.data.tokenizing import align_pairs
-from prefkd.models.kept import KeptLogprobs
 from prefkd.models.load import TeacherConfig, load_tokenizer
+from prefkd.models.logprob_cache import KeptLogprobs
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.questions import Asks
 from prefkd.models.teacher import Teacher, TeacherOutput
