@@ -29,6 +29,8 @@ import summary  # noqa: E402  # pyright: ignore[reportMissingImports]
 import torch  # noqa: E402
 import tyro  # noqa: E402
 import world  # noqa: E402  # pyright: ignore[reportMissingImports]
+from settings import MAIN  # noqa: E402  # pyright: ignore[reportMissingImports]
+from sharing import write_pairs  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from prefkd.cli.main import main as prefkd  # noqa: E402
 from prefkd.data.pairs import DataConfig, load_pairs  # noqa: E402
@@ -66,7 +68,7 @@ class Run:
     """Folder of the models and the study."""
     minutes: float = 8.0
     """Time for all of it; when it is over, the run that is going on writes a checkpoint and ends."""
-    rows: tuple[str, ...] = rows.MAIN
+    rows: tuple[str, ...] = MAIN
     """Rows of rows.yaml, in the order in which they run."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds that shuffle the pairs."""
@@ -96,9 +98,7 @@ def carry(arguments: Carry) -> None:
         )
         read = load_pairs(source).train.shuffle(seed=0)
         kept: Any = read.select(range(min(arguments.pairs, len(read))))
-        rows.write_pairs(
-            files / PAIRS, [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in kept]
-        )
+        write_pairs(files / PAIRS, [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in kept])
         print(f"{cut(files, arguments.pieces)} pieces in {arguments.pieces}", flush=True)
 
 
