@@ -73,7 +73,7 @@ class Run:
     seeds: tuple[int, ...] = (0, 1)
     """Seeds that shuffle the pairs."""
     train_pairs: int = 256
-    """Pairs that a student sees; the large teacher sees ten times as many."""
+    """Pairs that a student sees; the teachers named `_many` see ten times as many."""
     held_out_pairs: int = 512
     """Pairs that all rows are compared on."""
     overrides: tuple[str, ...] = field(default=())
@@ -159,9 +159,13 @@ def run(arguments: Run) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments)
     student, teacher = (str(arguments.work / model.folder) for model in MODELS)
-    sizes = {"train_pairs": arguments.train_pairs, "held_out_pairs": arguments.held_out_pairs}
+    sizes = {
+        "train_pairs": arguments.train_pairs,
+        "teacher_pairs": 10 * arguments.train_pairs,
+        "held_out_pairs": arguments.held_out_pairs,
+    }
     if arguments.smoke:
-        sizes = {"train_pairs": 4, "held_out_pairs": 4, "development_pairs": 2}
+        sizes = {"train_pairs": 4, "teacher_pairs": 40, "held_out_pairs": 4, "development_pairs": 2}
     study = rows.Arguments(
         student=student,
         teacher=teacher,

@@ -33,7 +33,9 @@ class Arguments:
     rates: tuple[float, ...] = ()
     """Learning rates from which each row takes its best on the development pairs; that of rows.yaml if not given."""
     train_pairs: int = 56
-    """Pairs that a student sees; the large teacher sees ten times as many."""
+    """Pairs that a student sees, and the teachers without `_many`."""
+    teacher_pairs: int = 560
+    """Pairs that the teachers named `_many` see, those of the student among them."""
     held_out_pairs: int = 160
     """Pairs that all rows are compared on."""
     development_pairs: int = 48

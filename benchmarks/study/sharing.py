@@ -18,7 +18,8 @@ def split_pairs(arguments: Arguments) -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     sizes = {
-        name: getattr(arguments, name) for name in ("train_pairs", "held_out_pairs", "development_pairs", "tokens")
+        name: getattr(arguments, name)
+        for name in ("train_pairs", "teacher_pairs", "held_out_pairs", "development_pairs", "tokens")
     }
     if (out / "sizes.json").exists():
         if json.loads((out / "sizes.json").read_text()) != sizes:
@@ -42,7 +43,7 @@ def split_pairs(arguments: Arguments) -> None:
             prompts.add(prompt)
             short.append(pair)
     parts = {"held_out": sizes["held_out_pairs"], "development": sizes["development_pairs"]}
-    needed = sum(parts.values()) + 10 * sizes["train_pairs"]
+    needed = sum(parts.values()) + max(sizes["train_pairs"], sizes["teacher_pairs"])
     if len(short) < needed:
         raise SystemExit(
             f"{len(short)} pairs are short enough, and {needed} are needed; lower a size or raise --tokens"
@@ -52,7 +53,7 @@ def split_pairs(arguments: Arguments) -> None:
         write_pairs(out / f"{name}.jsonl", short[first : first + size])
         first += size
     write_pairs(out / "pairs.jsonl", short[first : first + sizes["train_pairs"]])
-    write_pairs(out / "many_pairs.jsonl", short[first : first + 10 * sizes["train_pairs"]])
+    write_pairs(out / "many_pairs.jsonl", short[first : first + sizes["teacher_pairs"]])
     (out / "sizes.json").write_text(json.dumps(sizes))
     print(f"{len(short)} of {len(read)} pairs are short enough", flush=True)
 

@@ -20,7 +20,7 @@ from readings import Record, margin, preferred, rates_read, records, reward_accu
 from settings import HERE
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
-ALONE = ("start", "sft", "dpo", "cdpo", "tis_shuffled", "tis_random")
+ALONE = ("start", "sft", "dpo", "cdpo", "tis_shuffled", "tis_shuffled_many", "tis_random")
 # From what is read of a model and of the start, for a pair. The first is the primary metric.
 METRICS: dict[str, Callable[[Record, Record], float]] = {
     "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
@@ -207,7 +207,7 @@ def judged_lines(out: Path, names: Mapping[str, Mapping[int, str]], draw: Bootst
 
 def teacher_lines(out: Path, draw: Bootstrap) -> Iterator[str]:
     """How often the DPO teacher gives the chosen answer more than the reversed one does."""
-    for size in ("", "_10x"):
+    for size in ("", "_many"):
         names = (f"dpo_teacher{size}", f"reversed_teacher{size}")
         if all((out / "read" / "held_out" / name / "table.json").exists() for name in names):
             positive, negative = (records(out, "held_out", name) for name in names)
