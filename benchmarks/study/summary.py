@@ -21,7 +21,7 @@ from settings import HERE
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
 ALONE = ("start", "sft", "dpo", "cdpo", "tis_shuffled", "tis_shuffled_many", "tis_random")
-# From what is read of a model and of the start, for a pair. The first is the primary metric.
+# From what is read of a model and of the start, for a pair.
 METRICS: dict[str, Callable[[Record, Record], float]] = {
     "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
     "log-prob accuracy": lambda row, start: preferred(margin(row)),
@@ -47,11 +47,15 @@ class Arguments:
     """Take the runs whose learning rate was chosen."""
     baseline: str = "dpo"
     """The row with which all others are compared."""
+    primary: str = "reward accuracy"
+    """The metric whose differences are tested."""
     draws: int = 10_000
     """Bootstrap samples."""
 
 
 def main(arguments: Arguments) -> None:
+    if arguments.primary not in METRICS:
+        raise SystemExit(f"no metric is named {arguments.primary}; there are {', '.join(METRICS)}")
     known = yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8"))["rows"]
     rows = [row for row in known if row in (arguments.rows or known)]
     names = {row: names_of(arguments.out, row, tuned=arguments.tuned) for row in rows}
@@ -59,7 +63,7 @@ def main(arguments: Arguments) -> None:
     values = read_values(arguments.out, names)
     table = [
         *value_lines(values, draw),
-        *difference_lines(values, arguments.baseline, draw),
+        *difference_lines(values, arguments.baseline, arguments.primary, draw),
         *(rate_lines(arguments.out, rows) if arguments.tuned else ()),
         *judged_lines(arguments.out, {row: names[row] for row in rows if row in values}, draw),
         *teacher_lines(arguments.out, draw),
@@ -133,13 +137,12 @@ def value_lines(values: Mapping[str, Values], draw: Bootstrap) -> Iterator[str]:
         yield f"| {row} | {len(next(iter(measured.values())))} | {' | '.join(cells)} |"
 
 
-def difference_lines(values: Mapping[str, Values], baseline: str, draw: Bootstrap) -> Iterator[str]:
+def difference_lines(values: Mapping[str, Values], baseline: str, primary: str, draw: Bootstrap) -> Iterator[str]:
     """How far each row is from the baseline."""
     if baseline not in values:
         return
     matrices = {row: differences(values[row], values[baseline]) for row in values if row != baseline}
     matrices = {row: found for row, found in matrices.items() if found}
-    primary = next(iter(METRICS))
     corrected = holm({row: draw.p(found[primary]) for row, found in matrices.items() if row not in ALONE})
     yield from ("", f"Difference to {baseline}, on the seeds that both have:", "")
     yield f"| row | {' | '.join(METRICS)} | p | p, Holm |"
