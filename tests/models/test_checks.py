@@ -13,15 +13,15 @@ from prefkd.models.checks import EXACT, ROUNDED, check_model, difference, own_lo
 from prefkd.models.load import ModelConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
-from tests.models.test_logprob_model import ARCHITECTURES, CPU, _model, _pairs
+from tests.models.architectures import ARCHITECTURES, CPU, model_of, random_pairs
 from tests.tiny import make_model
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_check_agrees_with_the_models_own_logits(tmp_path, architecture):
-    model = _model(tmp_path, architecture)
+    model = model_of(tmp_path, architecture)
     for share in (True, False):
-        batch = collate_pairs(_pairs(100, seed=2), Microbatch([0]), share_prompt=(share, share))
+        batch = collate_pairs(random_pairs(100, seed=2), Microbatch([0]), share_prompt=(share, share))
         check_model(model, batch.student, "student")
 
 
@@ -44,7 +44,7 @@ def test_check_refuses_a_model_that_rescales_its_logits(tmp_path, types):
     folder = make_model(tmp_path / "granite", "granite", "byte_level", logits_scaling=8.0, initializer_range=1.0)
     model = _typed(folder, types)
     model.scale = 1.0  # as if its config said nothing of it
-    batch = collate_pairs(_pairs(100, seed=2), Microbatch([0]), share_prompt=(False, False))
+    batch = collate_pairs(random_pairs(100, seed=2), Microbatch([0]), share_prompt=(False, False))
     with pytest.raises(PrefkdError, match="changes its logits after the head"):
         check_model(model, batch.student, "student")
 
@@ -53,7 +53,7 @@ def test_check_refuses_a_model_that_rescales_its_logits(tmp_path, types):
 def test_check_refuses_a_model_that_ignores_the_mask(tmp_path, monkeypatch, types):
     model = _typed(make_model(tmp_path / "llama", "llama", "byte_level"), types)
     monkeypatch.setattr(LogprobModel, "_attention_mask", lambda self, tokens: torch.ones_like(tokens.input_ids))
-    batch = collate_pairs(_pairs(100, seed=2), Microbatch([0]), share_prompt=(True, True))
+    batch = collate_pairs(random_pairs(100, seed=2), Microbatch([0]), share_prompt=(True, True))
     with pytest.raises(PrefkdError, match="set share_prompt: false"):
         check_model(model, batch.student, "student")
 
@@ -67,7 +67,7 @@ def test_check_takes_rounding_for_what_it_is(tmp_path, types, quantization):
     model.lm.lm_head.weight *= 16
     if quantization != "none":
         quantize(model.lm, quantization)
-    batch = collate_pairs(_pairs(100, seed=2), Microbatch([2]), share_prompt=(True, True))
+    batch = collate_pairs(random_pairs(100, seed=2), Microbatch([2]), share_prompt=(True, True))
     before = model(batch.student)
     assert difference(model, batch.student) > ROUNDED
     check_model(model, batch.student, "student")
@@ -77,8 +77,8 @@ def test_check_takes_rounding_for_what_it_is(tmp_path, types, quantization):
 
 
 def test_what_one_token_in_a_hundred_says_does_not_decide(tmp_path, monkeypatch):
-    model = _model(tmp_path, "llama")
-    tokens = collate_pairs(_pairs(100, seed=2), Microbatch([0]), share_prompt=(True, True)).student
+    model = model_of(tmp_path, "llama")
+    tokens = collate_pairs(random_pairs(100, seed=2), Microbatch([0]), share_prompt=(True, True)).student
     own = own_logprobs(model, tokens)
     tokens = replace(tokens, predictors=tokens.predictors.repeat(15), targets=tokens.targets.repeat(15))
     off = own.repeat(15)

@@ -17,7 +17,7 @@ from prefkd.models.load import ModelConfig, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel, TokenStates
 from prefkd.models.shard import shard
 from prefkd.ranks import Ranks, join_ranks
-from tests.models.test_logprob_model import _pairs
+from tests.models.architectures import random_pairs
 from tests.processes import run_processes
 from tests.tiny import make_model
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def tokens() -> TokenBatch:
-    return collate_pairs(_pairs(100, seed=2), Microbatch([0, 1]), share_prompt=(True, True)).student
+    return collate_pairs(random_pairs(100, seed=2), Microbatch([0, 1]), share_prompt=(True, True)).student
 
 
 def load(folder: Path, ranks: Ranks) -> LogprobModel:

@@ -24,7 +24,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
 from prefkd.models.shard import before_microbatch, shard
 from prefkd.ranks import Ranks, join_ranks
-from tests.models.test_logprob_model import ARCHITECTURES, _pairs
+from tests.models.architectures import ARCHITECTURES, random_pairs
 from tests.processes import run_processes
 from tests.tiny import make_model
 
@@ -39,7 +39,7 @@ KINDS = ARCHITECTURES | {
 
 
 def tokens() -> TokenBatch:
-    return collate_pairs(_pairs(100, seed=2), Microbatch([0, 1]), share_prompt=(True, True)).student
+    return collate_pairs(random_pairs(100, seed=2), Microbatch([0, 1]), share_prompt=(True, True)).student
 
 
 def put_together(folder: Path, ranks: Ranks) -> LogprobModel:
@@ -100,7 +100,7 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
 
     counted(_fsdp_param_group, "foreach_reduce")
     counted(dist, "all_reduce")
-    rows = _pairs(100, seed=2)
+    rows = random_pairs(100, seed=2)
     parts = [collate_pairs(rows, Microbatch([number % 3]), share_prompt=(True, True)).student for number in range(8)]
 
     def gradients(model: LogprobModel, own: list[TokenBatch]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from prefkd.models.checks import check_model
 from prefkd.models.load import ModelConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.lora import LoraConfig, add_adapter
-from tests.models.test_logprob_model import ARCHITECTURES, _pairs
+from tests.models.architectures import ARCHITECTURES, random_pairs
 from tests.tiny import make_model, write_pairs
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def make(folder, architecture: str, attention: str, **settings) -> LogprobModel:
 
 
 def tokens_of(rows: list[int], share: bool = True) -> TokenBatch:
-    return collate_pairs(_pairs(100, seed=1), Microbatch(rows), share_prompt=(share, share)).student
+    return collate_pairs(random_pairs(100, seed=1), Microbatch(rows), share_prompt=(share, share)).student
 
 
 def results(model: LogprobModel, tokens: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:

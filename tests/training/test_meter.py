@@ -15,7 +15,7 @@ from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 from prefkd.training import meter as meters
 from prefkd.training.meter import Meter, trained_weights
-from tests.models.test_logprob_model import _pairs
+from tests.models.architectures import random_pairs
 from tests.recipes import single_model, two_models
 from tests.tiny import make_model
 
@@ -30,7 +30,7 @@ def test_a_step_is_counted_as_its_mask_lets_it_through(tmp_path, monkeypatch, sh
     monkeypatch.setattr(meters, "peak_flops", lambda device: 1e12)
     folder = make_model(tmp_path / "model", "llama", "byte_level")
     model = LogprobModel(AutoModelForCausalLM.from_pretrained(folder))
-    rows = _pairs(100, seed=3)
+    rows = random_pairs(100, seed=3)
     batch = collate_pairs(rows, Microbatch([0, 1, 2]), share_prompt=(share_prompt, share_prompt)).student
     config = SimpleNamespace(output_dir=tmp_path, training=SimpleNamespace(profile=False))
     meter = Meter(config, SimpleNamespace(model=model, ranks=Ranks(0, 1, torch.device("cpu"))))  # pyright: ignore
