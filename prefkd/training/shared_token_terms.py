@@ -237,12 +237,8 @@ def shared_of(signals: Signals) -> across.SharedTokens:
 
 
 def where(signals: Signals) -> tuple[Any, ...]:
-    """What maps of tokens depend on besides the vocabularies: how many tokens the heads have, and where they are.
-
-    A plan's tensors have no content, and must not be taken for those of a run.
-    """
-    head = signals.student.head.detach()
-    return (*token_counts(signals), head.device, type(head))
+    """What maps of tokens depend on besides the vocabularies: how many tokens the heads have, and where they are."""
+    return (*token_counts(signals), signals.student.head.device)
 
 
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:
