@@ -117,9 +117,12 @@ def x_token(
             return temperature**2 * (matched + rest if others else matched)
 
     else:
-        image, columns = vocabularies.once(
-            lambda: across.image(vocabularies.token_map.within(*tokens).to(device)), "p_kl", *place
-        )
+
+        def carried() -> tuple[Tensor, across.TokenMap]:
+            image, columns = across.image(vocabularies.token_map.within(*tokens))
+            return image.to(device), columns.to(device)
+
+        image, columns = vocabularies.once(carried, "p_kl", *place)
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
