@@ -40,6 +40,9 @@ class RewardModelConfig:
         if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
             text = f"{self.path} holds no config.json; name the folder of a sequence-classification model"
             yield Problem("path", text, about="model", paths=(Path(self.path),))
+        elif Path(self.path).is_file():
+            text = f"{self.path} is a file; name the folder that holds it"
+            yield Problem("path", text, about="model", paths=(Path(self.path),))
         elif not Path(self.path).exists() and not may_be_hub_id(self.path):
             yield Problem("path", no_folder(self.path), about="model", paths=(Path(self.path),))
         yield from size_problems(self, "max_length", "batch_size")

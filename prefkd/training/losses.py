@@ -4,6 +4,7 @@ A loss says in its attribute `needs` (`prefkd.method.loss_needs.preference_loss`
 your own that says nothing takes what the recipe's default loss takes. `prefkd.training.pair_loss` calls it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class DynamicBeta:
         for name in ("left_out", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}: {getattr(self, name)} is not a share; use at least 0 and less than 1"
+        if not 0 <= self.sensitivity < math.inf:
+            yield f"sensitivity: {self.sensitivity} would turn beta around or spoil it; use 0 or more, 0.6 say"
 
 
 @dataclass(kw_only=True)
@@ -178,6 +181,8 @@ def _setting_problems(config: Any, needs: frozenset[Need], name: str, averages: 
         yield f"wpo: weighs each pair apart, while {name} compares all of a step with each other; remove it"
     if config.nll_weight < 0:
         yield f"nll_weight: {config.nll_weight} would make the chosen answers less likely; use 0 or more"
+    elif config.nll_weight == math.inf:
+        yield "nll_weight: inf leaves nothing to the loss of the pairs; use a number"
     if not 0 <= config.long_answer_weight <= 1:
         yield f"long_answer_weight: {config.long_answer_weight} is not between 0 and 1; 1.0 counts all of an answer"
     if config.dynamic_beta is not None and ("beta" not in config.loss or needs & {"apart", "batch", "token_means"}):
