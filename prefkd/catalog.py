@@ -246,14 +246,15 @@ def _fault(config: Path) -> str | None:
     """Why the file of a config cannot be read, None if it can."""
     file = config if config.is_file() else config.parent
     try:
-        _parse(file.read_text(encoding="utf-8"))
+        parse(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         return unreadable(file, error)
     return None
 
 
 @cache
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """What a YAML text holds, interpolations as they are written."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -261,7 +262,7 @@ def _keys(config: Path) -> dict[Any, Any]:
     """What a config writes itself; nothing where it cannot be read, which reading it as a config will explain."""
     file = config if config.is_file() else config.parent
     try:
-        keys = _parse(file.read_text(encoding="utf-8"))
+        keys = parse(file.read_text(encoding="utf-8"))
         found = keys if file == config else next(v for k, v in keys["configs"].items() if str(k) == config.name)
     except (OSError, ValueError, yaml.YAMLError, RecursionError, KeyError, TypeError, AttributeError, StopIteration):
         return {}
@@ -271,6 +272,8 @@ def _keys(config: Path) -> dict[Any, Any]:
 def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:
     if name in shipped:
         return shipped[name]
+    if not name.strip():
+        raise PrefkdError(f"{name!r} names no {kind}; `prefkd ls` lists all")
     path = Path(name)
     if path.is_file():
         return path
@@ -320,7 +323,8 @@ def load_recipe(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         file = os.path.relpath(error.filename or path)
-        raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise PrefkdError(f"{file}{line}: {error.msg}") from error
     except ImportError as error:
         raise PrefkdError(f"{path} cannot be imported: {error}") from error
     except (PrefkdError, MemoryError):

@@ -42,8 +42,10 @@ _PLAIN = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    _make_streams_safe()
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
+        sys.stdout.flush()  # a full disk is told of here, and not while Python ends
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stderr.close()
     except KeyboardInterrupt as interrupt:
@@ -54,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 2
     return 0
+
+
+def _make_streams_safe() -> None:
+    """Let a closed stream, or one that cannot show a character, be no reason to fail."""
+    sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parsed(arguments: Sequence[str]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 LARGEST_SIZE = 2**31 - 1  # of what is counted; torch and Arrow count rows and tokens in as many bits
+MOST_TOKENS = 2**24  # of a text; no model reads as many, and a plan builds a batch of them
 LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 LONGEST_SHOWN = 80
 

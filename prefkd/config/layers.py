@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, KeyValidationError, OmegaConfBaseException, UnsupportedValueType
 
 from prefkd import catalog
@@ -108,9 +108,15 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         if error.errno is not None:
             raise
         loaded = ListConfig([])  # a single value
-    if not isinstance(loaded, DictConfig):
+    found: Any = OmegaConf.to_container(loaded)
+    # OmegaConf makes a key of a mere text, which must not be shown: it may be a secret, from a file .env say.
+    if not isinstance(found, dict) or ([*found.values()] == [None] and _is_text(path)):
         raise ConfigError([f"{path}: holds no keys; write `key: value` lines"])
-    return OmegaConf.to_container(loaded)  # pyright: ignore[reportReturnType]
+    return found
+
+
+def _is_text(path: Path) -> bool:
+    return isinstance(catalog.parse(path.read_text(encoding="utf-8")), str)
 
 
 def _at(error: OmegaConfBaseException) -> str:

@@ -28,7 +28,7 @@ from prefkd.config.components import Component, component_problems, swapped
 from prefkd.config.fields import flat
 from prefkd.config.hints import describe, is_mistaken, listed_sections, members, named_sections, shown
 from prefkd.config.layers import overlaid, read_layers
-from prefkd.errors import ConfigError, Problem, explain, first_line, nearest
+from prefkd.errors import ConfigError, PrefkdError, Problem, explain, first_line, nearest
 
 ConfigType = TypeVar("ConfigType")
 # What OmegaConf says of an interpolation, and how prefkd says it.
@@ -91,7 +91,12 @@ def examine_config(
         ConfigError: With all problems, if there are values from which no config can be made.
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
-    config = OmegaConf.structured(config_class)
+    try:
+        config = OmegaConf.structured(config_class)
+    except (OmegaConfBaseException, NameError) as error:  # of a recipe of the user's own
+        key = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
+        problem = f"{key}{first_line(error)}; change its type or its default"
+        raise PrefkdError(f"the Config of the recipe: {problem}") from error
     written = read_layers(path) if isinstance(path, Path) else dict(path)
     if "recipe" not in _hints(config):
         written.pop("recipe", None)
@@ -297,7 +302,7 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
     if hasattr(section, "problems") and not found.touch(key):
         settings: Any = OmegaConf.to_object(config)
         try:
-            found.problems += (Problem.of(line).under(key) for line in settings.problems())
+            found.problems += (Problem.of(line).under(key) for line in settings.problems() or ())
         except OSError as error:  # a name that is too long, or a folder that may not be looked into
             found.problems.append(Problem(_culprit(settings, error), explain(error) or str(error)).under(key))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefkd.config import Component
-from prefkd.config.hints import LARGEST_SEED, size_problems
+from prefkd.config.hints import LARGEST_SEED, MOST_TOKENS, size_problems
 from prefkd.data.formats import ANSWERS_ALONE, FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
@@ -231,7 +231,8 @@ class DataConfig(Rows):
             yield f"held_out_fraction: {self.held_out_fraction} is not a part of the data; use 0.1 for a tenth"
         if not 0 <= self.margin_scale < float("inf"):
             yield f"margin_scale: {self.margin_scale} would ask for less than a tie; use 0 or more"
-        yield from size_problems(self, "limit", "held_out_limit", "max_length", "max_prompt_length")
+        yield from size_problems(self, "limit", "held_out_limit")
+        yield from size_problems(self, "max_length", "max_prompt_length", most=MOST_TOKENS)
         yield from size_problems(self, "workers", most=MOST_WORKERS)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_length <= self.max_prompt_length:

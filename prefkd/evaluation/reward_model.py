@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefkd.config.hints import size_problems
+from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError, Problem
@@ -45,7 +45,8 @@ class RewardModelConfig:
             yield Problem("path", text, about="model", paths=(Path(self.path),))
         elif not Path(self.path).exists() and not may_be_hub_id(self.path):
             yield Problem("path", no_folder(self.path), about="model", paths=(Path(self.path),))
-        yield from size_problems(self, "max_length", "batch_size")
+        yield from size_problems(self, "batch_size")
+        yield from size_problems(self, "max_length", most=MOST_TOKENS)
         yield from size_problems(self, "label", least=0)
 
 

@@ -83,6 +83,7 @@ def test_a_shipped_config_is_a_base(folder):
         ("mine.yaml", "base: [demo/sft]", "base: ['demo/sft'] is not the name of a config"),
         ("mine.yaml", "base: ''", "base: '' is not the name of a config"),
         ("mine.yaml", "recipe: sft\nbase: demo/pipeline", "base: demo/pipeline is a pipeline, and this is for recipe"),
+        ("mine.yaml", "HF_TOKEN=hf_secret", "/mine.yaml: holds no keys; write `key: value` lines"),
         ("mine.yaml", "x: {~: 1}", "/mine.yaml: x: a key is empty; give it a name, or quote it"),
         ("mine.yaml", "x: !!set {a}", "/mine.yaml: x: value 'set' is not a supported primitive type; write"),
         ("mine.yaml", "x: !!int y", "/mine.yaml: a number or a date in it cannot be read; quote it"),

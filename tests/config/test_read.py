@@ -1,7 +1,7 @@
 """YAML and overrides become a recipe's dataclass. (What is said of mistakes: tests/cli/errors.snap.)"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import pytest
 
 from prefkd import catalog
 from prefkd.config import Component, component, load_config, save_config
-from prefkd.errors import ConfigError
+from prefkd.errors import ConfigError, PrefkdError
 
 
 @dataclass
@@ -189,6 +189,12 @@ def test_override_with_nothing_is_null(load):
 def test_what_nobody_means_is_told_in_plain_words(load, text, said):
     (problem,) = problems_of(load, text)
     assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(("hint", "default"), [(int, "a"), (complex, 1j), ("Nowhere", 3)])
+def test_a_field_of_an_own_recipe_that_no_file_can_hold(hint, default):
+    with pytest.raises(PrefkdError, match=r"^the Config of the recipe: .*; change its type or its default$"):
+        load_config(make_dataclass("Own", [("x", hint, field(default=default))]), {})
 
 
 def test_a_line_break_in_a_value_makes_no_second_line(load):
