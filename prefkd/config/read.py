@@ -155,6 +155,9 @@ def _set(key: str, text: str, values: dict[Any, Any], component_keys: Set[str], 
     except (yaml.YAMLError, OmegaConfBaseException):
         found.add(key, f"{text!r} is not a YAML value; look for a bracket or a quote that is not closed")
         return
+    except ValueError:  # a number of too many digits, or bytes that are not UTF-8, which a name may hold
+        found.add(key, f"{shown(text)} cannot be read; write a shorter number, or a name in UTF-8")
+        return
     *parents, last = key.split(".")
     holder: Any = values
     try:

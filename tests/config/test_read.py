@@ -197,6 +197,14 @@ def test_a_field_of_an_own_recipe_that_no_file_can_hold(hint, default):
         load_config(make_dataclass("Own", [("x", hint, field(default=default))]), {})
 
 
+@pytest.mark.parametrize("value", ["!!int x", "9" * 5000, "\udcff.jsonl"])
+def test_an_override_that_python_cannot_read(load, value):
+    (problem,) = problems_of(load, "", f"name={value}")
+    assert problem.startswith("name: ") and problem.endswith(
+        "cannot be read; write a shorter number, or a name in UTF-8"
+    )
+
+
 def test_a_line_break_in_a_value_makes_no_second_line(load):
     with pytest.raises(ConfigError) as caught:
         load('shuffle: "a\\nb"\n"c\\nd": 1')
