@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.config.components import infinite_arguments
 from prefkd.errors import first_line
 from prefkd.method.loss_needs import Need
 from prefkd.training.following import Refresh
@@ -108,7 +109,8 @@ def loss_problems(
     yield from (f"loss.{line}" for line in missing)
     if missing:
         return
-    yield from _trial_problems(component, inputs)
+    infinite = [f"loss.{line}" for line in infinite_arguments(component)]
+    yield from infinite or _trial_problems(component, inputs)
     if teacher_is_reference is not None and not needs & {"reference", "margins"}:
         yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
     if "means" in needs and unit is None:

@@ -1,6 +1,5 @@
 """Terms put together to an objective, as the config says, and what can be wrong with that."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.config.components import infinite_arguments
 from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError
@@ -149,8 +149,10 @@ def _term_problems(
     component: Component, vocabularies: Callable[[], Vocabularies | None], kept: Mapping[Need, float]
 ) -> Iterator[str]:
     term = _term(component, component["_component_"])
-    if term.weight == math.inf:
-        yield ".weight: inf leaves nothing to the other terms; use a number"
+    infinite = [f".{line}" for line in infinite_arguments(component)]
+    yield from infinite
+    if infinite:
+        return
     if term.weight < 0:
         yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
     if term.unit == "pair" and "answers" in component:

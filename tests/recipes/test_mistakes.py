@@ -72,6 +72,7 @@ SETTINGS = {
     "reference=techer": "reference: 'techer' is not one of teacher, student",
     "loss.bta=0.2": "loss.bta: prefkd.method.preference.tis_dpo_loss has no such argument; did you mean beta?",
     "loss.beta=-1": "loss: beta is -1, but must be above 0, below which a loss teaches the opposite",
+    "loss.beta=.inf": "loss.beta: inf is not a number to compute with; use a finite one",
     "loss.alpha=0.5": "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out",
     "loss.label_smoothing=0.9": "loss: label_smoothing is 0.9, but must be at least 0 and below 0.5",
     "optimizer=torch.optim.AdanW": "optimizer._component_: torch.optim.AdanW: torch.optim has no AdanW; did you mean "
