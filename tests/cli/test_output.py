@@ -60,6 +60,13 @@ def test_closed_streams_and_an_ascii_terminal(command, monkeypatch):
     assert main([part.replace("nowhere", "nöwhere") for part in command]) == code
 
 
+@pytest.mark.parametrize("width", ["1", "3"])
+def test_a_terminal_without_width(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(["cp"]) == 2
+    assert capsys.readouterr().err == "error: missing: NAME, DEST (`prefkd cp --help` explains)\n"
+
+
 def test_a_full_disk_behind_the_output(monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
