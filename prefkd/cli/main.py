@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make_terminal_usable() -> None:
     """Let closed streams, characters that cannot be shown, and a width of nothing be no reason to fail or to hang."""
-    if shutil.get_terminal_size().columns < LEAST_WIDTH:  # tyro would look for room for ever
-        os.environ["COLUMNS"] = str(LEAST_WIDTH)
+    told = os.environ.get("COLUMNS", "")
+    if shutil.get_terminal_size().columns < LEAST_WIDTH or told == "0":
+        os.environ["COLUMNS"] = str(LEAST_WIDTH)  # tyro would look for room for ever, and rich print nothing
     sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
