@@ -11,8 +11,6 @@ SOUND = {
     "pairs_per_shard": 4,
     "train.pairs": 0,
     "held_out.pairs": 0,
-    "contrast.kind": "none",
-    "teacher.template": "chat",
 }
 DAMAGED = {
     "empty": b"",
@@ -24,7 +22,6 @@ DAMAGED = {
     "no pairs in a shard": json.dumps(SOUND | {"pairs_per_shard": 0}).encode(),
     "text for a count": json.dumps(SOUND | {"train.pairs": "4"}).encode(),
     "fewer pairs than none": json.dumps(SOUND | {"held_out.pairs": -1}).encode(),
-    "no template": json.dumps(SOUND | {"teacher.template": ""}).encode(),
 }
 
 
