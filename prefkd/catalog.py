@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -139,9 +140,10 @@ def find_run(recipe: str, config: str | None) -> tuple[Path, Path]:
     path = find_config(recipe)
     own = recipe_of(path)
     if own is None:
-        raise PrefkdError(
-            f"{recipe} does not say its recipe; write `recipe: NAME` into it, or name the recipe and --config"
-        )
+        remedy = "write `recipe: NAME` into it, or name the recipe and --config"
+        raise PrefkdError(_fault(path) or f"{recipe} does not say its recipe; {remedy}")
+    if not isinstance(own, str):
+        raise PrefkdError(f"{recipe}: recipe: {own!r} is not the name of a recipe (`prefkd ls` lists all)")
     return find_recipe(own), path
 
 
@@ -176,12 +178,16 @@ def find_shipped(name: str) -> Path:
     return shipped[name]
 
 
-def shipped_file(name: str) -> str:
+def shipped_file(*parts: Any) -> str:
     """Path of a file below configs/, which a config writes as ${shipped:demo/train.jsonl}.
+
+    Args:
+        parts: Its name there, which OmegaConf splits at commas.
 
     Raises:
         PrefkdError: If there is no such file; the message names the nearest one.
     """
+    name = ",".join(map(str, parts))
     path = CONFIGS / name
     if not path.is_file():
         files = (path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file())
@@ -219,8 +225,36 @@ def _written_in(config: Path, key: str) -> Any:
     return keys.get(key)
 
 
+def unreadable(path: Path, error: yaml.YAMLError | ValueError | RecursionError) -> str:
+    """What to say of a YAML file that cannot be read, from what a reader raised."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = error.problem or ""
+        if twice := re.fullmatch("found duplicate key (.+)", problem):
+            problem = f"the key {twice[1]} stands here for the second time; remove one"
+        elif problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        return f"{path}, line {line}: {problem}"
+    if isinstance(error, RecursionError):
+        return f"{path}: its sections lie too deep in each other; write fewer levels"
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return f"{path}: not a YAML text in UTF-8; save it as one"
+    return f"{path}: a number or a date in it cannot be read; quote it if it is a text"
+
+
+def _fault(config: Path) -> str | None:
+    """Why the file of a config cannot be read, None if it can."""
+    file = config if config.is_file() else config.parent
+    try:
+        parse(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return unreadable(file, error)
+    return None
+
+
 @cache
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """What a YAML text holds, interpolations as they are written."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -228,9 +262,9 @@ def _keys(config: Path) -> dict[Any, Any]:
     """What a config writes itself; nothing where it cannot be read, which reading it as a config will explain."""
     file = config if config.is_file() else config.parent
     try:
-        keys = _parse(file.read_text(encoding="utf-8"))
-        found = keys if file == config else keys["configs"][config.name]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        keys = parse(file.read_text(encoding="utf-8"))
+        found = keys if file == config else next(v for k, v in keys["configs"].items() if str(k) == config.name)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, KeyError, TypeError, AttributeError, StopIteration):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -238,6 +272,8 @@ def _keys(config: Path) -> dict[Any, Any]:
 def _find(kind: str, name: str, shipped: dict[str, Path]) -> Path:
     if name in shipped:
         return shipped[name]
+    if not name.strip():
+        raise PrefkdError(f"{name!r} names no {kind}; `prefkd ls` lists all")
     path = Path(name)
     if path.is_file():
         return path
@@ -287,7 +323,8 @@ def load_recipe(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         file = os.path.relpath(error.filename or path)
-        raise PrefkdError(f"{file}, line {error.lineno}: {error.msg}") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise PrefkdError(f"{file}{line}: {error.msg}") from error
     except ImportError as error:
         raise PrefkdError(f"{path} cannot be imported: {error}") from error
     except (PrefkdError, MemoryError):

@@ -17,6 +17,10 @@ _REMEDIES = {
     errno.ENOTDIR: "a folder of that name is needed; name another one",
     errno.EACCES: "change its permissions, or use another folder",
     errno.EPERM: "change its permissions, or use another folder",
+    errno.EISDIR: "a file is needed; name one",
+    errno.ENOENT: "look for a typing error",
+    errno.ELOOP: "its links lead in a circle; remove one of them",
+    errno.ENAMETOOLONG: "use a shorter name",
 }
 
 
@@ -43,7 +47,8 @@ class Problem:
     paths: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.text}" if self.key else self.text
+        line = f"{self.key}: {self.text}" if self.key else self.text
+        return "\\n".join(line.splitlines())  # a name may hold a line break
 
     @classmethod
     def of(cls, line: "Problem | str") -> "Problem":
@@ -70,8 +75,8 @@ class ConfigError(PrefkdError):
     """
 
     def __init__(self, problems: Sequence[Problem | str]):
-        super().__init__("\n".join(map(str, problems)))
         self.problems = [Problem.of(problem) for problem in problems]
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class DataError(PrefkdError):

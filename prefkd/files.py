@@ -56,6 +56,15 @@ def write_json(path: Path, value: Any) -> None:
         unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def read_object(path: Path, *keys: str) -> dict[str, Any] | None:
+    """What a JSON file holds that prefkd or peft wrote; None if it is damaged: no object with these keys."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and all(key in found for key in keys) else None
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, whole or not at all."""
     with whole(path) as unfinished:

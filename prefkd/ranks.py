@@ -99,6 +99,31 @@ class Ranks:
             dist.barrier(group=self.group)
 
 
+def torchrun_numbers() -> dict[str, int]:
+    """The numbers that torchrun puts into the environment of a process, by variable; none without torchrun.
+
+    Raises:
+        PrefkdError: One is missing, or is not the number of a process.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return {}
+    remedy = "start several processes with --nproc-per-node, or unset WORLD_SIZE"
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise PrefkdError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} is not: {remedy}")
+    numbers = {}
+    for name in ("WORLD_SIZE", *TORCHRUN):
+        if name != "MASTER_ADDR":
+            if not os.environ[name].isdecimal():
+                raise PrefkdError(f"{name} is {os.environ[name]!r} in the environment, not a number: {remedy}")
+            numbers[name] = int(os.environ[name])
+    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if numbers[name] >= numbers[size]:
+            told = f"{name} is {numbers[name]} in the environment, and {size} is {numbers[size]}"
+            raise PrefkdError(f"{told}, but processes are counted from 0: {remedy}")
+    return numbers
+
+
 @contextmanager
 def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun there is one.
@@ -111,7 +136,8 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         # Where attention has a mask, torch would ask cuDNN first, which plans each new shape of a batch for a second or
         # so, forward and backward. Microbatches hardly ever have the same shape; the other kernels need no plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if "WORLD_SIZE" not in os.environ:
+    numbers = torchrun_numbers()
+    if not numbers:
         if use_cuda:  # FSDP casts weights there on one GPU as on many; a CPU, which gains nothing by it, does without
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
@@ -121,13 +147,7 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
             if use_cuda:
                 dist.destroy_process_group()
         return
-    missing = [name for name in TORCHRUN if name not in os.environ]
-    if missing:
-        raise PrefkdError(
-            f"WORLD_SIZE is in the environment, but {', '.join(missing)} is not: start several processes with "
-            "--nproc-per-node, or unset WORLD_SIZE"
-        )
-    local_rank, node_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank, node_size = numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"]
     own = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         if node_size > torch.cuda.device_count():

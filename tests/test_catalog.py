@@ -76,7 +76,28 @@ def test_a_config_alone_says_its_recipe(tmp_path, monkeypatch):
         catalog.find_run("demo/sfk", None)
 
 
-def test_one_config_of_a_file_is_found_by_its_recipe_or_its_name():
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("recipe: [sft]", r"^mine.yaml: recipe: \['sft'\] is not the name of a recipe"),
+        ("recipe: 3", "^mine.yaml: recipe: 3 is not the name of a recipe"),
+        ("recipe: sft\n\tmodel: x", "^mine.yaml, line 2: found a tab"),
+        ("recipe: !!int x", "^mine.yaml: a number or a date in it cannot be read"),
+        ("recipe: \udcff", "^mine.yaml: not a YAML text in UTF-8"),
+    ],
+)
+def test_why_a_config_alone_does_not_say_its_recipe(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(PrefkdError, match=said):
+        catalog.find_run("mine.yaml", None)
+
+
+def test_one_config_of_a_file_is_found_by_its_recipe_or_its_name(tmp_path):
+    numbered = tmp_path / "numbered.yaml"
+    numbered.write_text("configs: {1: {recipe: sft}}")
+    assert catalog.find_config(str(numbered), "sft") == numbered / "1"
+
     pair = catalog.CONFIGS / "mistral_7b_to_qwen2.5_1.5b.yaml"
     assert catalog.find_config("mistral_7b_to_qwen2.5_1.5b", "sft") == pair / "sft"
     assert catalog.find_config("mistral_7b_to_qwen2.5_1.5b/dpo") == pair / "dpo"

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from prefkd.errors import PrefkdError
 from prefkd.ranks import join_ranks
 from tests.processes import run_processes
 
@@ -41,6 +42,24 @@ def test_nccl_gets_the_same_patience(monkeypatch, backend):
     with pytest.raises(InterruptedError), join_ranks("cuda" if "nccl" in backend else "cpu"):
         pass
     assert asked["names"] == (backend,) and asked["timeout"] >= timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WORLD_SIZE", "abc", "^WORLD_SIZE is 'abc' in the environment, not a number: start several processes with"),
+        ("MASTER_PORT", "", "^MASTER_PORT is '' in the environment"),
+        ("LOCAL_RANK", "-1", "^LOCAL_RANK is '-1' in the environment"),
+        ("RANK", "5", "^RANK is 5 in the environment, and WORLD_SIZE is 2, but processes are counted from 0"),
+        ("LOCAL_RANK", "2", "^LOCAL_RANK is 2 in the environment, and LOCAL_WORLD_SIZE is 2"),
+    ],
+)
+def test_an_environment_that_torchrun_does_not_make(monkeypatch, name, value, said):
+    numbers = {"RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}
+    for variable, number in (numbers | {"MASTER_ADDR": "localhost", name: value}).items():
+        monkeypatch.setenv(variable, str(number))
+    with pytest.raises(PrefkdError, match=said):
+        join_ranks("cpu").__enter__()
 
 
 @pytest.mark.parametrize(("device", "uses_cudnn"), [("cuda", False), ("cpu", True)])

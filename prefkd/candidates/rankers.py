@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from prefkd.candidates.reading import Question
 from prefkd.config.components import Component, bind
-from prefkd.config.hints import size_problems
+from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.collate import collate_pairs
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.pairs import COLUMNS, DataConfig
@@ -70,7 +70,8 @@ class ContrastRankerConfig:
     chunk_size: int | None = None
 
     def problems(self) -> Iterator[str]:
-        yield from size_problems(self, "max_length", "max_prompt_length", "microbatch_size", "chunk_size")
+        yield from size_problems(self, "microbatch_size", "chunk_size")
+        yield from size_problems(self, "max_length", "max_prompt_length", most=MOST_TOKENS)
         if self.max_length <= self.max_prompt_length:
             yield f"max_length: {self.max_length} leaves no room for an answer; raise it or lower max_prompt_length"
         if self.contrast.kind == "none":

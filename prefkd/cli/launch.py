@@ -30,13 +30,15 @@ def launch(recipe_path: Path, config_path: Path, overrides: Sequence[str]) -> No
 
     if (card := own_card()) is not None:
         # Imports what loads models, for which a recipe that has none does not wait.
+        from prefkd.ranks import torchrun_numbers
         from prefkd.training.settings import TrainingConfig
 
         training = setting(config, TrainingConfig)
         if training is not None and training.activation_checkpointing == "auto" and training.device != "cpu":
             from prefkd.estimate.settle import settle_for_run
 
-            config = settle_for_run(recipe, recipe_path.stem, config, int(os.environ.get("WORLD_SIZE", 1)), card)
+            world_size = torchrun_numbers().get("WORLD_SIZE", 1)
+            config = settle_for_run(recipe, recipe_path.stem, config, world_size, card)
     with bars_as_lines():
         recipe.main(config)
 

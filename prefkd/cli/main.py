@@ -1,7 +1,9 @@
 """The command `prefkd`: one verb each for finding, copying, checking, fetching and running."""
 
 import io
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -26,6 +28,8 @@ from prefkd.cli.run import run
 from prefkd.cli.validate import validate
 from prefkd.errors import PrefkdError, nearest
 
+LEAST_WIDTH = 20  # characters of a terminal
+
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
@@ -42,8 +46,10 @@ _PLAIN = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    _make_terminal_usable()
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
+        sys.stdout.flush()  # a full disk is told of here, and not while Python ends
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stderr.close()
     except KeyboardInterrupt as interrupt:
@@ -54,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 2
     return 0
+
+
+def _make_terminal_usable() -> None:
+    """Let closed streams, characters that cannot be shown, and a width of nothing be no reason to fail or to hang."""
+    told = os.environ.get("COLUMNS", "")
+    if shutil.get_terminal_size().columns < LEAST_WIDTH or told == "0":
+        os.environ["COLUMNS"] = str(LEAST_WIDTH)  # tyro would look for room for ever, and rich print nothing
+    sys.stdout, sys.stderr = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parsed(arguments: Sequence[str]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ An argument can be a component itself.
 import copy
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from functools import partial
 from inspect import Parameter
 from typing import Annotated, Any
 
+from prefkd.config.fields import flat
 from prefkd.config.hints import describe, fits, shown
 from prefkd.errors import PrefkdError, first_line, nearest
 
@@ -130,6 +132,13 @@ def component_problems(
     for name, parameter in parameters.items():
         if name not in supplied and name not in arguments and _is_required(parameter):
             yield f"{name}: missing; {dotpath} needs it{passes}"
+
+
+def infinite_arguments(component: Component) -> Iterator[str]:
+    """Which arguments are infinite, with which no equation of a loss or a term computes."""
+    for key, value in flat(component):
+        if isinstance(value, float) and math.isinf(value):
+            yield f"{key}: {value} is not a number to compute with; use a finite one"
 
 
 def swapped(component: Component, dotpath: str) -> Component:

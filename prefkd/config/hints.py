@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 LARGEST_SIZE = 2**31 - 1  # of what is counted; torch and Arrow count rows and tokens in as many bits
+MOST_TOKENS = 2**24  # of a text; no model reads as many, and a plan builds a batch of them
 LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 LONGEST_SHOWN = 80
 
@@ -94,10 +95,28 @@ def listed_sections(hint: Any) -> type | None:
     return section if is_dataclass(section) and isinstance(section, type) else None
 
 
+def is_mistaken(value: Any, hint: Any) -> bool:
+    """Whether OmegaConf would take a value for something that nobody has written.
+
+    A number such as 2 becomes true, and an escaped interpolation, which is a text, a value of any type.
+    """
+    kinds = set(members(hint))
+    if isinstance(value, int) and value not in (0, 1):
+        return bool in kinds and not kinds & {int, float}
+    return isinstance(value, str) and r"\${" in value and not fits("text", hint)
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value suits a parameter's hint. In doubt (a class that YAML knows nothing of) it does."""
+    if is_mistaken(value, hint):
+        return False
     if is_union(hint):
         return any(fits(value, member) for member in members(hint))
+    if hint in (str, Path):  # OmegaConf would take 3 for "3", but the component gets the value as it stands in the file
+        return isinstance(value, str)
+    items = get_args(hint)
+    if get_origin(hint) is tuple and items and ... not in items:
+        return isinstance(value, list | tuple) and len(value) == len(items) and all(map(fits, value, items))
     try:
         slot = OmegaConf.structured(make_dataclass("Slot", [("value", hint)]))
     except (OmegaConfBaseException, TypeError, NameError):
@@ -107,5 +126,4 @@ def fits(value: Any, hint: Any) -> bool:
         converted = slot.value
     except OmegaConfBaseException:
         return False
-    # OmegaConf would turn the text "0.1" into a number, but the component gets the value as it stands in the file.
-    return not isinstance(value, str) or isinstance(converted, (str, Path))
+    return not isinstance(value, str) or isinstance(converted, str)  # it would take "0.1" for a number

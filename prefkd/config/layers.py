@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, KeyValidationError, OmegaConfBaseException, UnsupportedValueType
 
 from prefkd import catalog
+from prefkd.config.hints import shown
 from prefkd.errors import ConfigError, PrefkdError, first_line, nearest
 
 _VALUE = re.compile(r"\$\{values\.([\w.-]+)\}")
@@ -38,8 +39,14 @@ def read_layers(path: Path) -> dict[Any, Any]:
     """
     found, values = _own_keys(path)
     base = found.pop("base", None)
+    if base is not None and not (isinstance(base, str) and base.strip()):
+        problem = f"base: {shown(base)} is not the name of a config; write one that `prefkd ls` lists"
+        raise ConfigError([f"{path}: {problem}"])
     if base is not None:
-        under = _base_keys(str(base), path)
+        under = _base_keys(base, path)
+        if "stages" in under and "recipe" in found:
+            problem = f"base: {base} is a pipeline, and this is for recipe {found['recipe']}; name another base"
+            raise ConfigError([f"{path}: {problem}"])
         recipe = under.get("recipe")
         if found.get("recipe", recipe) != recipe:
             problem = f"base: {base} is for recipe {recipe}, and this is for {found['recipe']}; name another base"
@@ -87,24 +94,33 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """
     try:
         loaded = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        twice = re.fullmatch("found duplicate key (.+)", error.problem or "")
-        problem = f"the key {twice[1]} stands here for the second time; remove one" if twice else error.problem
-        raise ConfigError([f"{path}, line {line}: {problem}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not a YAML text in UTF-8; save it as one"]) from error
     except GrammarParseError as error:
         raise ConfigError([f"{path}: {error.full_key}: its ${{...}} is malformed; write ${{key}}"]) from error
+    except KeyValidationError as error:
+        raise ConfigError([f"{path}: {_at(error)}a key is empty; give it a name, or quote it"]) from error
+    except UnsupportedValueType as error:
+        raise ConfigError([f"{path}: {_at(error)}{first_line(error).lower()}; write a text or a list"]) from error
     except OmegaConfBaseException as error:
         raise ConfigError([f"{path}: {first_line(error)}"]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError([catalog.unreadable(path, error)]) from error
     except OSError as error:
         if error.errno is not None:
             raise
         loaded = ListConfig([])  # a single value
-    if not isinstance(loaded, DictConfig):
+    found: Any = OmegaConf.to_container(loaded)
+    # OmegaConf makes a key of a mere text, which must not be shown: it may be a secret, from a file .env say.
+    if not isinstance(found, dict) or ([*found.values()] == [None] and _is_text(path)):
         raise ConfigError([f"{path}: holds no keys; write `key: value` lines"])
-    return OmegaConf.to_container(loaded)  # pyright: ignore[reportReturnType]
+    return found
+
+
+def _is_text(path: Path) -> bool:
+    return isinstance(catalog.parse(path.read_text(encoding="utf-8")), str)
+
+
+def _at(error: OmegaConfBaseException) -> str:
+    return f"{error.full_key}: " if error.full_key else ""
 
 
 def _base_keys(name: str, path: Path) -> dict[Any, Any]:
@@ -124,18 +140,28 @@ def _own_keys(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
     if path.exists():
         found = read_yaml(path)
         if "configs" in found:
-            some = next(iter(found["configs"] or {}), "NAME")
+            some = next(iter(_held(found, path)))
             raise ConfigError([f"{path}: holds several configs; name one of them, as in {path}/{some}"])
         return found, {}
     held = read_yaml(path.parent)
-    configs = held.get("configs")
-    if not isinstance(configs, dict) or not isinstance(configs.get(path.name), dict):
-        known = configs if isinstance(configs, dict) else ()
-        raise ConfigError([f"{path.parent}: holds no config {path.name}{nearest(path.name, map(str, known))}"])
+    configs, values = _held(held, path.parent), held.get("values") or {}
+    if path.name not in configs:
+        raise ConfigError([f"{path.parent}: holds no config {path.name}{nearest(path.name, configs)}"])
+    for key, value in {f"configs.{path.name}": configs[path.name], "values": values}.items():
+        if not isinstance(value, dict):
+            raise ConfigError([f"{path.parent}: {key}: {shown(value)} is not a section of keys and values"])
     for key in held:
         if key not in ("values", "configs"):
             raise ConfigError([f"{path.parent}: {key}: stands next to configs; move it into each, or into their base"])
-    return configs[path.name], held.get("values") or {}
+    return configs[path.name], values
+
+
+def _held(keys: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """The configs in a file of several, by name."""
+    configs = keys.get("configs")
+    if not isinstance(configs, dict) or not configs:
+        raise ConfigError([f"{path}: configs: {shown(configs)} is not a section; give each config a name and keys"])
+    return {str(name): keys for name, keys in configs.items()}
 
 
 def _filled(found: Any, values: dict[Any, Any], path: Path) -> Any:
@@ -153,7 +179,7 @@ def _filled(found: Any, values: dict[Any, Any], path: Path) -> Any:
 def _value(key: re.Match[str], values: Any, path: Path) -> Any:
     for name in key[1].split("."):
         if not isinstance(values, dict) or name not in values:
-            known = nearest(name, map(str, values)) if isinstance(values, dict) else ""
+            known = nearest(name, map(str, values)) if isinstance(values, dict) and values else ""
             raise ConfigError([f"{path}: values.{key[1]}: missing, and its base asks for it{known}"])
         values = values[name]
     return values

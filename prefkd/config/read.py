@@ -25,11 +25,20 @@ from omegaconf.errors import (
 
 from prefkd import catalog
 from prefkd.config.components import Component, component_problems, swapped
-from prefkd.config.hints import describe, fits, listed_sections, members, named_sections, shown
+from prefkd.config.fields import flat
+from prefkd.config.hints import describe, is_mistaken, listed_sections, members, named_sections, shown
 from prefkd.config.layers import overlaid, read_layers
-from prefkd.errors import ConfigError, Problem, first_line, nearest
+from prefkd.errors import ConfigError, PrefkdError, Problem, explain, first_line, nearest
 
 ConfigType = TypeVar("ConfigType")
+# What OmegaConf says of an interpolation, and how prefkd says it.
+_PLAIN = {
+    r"Interpolation key '(.*)' not found": r"there is no key \1; look for a typing error",
+    r"Error resolving key '(.*)'": r"there is no key \1; look for a typing error",
+    r"(Recursive interpolation|Interpolation to parent node) detected": "it leads back to itself; give a value",
+    r"\"?Environment variable '(.*)' not found\"?": r"the environment has no variable \1; set it, or give a value",
+    r"Unsupported interpolation type (.*)": r"there is no ${\1:...}; use shipped or oc.env",
+}
 _KEY = r"[\w-]+(?:\.[\w-]+)*"  # items of a list are keys as well: betas.0
 
 
@@ -82,7 +91,12 @@ def examine_config(
         ConfigError: With all problems, if there are values from which no config can be made.
     """
     OmegaConf.register_resolver("shipped", catalog.shipped_file, replace=True)
-    config = OmegaConf.structured(config_class)
+    try:
+        config = OmegaConf.structured(config_class)
+    except (OmegaConfBaseException, NameError) as error:  # of a recipe of the user's own
+        key = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
+        problem = f"{key}{first_line(error)}; change its type or its default"
+        raise PrefkdError(f"the Config of the recipe: {problem}") from error
     written = read_layers(path) if isinstance(path, Path) else dict(path)
     if "recipe" not in _hints(config):
         written.pop("recipe", None)
@@ -141,6 +155,9 @@ def _set(key: str, text: str, values: dict[Any, Any], component_keys: Set[str], 
     except (yaml.YAMLError, OmegaConfBaseException):
         found.add(key, f"{text!r} is not a YAML value; look for a bracket or a quote that is not closed")
         return
+    except ValueError:  # a number of too many digits, or bytes that are not UTF-8, which a name may hold
+        found.add(key, f"{shown(text)} cannot be read; write a shorter number, or a name in UTF-8")
+        return
     *parents, last = key.split(".")
     holder: Any = values
     try:
@@ -194,12 +211,13 @@ def _fill(config: DictConfig, values: Mapping[Any, Any], key: str, found: _Findi
             continue
         try:
             OmegaConf.update(config, name, value, merge=False)
-            # OmegaConf would take an escaped interpolation, which is a text, for a value of any type.
-            is_wrong = isinstance(value, str) and r"\${" in value and not fits("", hints[name])
+            is_wrong = is_mistaken(value, hints[name])
         except OmegaConfBaseException:
             is_wrong = True
         if is_wrong:
             found.add(path, f"{shown(value)} is not {describe(hints[name])}")
+        elif isinstance(value, str) and not value.strip() and not _may_be_blank(config, name, hints[name]):
+            found.add(path, f"{value!r} is blank; give {describe(hints[name])}")
 
 
 def _fill_named(
@@ -286,7 +304,10 @@ def _ask(config: DictConfig, key: str, found: _Findings) -> None:
             found.problems += (Problem.of(line).under(path) for line in lines)
     if hasattr(section, "problems") and not found.touch(key):
         settings: Any = OmegaConf.to_object(config)
-        found.problems += (Problem.of(line).under(key) for line in settings.problems())
+        try:
+            found.problems += (Problem.of(line).under(key) for line in settings.problems() or ())
+        except OSError as error:  # a name that is too long, or a folder that may not be looked into
+            found.problems.append(Problem(_culprit(settings, error), explain(error) or str(error)).under(key))
 
 
 def _container(config: Any, *, resolve: bool = False) -> Any:
@@ -312,9 +333,31 @@ def _is_component(hint: Any) -> bool:
     return Component in members(hint)
 
 
+def _may_be_blank(config: DictConfig, name: Any, hint: Any) -> bool:
+    """Whether a setting may be an empty text, as one that is so by default.
+
+    Names and paths may not: OmegaConf would take an empty path for the current folder.
+    """
+    if not {str, Path} & set(members(hint)):
+        return True
+    section: Any = OmegaConf.get_type(config)
+    default = next(part.default for part in fields(section) if part.name == name)
+    return isinstance(default, str) and not default.strip()
+
+
+def _culprit(settings: Any, error: OSError) -> str:
+    """The key of the setting that names the file of an error, empty if none does."""
+    named = {key: str(value) for key, value in flat(asdict(settings)) if isinstance(value, (str, Path))}
+    return next((key for key, name in named.items() if name and str(error.filename).startswith(name)), "")
+
+
 def _join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error))
+    """Why an interpolation cannot be resolved, in plain words where OmegaConf has its own."""
+    reason = re.sub(r"^\w+ (raised )?while resolving interpolation: ", "", first_line(error))
+    for pattern, plain in _PLAIN.items():
+        reason = re.sub(pattern, plain, reason)
+    return reason

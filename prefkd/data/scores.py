@@ -41,7 +41,7 @@ from prefkd.data.fingerprints import Fingerprint, require_same, row_contents
 from prefkd.data.kept_rows import TEMPERATURE, TOKENS
 from prefkd.data.rows import INSTRUCTIONS, STATES, Contents, read_columns
 from prefkd.errors import ConfigError, PrefkdError, Problem
-from prefkd.files import whole
+from prefkd.files import read_object, whole
 
 # Raise it when a folder of scores comes to look otherwise.
 VERSION = 1
@@ -331,13 +331,15 @@ def _damage(path: Path) -> str | None:
 
 def _read_fingerprint(folder: Path) -> Fingerprint:
     path = folder / FINGERPRINT
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        version = parts.pop("version")
-    except (ValueError, AttributeError, KeyError) as error:
-        raise PrefkdError(f"{path} is damaged; remove {folder} and score again") from error
-    if version != VERSION:
+    damaged = PrefkdError(f"{path} is damaged; remove {folder} and score again")
+    parts = read_object(path, "version")
+    if parts is None:
+        raise damaged
+    if parts.pop("version") != VERSION:
         raise PrefkdError(f"{path} is of another version of prefkd; score again into another folder")
+    counts = [parts.get(name) for name in ("pairs_per_shard", *(f"{split}.pairs" for split in SPLITS))]
+    if not all(type(count) is int and count >= least for count, least in zip(counts, (1, 0, 0), strict=True)):
+        raise damaged
     return parts
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefkd.config import Component
-from prefkd.config.hints import LARGEST_SEED, size_problems
+from prefkd.config.hints import LARGEST_SEED, MOST_TOKENS, size_problems
 from prefkd.data.formats import ANSWERS_ALONE, FORMATS
 from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.candidates import Pairing
@@ -76,8 +76,8 @@ class Rows:
                 yield f"columns.{name}: names no column; write {name}: COLUMN"
             if name not in NAMES and (meant := nearest(name, NAMES)).startswith("; did you mean"):
                 yield f"columns.{name}: no format reads it{meant}"
-        if not self.minimum_gap >= 0:
-            yield f"minimum_gap: {self.minimum_gap} is below 0; use 0 for any difference"
+        if not 0 <= self.minimum_gap < float("inf"):
+            yield f"minimum_gap: {self.minimum_gap} is not a difference of scores; use 0 for any"
         if self.reader is not None:
             if self.format != "auto" or self.columns:
                 key = "columns" if self.columns else "format"
@@ -131,8 +131,8 @@ class Filters:
     length: int | None = None
 
     def problems(self) -> Iterator[str]:
-        if self.gap is not None and not self.gap >= 0:
-            yield f"gap: {self.gap} is below 0; use 0 or more"
+        if self.gap is not None and not 0 <= self.gap < float("inf"):
+            yield f"gap: {self.gap} is not a difference of scores; use 0 or more"
         if self.length_ratio is not None and not self.length_ratio >= 1:
             yield f"length_ratio: {self.length_ratio} is below 1, which no two answers are; use 1 or more"
         yield from size_problems(self, "length")
@@ -231,7 +231,8 @@ class DataConfig(Rows):
             yield f"held_out_fraction: {self.held_out_fraction} is not a part of the data; use 0.1 for a tenth"
         if not 0 <= self.margin_scale < float("inf"):
             yield f"margin_scale: {self.margin_scale} would ask for less than a tie; use 0 or more"
-        yield from size_problems(self, "limit", "held_out_limit", "max_length", "max_prompt_length")
+        yield from size_problems(self, "limit", "held_out_limit")
+        yield from size_problems(self, "max_length", "max_prompt_length", most=MOST_TOKENS)
         yield from size_problems(self, "workers", most=MOST_WORKERS)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_length <= self.max_prompt_length:

@@ -1,6 +1,7 @@
 """Where pairs come from: files, folders of files, data sets on the Hub -> numbered rows, not yet looked into."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -203,15 +204,16 @@ def _open_saved(folder: Path, split: str) -> Source:
 
 def _data_files(folder: Path) -> list[Path]:
     """Files that can be read, and links to some that are not there. What is hidden is not data."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if suffix_of(file)
-        and (file.is_file() or (file.is_symlink() and not file.exists()))
-        and file.name not in NOT_DATA
-        and not file.name.endswith(RECORDS)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+    found = []
+    for inner, folders, names in os.walk(folder):
+        folders[:] = (name for name in folders if not name.startswith("."))  # a .venv may hold a hundred thousand files
+        for name in names:
+            file = Path(inner, name)
+            if name.startswith(".") or name in NOT_DATA or name.endswith(RECORDS) or not suffix_of(file):
+                continue
+            if file.is_file() or (file.is_symlink() and not file.exists()):
+                found.append(file)
+    return sorted(found)
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import jinja2
 
+from prefkd.config.hints import shown
 from prefkd.errors import PrefkdError, first_line, nearest
 
 Kind = Literal["auto", "chat", "plain"]
@@ -46,28 +47,32 @@ def template_problems(value: Any) -> Iterator[str]:
     kinds, names = get_args(Kind), [one.name for one in fields(TemplateSettings)]
     if not isinstance(value, Mapping):
         if value not in kinds:
-            shown = "null" if value is None else repr(value)
-            yield f": {shown} is not one of {', '.join(kinds)}, nor a section with {', '.join(names)}"
+            yield f": {shown(value)} is not one of {', '.join(kinds)}, nor a section with {', '.join(names)}"
         return
     for key in value:
         if key not in names:
             yield f".{key}: unknown key{nearest(str(key), names)}"
     for key, known in (("kind", kinds), ("thoughts", ("keep", "drop"))):
         if value.get(key, known[0]) not in known:
-            yield f".{key}: {value[key]!r} is not one of {', '.join(known)}"
+            yield f".{key}: {shown(value[key])} is not one of {', '.join(known)}"
     arguments = value.get("arguments", {})
     if not isinstance(arguments, Mapping) or not all(str(name).isidentifier() for name in arguments):
-        yield f".arguments: {arguments!r} is not a section of names and values"
-    if value.get("path") is not None:
-        yield from _path_problems(value)
+        yield f".arguments: {shown(arguments)} is not a section of names and values"
+    path = value.get("path")
+    if path is not None and not isinstance(path, str):
+        yield f".path: {shown(path)} is not a path; name a file"
+    elif path is not None:
+        yield from _path_problems(Path(path))
     if value.get("kind") == "plain" and (value.get("path") or arguments):
         yield ".kind: plain writes role headings and takes neither path nor arguments; remove it or them"
 
 
-def _path_problems(value: Mapping[str, Any]) -> Iterator[str]:
-    path = Path(cast(str, value["path"]))
+def _path_problems(path: Path) -> Iterator[str]:
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        if not text.strip():
+            yield f".path: {path} is empty; write a chat template into it"
     except (OSError, UnicodeDecodeError) as error:
         yield f".path: {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"
     except jinja2.TemplateSyntaxError as error:

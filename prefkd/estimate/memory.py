@@ -1,5 +1,6 @@
 """Arithmetic of memory: what lies on one rank, in bytes, and whether a GPU has room for it."""
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -107,8 +108,8 @@ def find_card(text: str) -> Card:
         gib = float(text)
     except ValueError:
         raise PrefkdError(f"--gpu {text} is not known{nearest(text, GPUS)} (or give its memory in GiB)") from None
-    if not gib > 0:
-        raise PrefkdError(f"--gpu {text} has no memory; give GiB, 24 say")
+    if not 0 < gib < math.inf:
+        raise PrefkdError(f"--gpu {text} is not the memory of a GPU; give GiB, 24 say")
     return Card("a GPU", gib)
 
 

@@ -33,8 +33,10 @@ class CheckpointConfig(TeacherConfig):
     """
 
     def problems(self) -> Iterator[Problem | str]:
-        if self.server is not None or self.path is None:
-            yield from super().problems()
+        may_be_missing = self.server is None and self.path is not None
+        for problem in map(Problem.of, super().problems()):
+            if problem.about is None or not may_be_missing:
+                yield problem
         if self.placement == "shard":
             yield "placement: shard is for teachers; each process evaluates with a whole model, so remove it"
 

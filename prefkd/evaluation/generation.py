@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
 
-from prefkd.config.hints import size_problems
+from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.sides import ModelSide
 from prefkd.data.templates import PlainTemplate
@@ -41,7 +41,8 @@ class SamplingConfig:
     seed: int = 0
 
     def problems(self) -> Iterator[str]:
-        yield from size_problems(self, "max_new_tokens", "max_prompt_length", "batch_size")
+        yield from size_problems(self, "batch_size")
+        yield from size_problems(self, "max_new_tokens", "max_prompt_length", most=MOST_TOKENS)
         if not 0 <= self.temperature < math.inf:
             yield f"temperature: {self.temperature} is not a temperature; use 0 for the likeliest tokens, 1 to sample"
         if not 0 < self.top_p <= 1:

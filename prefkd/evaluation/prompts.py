@@ -9,6 +9,7 @@ transcript of Human and Assistant.
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,8 @@ class PromptsConfig:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from source_problems(self.source, "source")
+        if self.subset is not None and Path(self.source).is_file():
+            yield f"subset: {self.subset} means nothing to a file; leave it out"
         yield from size_problems(self, "limit")
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefkd.data.fingerprints import Fingerprint, same_part
 from prefkd.data.sources import RECORDS
+from prefkd.errors import PrefkdError
 from prefkd.files import whole
 from prefkd.ranks import Ranks
 
@@ -84,4 +85,7 @@ class Records:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # killed while it wrote; what is written next begins a line
             self.path.write_bytes(whole)
-        return {row["key"]: row for row in map(json.loads, whole.splitlines())}, stored["finished"], False, []
+        try:
+            return {row["key"]: row for row in map(json.loads, whole.splitlines())}, stored["finished"], False, []
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrefkdError(f"{self.path} is damaged; remove it, and it is computed again") from error

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefkd.config.hints import size_problems
+from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.formats import Message
 from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError, Problem, first_line
@@ -40,9 +40,13 @@ class RewardModelConfig:
         if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
             text = f"{self.path} holds no config.json; name the folder of a sequence-classification model"
             yield Problem("path", text, about="model", paths=(Path(self.path),))
+        elif Path(self.path).is_file():
+            text = f"{self.path} is a file; name the folder that holds it"
+            yield Problem("path", text, about="model", paths=(Path(self.path),))
         elif not Path(self.path).exists() and not may_be_hub_id(self.path):
             yield Problem("path", no_folder(self.path), about="model", paths=(Path(self.path),))
-        yield from size_problems(self, "max_length", "batch_size")
+        yield from size_problems(self, "batch_size")
+        yield from size_problems(self, "max_length", most=MOST_TOKENS)
         yield from size_problems(self, "label", least=0)
 
 

@@ -106,7 +106,9 @@ def min_ed_loss(
     student_mask, teacher_mask = student_mask & paired.unsqueeze(1), teacher_mask & paired.unsqueeze(1)
 
     partners = torch.full_like(student_labels, -1)  # position of the single match in the teacher's sequence
-    for example in paired.nonzero().flatten().tolist():
+    for example, is_paired in enumerate(paired.tolist()):
+        if not is_paired:
+            continue
         own, other = student_mask[example].nonzero().flatten(), teacher_mask[example].nonzero().flatten()
         own_ids: list[int] = student_input_ids[example, own].tolist()
         other_ids: list[int] = teacher_input_ids[example, other].tolist()

@@ -1,5 +1,6 @@
 """What scores are to keep of a teacher besides log-probs."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,7 @@ class KeepConfig:
     def problems(self) -> Any:
         if self.top_k < 0 or not (self.top_k or self.states):
             yield f"top_k: {self.top_k} keeps nothing; use 64, or remove keep"
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             yield f"temperature: {self.temperature} is not a temperature; use a positive number"
         if not self.models:
             yield "models: none is named; name teacher, or remove keep"

@@ -5,7 +5,6 @@ it; the methods that transformers has for it (`add_adapter` and others) refuse t
 """
 
 import filecmp
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prefkd.config.hints import size_problems
 from prefkd.errors import PrefkdError, Problem, nearest
+from prefkd.files import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of each weight in an adapter's file
@@ -172,10 +172,9 @@ def _switch(lm: PreTrainedModel, *, on: bool) -> None:
 
 def trained_on(folder: str) -> str:
     """The path or name of the base that an adapter was trained on, as its adapter_config.json has it."""
-    try:
-        written = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PrefkdError(f"{folder}/{CONFIG} cannot be read: {error}; write the adapter again") from error
+    written = read_object(Path(folder) / CONFIG)
+    if written is None:
+        raise PrefkdError(f"{folder}/{CONFIG} is damaged; write the adapter again")
     return written.get("base_model_name_or_path") or "an unnamed model"
 
 

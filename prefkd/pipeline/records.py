@@ -15,7 +15,8 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from prefkd.config.fields import flat
 from prefkd.config.hints import members
-from prefkd.files import sha256, write_json
+from prefkd.errors import PrefkdError
+from prefkd.files import read_object, sha256, write_json
 
 FILE_NAME = "stage.json"
 
@@ -70,8 +71,12 @@ def read_record(folder: Path) -> Record | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return Record(**stored | {"fingerprint": StageInputs(**stored["fingerprint"])})
+    stored = read_object(path, *(part.name for part in fields(Record)))
+    try:
+        assert stored is not None
+        return Record(**stored | {"fingerprint": StageInputs(**stored["fingerprint"])})
+    except (AssertionError, TypeError) as error:
+        raise PrefkdError(f"{path} is damaged; remove it, and the stage runs again") from error
 
 
 def record_start(folder: Path, fingerprint: StageInputs) -> None:
@@ -110,7 +115,8 @@ class Contents:
 
     def __init__(self, cache: Path):
         self._cache = cache
-        self._known: dict[str, list[Any]] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+        known = (read_object(cache) if cache.is_file() else None) or {}
+        self._known = {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
 
     def digest(self, path: Path) -> str:
         """The SHA-256 of a file, or of the names and the contents of the files in a folder."""

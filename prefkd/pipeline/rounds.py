@@ -18,13 +18,14 @@ rounds continue where fewer have ended.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prefkd.config.hints import shown
 from prefkd.errors import ConfigError
 
 MOST_ROUNDS = 100
@@ -57,12 +58,13 @@ def unroll(raw: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
     count, section = content.pop("rounds", None), content.pop("round", None)
     if count is None and section is None:
         return content, [*overrides]
-    problems = [*_problems(count, section, content.get("stages") or {})]
+    before = content.get("stages") or {}
+    problems = [*_problems(count, section, before)]
     if problems:
         raise ConfigError(problems)
     assert isinstance(section, dict) and isinstance(count, int)
     inner, student = section["stages"], section["student"]
-    stages = {name: _renamed(stage, inner, count, "") for name, stage in (content.get("stages") or {}).items()}
+    stages = {name: _renamed(stage, inner, count, "") for name, stage in before.items()}
     for number in range(1, count + 1):
         newest = _renamed(student["then"], inner, number - 1, "") if number > 1 else student["first"]
         for name, stage in inner.items():
@@ -70,10 +72,13 @@ def unroll(raw: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
     return content | {"stages": stages}, [*overrides]
 
 
-def _problems(count: Any, section: Any, stages: Mapping[str, Any]):
+def _problems(count: Any, section: Any, stages: Any) -> Iterator[str]:
     """What is wrong with `rounds` and `round`, one line each."""
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_ROUNDS:
-        yield f"rounds: {count!r} is not a number of rounds; use 2, say"
+        yield f"rounds: {shown(count)} is not a number of rounds; use 2, say, or {MOST_ROUNDS} at most"
+    if not isinstance(stages, dict):
+        yield f"stages: {shown(stages)} is not a section; give a section for each stage, with recipe and config in it"
+        return
     if not isinstance(section, dict):
         yield "round: missing; give student (first, then) and the stages of a round"
         return

@@ -35,6 +35,7 @@ from prefkd import catalog
 from prefkd.catalog import load_recipe
 from prefkd.config import examine_config, load_config, read_layers
 from prefkd.config.fields import settings_of
+from prefkd.config.hints import shown
 from prefkd.errors import ConfigError, PrefkdError, Problem, nearest
 from prefkd.files import sha256
 from prefkd.pipeline.records import Contents, StageInputs, paths_in
@@ -146,6 +147,8 @@ def _load(path: Path, overrides: Sequence[str]) -> Any:
     stages, values = raw.get("stages"), raw.get("values") or {}
     if not isinstance(stages, dict) or not stages:
         raise ConfigError([f"{path}: stages: missing; give a section for each stage, with recipe and config in it"])
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}: values: {shown(values)} is not a section of keys and values"])
     names = [name for name in stages if not (isinstance(name, str) and name.isidentifier() and not iskeyword(name))]
     if names:
         rule = "not a name; use letters, digits and _, a letter first, and no word of Python"

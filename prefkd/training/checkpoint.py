@@ -40,7 +40,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from prefkd.config.fields import settings_of
 from prefkd.data.fingerprints import pairs_fingerprint
 from prefkd.errors import PrefkdError, Problem
-from prefkd.files import fingerprint, write_json
+from prefkd.files import fingerprint, read_object, write_json
 from prefkd.ranks import Ranks, together
 from prefkd.training.best import FOLDER
 from prefkd.training.display import Display
@@ -323,7 +323,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _changes(run: Path, config: Any) -> str:
     """The settings that differ from those of a run, in a few words; empty if there are none."""
-    old, new = json.loads(run.read_text(encoding="utf-8"))["settings"], _settings(config)
+    record, new = read_object(run, "settings"), _settings(config)
+    if record is None:
+        raise PrefkdError(f"{run} is damaged; name another output_dir, or remove {run.parent}")
+    old = record["settings"]
     changed = [key for key in old | new if old.get(key) != new.get(key)]
     words = [f"{key} {shorten(str(old.get(key)), 40)} -> {shorten(str(new.get(key)), 40)}" for key in changed[:3]]
     return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

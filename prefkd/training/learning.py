@@ -85,7 +85,12 @@ def _learning_problems(config: Any) -> Iterator[str]:
         if problem:
             yield f"optimizer: a step of {name} {problem}"
             return
-    if not any(component_problems(config.lr_schedule, ("optimizer", "num_training_steps"))):
+    if any(component_problems(config.lr_schedule, ("optimizer", "num_training_steps"))):
+        return
+    warmup = config.lr_schedule.get("num_warmup_steps", 0)
+    if isinstance(warmup, int) and warmup < 0:
+        yield f"lr_schedule.num_warmup_steps: {warmup} is negative; use 0 for none"
+    else:
         yield from (f"lr_schedule: {problem}" for problem in _schedule_problems(config.lr_schedule, optimizer))
 
 
@@ -102,6 +107,8 @@ def _failed_step(optimizer: Optimizer, weight: nn.Parameter) -> str | None:
         return "makes weights that are not finite; use a smaller lr or weight_decay"
     if torch.equal(weight, before):
         return "changes no weight; use a larger lr or other settings"
+    if (weight > before).any():
+        return "climbs the loss, which teaches the opposite; remove maximize, or use other settings"
     return None
 
 

@@ -4,6 +4,7 @@ A loss says in its attribute `needs` (`prefkd.method.loss_needs.preference_loss`
 your own that says nothing takes what the recipe's default loss takes. `prefkd.training.pair_loss` calls it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.config.components import infinite_arguments
 from prefkd.errors import first_line
 from prefkd.method.loss_needs import Need
 from prefkd.training.following import Refresh, refresh_problems
@@ -40,6 +42,8 @@ class DynamicBeta:
         for name in ("left_out", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}: {getattr(self, name)} is not a share; use at least 0 and less than 1"
+        if not 0 <= self.sensitivity < math.inf:
+            yield f"sensitivity: {self.sensitivity} would turn beta around or spoil it; use 0 or more, 0.6 say"
 
 
 @dataclass(kw_only=True)
@@ -105,7 +109,8 @@ def loss_problems(
     yield from (f"loss.{line}" for line in missing)
     if missing:
         return
-    yield from _trial_problems(component, inputs)
+    infinite = [f"loss.{line}" for line in infinite_arguments(component)]
+    yield from infinite or _trial_problems(component, inputs)
     if teacher_is_reference is not None and not needs & {"reference", "margins"}:
         yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
     if "means" in needs and unit is None:
@@ -175,6 +180,8 @@ def _setting_problems(config: Any, needs: frozenset[Need], name: str, averages: 
         yield f"wpo: weighs each pair apart, while {name} compares all of a step with each other; remove it"
     if config.nll_weight < 0:
         yield f"nll_weight: {config.nll_weight} would make the chosen answers less likely; use 0 or more"
+    elif config.nll_weight == math.inf:
+        yield "nll_weight: inf leaves nothing to the loss of the pairs; use a number"
     if not 0 <= config.long_answer_weight <= 1:
         yield f"long_answer_weight: {config.long_answer_weight} is not between 0 and 1; 1.0 counts all of an answer"
     if config.dynamic_beta is not None and ("beta" not in config.loss or needs & {"apart", "batch", "token_means"}):

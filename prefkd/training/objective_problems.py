@@ -1,6 +1,5 @@
 """Why an objective cannot be computed, or not from what a config has: found before any model is loaded."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from prefkd.config import Component
+from prefkd.config.components import infinite_arguments
 from prefkd.config.fields import setting
 from prefkd.data.vocabulary import Vocabularies
 from prefkd.errors import PrefkdError, Problem
@@ -79,8 +79,10 @@ def _problems_of_term(
     component: Component, vocabularies: Callable[[], Vocabularies | None], kept: Mapping[Need, float]
 ) -> Iterator[str]:
     term = make_term(component, component["_component_"])
-    if term.weight == math.inf:
-        yield ".weight: inf leaves nothing to the other terms; use a number"
+    infinite = [f".{line}" for line in infinite_arguments(component)]
+    yield from infinite
+    if infinite:
+        return
     if term.weight < 0:
         yield f".weight: {term.weight} is negative, which teaches the opposite; use 0 to log a term without learning it"
     if term.unit == "pair" and "answers" in component:

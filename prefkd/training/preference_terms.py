@@ -18,6 +18,7 @@ from prefkd.errors import first_line, nearest
 from prefkd.method import preference as losses_by_name
 from prefkd.method import preference_distillation
 from prefkd.method.divergences import divergence
+from prefkd.method.loss_needs import require_positive
 from prefkd.method.preference_distillation import AlignForm
 from prefkd.method.top_rows import TopRows
 from prefkd.models.logprob_model import TokenStates
@@ -160,6 +161,7 @@ def tvkd(
             so that finely split text gets no bonus; longer text still gets one, of several nats a token.
     """
     assert signals.reference is not None and signals.positive is not None
+    require_positive(scale, "scale")
     parents = signals.parent_mask.sum(-1)
     tokens = numbers(signals.positive.lengths, parents).view_as(parents)
     values = _values(signals.positive, temperature, scale).view_as(parents) / tokens
@@ -188,6 +190,7 @@ def pad(signals: Signals, beta: float = 10.0, form: Literal["published", "js", "
         form: Distance of the two distributions over rankings, see `pad_loss`.
     """
     assert signals.teacher_logprobs is not None
+    require_positive(beta)
     parents = signals.parent_mask.sum(-1)
     student, teacher = (beta * values.sum(-1) / parents for values in (signals.policy, signals.teacher_logprobs))
     losses = preference_distillation.pad_loss(student.T, teacher.T, form=form)

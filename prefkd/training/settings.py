@@ -188,13 +188,16 @@ def output_problems(output_dir: Path) -> Iterator[Problem]:
 
 def folder_problems(output_dir: Path) -> Iterator[Problem]:
     """What stands in the way of writing to a folder, which need not be there."""
-    if output_dir.exists() and not output_dir.is_dir():
-        yield output_problem(output_dir, f"{output_dir} is a file; name a folder")
-    else:
-        there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            text = f"{there} may not be written to; change its permissions, or name another folder"
-            yield output_problem(output_dir, text)
+    folders = (output_dir, *output_dir.absolute().parents)
+    there = next(folder for folder in folders if folder.exists() or folder.is_symlink())
+    if not there.exists():
+        text = f"{there} is a link to {there.readlink()}, which does not exist; remove it, or name another folder"
+        yield output_problem(output_dir, text)
+    elif not there.is_dir():
+        yield output_problem(output_dir, f"{there} is a file; name a folder")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        text = f"{there} may not be written to; change its permissions, or name another folder"
+        yield output_problem(output_dir, text)
 
 
 def output_problem(output_dir: Path, text: str) -> Problem:

@@ -1,7 +1,9 @@
 """What the command line prints of libraries' warnings and of errors of the system."""
 
 import errno
+import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from datasets.exceptions import DatasetGenerationError
 
 from prefkd.catalog import hush_libraries
+from prefkd.cli.main import main
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.errors import explain
 from tests.tiny import write_pairs
@@ -44,6 +47,32 @@ def test_the_other_caches_of_hugging_face(home):
         f"{home}/.cache/huggingface/hub/a: read-only file system; this is the cache {home}/.cache/huggingface; set "
         "HF_HOME to a folder that can be written to"
     )
+
+
+@pytest.mark.parametrize("command", [["ls"], ["cat", "demo/sft"], ["cat", "nowhere"]])
+def test_closed_streams_and_an_ascii_terminal(command, monkeypatch):
+    code = 2 if "nowhere" in command else 0
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert main(command) == code
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main([part.replace("nowhere", "nöwhere") for part in command]) == code
+
+
+@pytest.mark.parametrize("width", ["0", "1"])
+def test_a_terminal_without_width(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(["cp"]) == 2
+    assert capsys.readouterr().err == "error: missing: NAME, DEST (`prefkd cp --help` explains)\n"
+
+
+def test_a_full_disk_behind_the_output(monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", printed)
+    assert main(["cat", "demo/sft"]) == 2
+    assert printed.getvalue() == "error: no space left on device; free some space, or write to another disk\n"
 
 
 def test_another_folder(home):

@@ -1,7 +1,7 @@
 """YAML and overrides become a recipe's dataclass. (What is said of mistakes: tests/cli/errors.snap.)"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import pytest
 
 from prefkd import catalog
 from prefkd.config import Component, component, load_config, save_config
-from prefkd.errors import ConfigError
+from prefkd.errors import ConfigError, PrefkdError
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Model:
     def problems(self) -> Iterator[str]:
         if self.path.name == "broken":
             yield "path: broken; mend it"
+        self.path.is_file()
 
 
 @dataclass
@@ -165,6 +166,55 @@ def test_overrides(load, override, key, value):
 def test_override_with_nothing_is_null(load):
     assert load("max_steps: 3", "max_steps=").max_steps is None
     assert problems_of(load, "", "name=") == ["name: null is not a text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("shuffle: 2", "shuffle: 2 is not true or false"),
+        ("name: ''", "name: '' is blank; give a text"),
+        ("student: {path: ' '}", "student.path: ' ' is blank; give a path"),
+        ("optimizer: {betas: high}", "optimizer.betas: 'high' is not a list of 2 (a number, a number), which "),
+        ("optimizer: {betas: {'0': 0.5}}", "optimizer.betas: {'0': 0.5} is not a list of 2 (a number, a number), "),
+        ("logger: {_component_: torch.nn.L1Loss, reduction: 3}", "logger.reduction: 3 is not a text, which torch.nn"),
+        ("max_steps: ${nowhere}", "max_steps: '${nowhere}' cannot be resolved: there is no key nowhere; look for "),
+        ("max_steps: ${..a}", "max_steps: '${..a}' cannot be resolved: there is no key "),
+        ("max_steps: ${max_steps}", "max_steps: '${max_steps}' cannot be resolved: it leads back to itself; give a "),
+        ("max_steps: ${oc.env:NOWHERE_AT_ALL}", "max_steps: '${oc.env:NOWHERE_AT_ALL}' cannot be resolved: the "),
+        ("max_steps: ${nothing:1}", "max_steps: '${nothing:1}' cannot be resolved: there is no ${nothing:...}; use "),
+        ("name: ${shipped:}", "name: '${shipped:}' cannot be resolved: no file  is shipped; known: "),
+        ("name: ${shipped:a,1}", "name: '${shipped:a,1}' cannot be resolved: no file a,1 is shipped; known: "),
+    ],
+)
+def test_what_nobody_means_is_told_in_plain_words(load, text, said):
+    (problem,) = problems_of(load, text)
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(("hint", "default"), [(int, "a"), (complex, 1j), ("Nowhere", 3)])
+def test_a_field_of_an_own_recipe_that_no_file_can_hold(hint, default):
+    with pytest.raises(PrefkdError, match=r"^the Config of the recipe: .*; change its type or its default$"):
+        load_config(make_dataclass("Own", [("x", hint, field(default=default))]), {})
+
+
+@pytest.mark.parametrize("value", ["!!int x", "9" * 5000, "\udcff.jsonl"])
+def test_an_override_that_python_cannot_read(load, value):
+    (problem,) = problems_of(load, "", f"name={value}")
+    assert problem.startswith("name: ") and problem.endswith(
+        "cannot be read; write a shorter number, or a name in UTF-8"
+    )
+
+
+def test_a_line_break_in_a_value_makes_no_second_line(load):
+    with pytest.raises(ConfigError) as caught:
+        load('shuffle: "a\\nb"\n"c\\nd": 1')
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_path_that_the_system_refuses_is_a_problem_of_its_setting(load):
+    """One that is too long, or in a folder that may not be looked into."""
+    (problem,) = problems_of(load, f"student: {{path: {'x' * 300}}}")
+    assert problem == f"student.path: {'x' * 300}: file name too long; use a shorter name"
 
 
 def test_later_overrides_win(load):

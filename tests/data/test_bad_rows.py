@@ -84,7 +84,9 @@ def test_a_bad_row_is_one_line_with_file_row_and_field(tmp_path, row, settings, 
 
 SETTINGS = {
     "weight": ({"sources": [MixedRows("p.jsonl", weight=0.0)]}, None),
-    "filters.gap": ({"filters": Filters(gap=-1.0)}, "gap: -1.0 is below 0; use 0 or more"),
+    "filters.gap": ({"filters": Filters(gap=-1.0)}, "gap: -1.0 is not a difference of scores; use 0 or more"),
+    "filters.gap without end": ({"filters": Filters(gap=float("inf"))}, "gap: inf is not a difference of scores"),
+    "minimum_gap": ({"minimum_gap": float("inf")}, "minimum_gap: inf is not a difference of scores; use 0 for any"),
     "filters.length_ratio": ({"filters": Filters(length_ratio=0.5)}, "length_ratio: 0.5 is below 1"),
     "filters.length": ({"filters": Filters(length=0)}, "length: 0 is too small"),
     "margin_scale": ({"margin_scale": -1.0}, "margin_scale: -1.0 would ask for less than a tie"),

@@ -92,7 +92,7 @@ def test_cards():
     assert smallest_card(1000 * GIB) is None
     with pytest.raises(PrefkdError, match="did you mean H100"):
         find_card("H10")
-    with pytest.raises(PrefkdError, match="has no memory"):
+    with pytest.raises(PrefkdError, match="is not the memory of a GPU"):
         find_card("0")
 
 

@@ -196,7 +196,7 @@ def test_what_is_no_adapter_is_one_line(base, tmp_path):
     with pytest.raises(PrefkdError, match="does not fit"):
         load_adapter(load(base), str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
-    assert "adapter_config.json cannot be read" in problems(base, tmp_path / "adapter")[0]
+    assert "adapter_config.json is damaged" in problems(base, tmp_path / "adapter")[0]
 
 
 def test_an_adapter_on_the_head_is_refused(base, tmp_path):

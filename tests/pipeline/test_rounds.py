@@ -89,11 +89,12 @@ MISTAKES = [
     ({"rounds": 0}, "rounds: 0 is not a number of rounds"),
     ({"rounds": True}, "rounds: True is not a number of rounds"),
     ({"rounds": "two"}, "rounds: 'two' is not a number of rounds"),
-    ({"rounds": None}, "rounds: None is not a number of rounds"),
+    ({"rounds": None}, "rounds: null is not a number of rounds"),
     ({"round": None}, "round: missing"),
     ({"round": {"stages": {"a": {}}}}, "round.student: give first"),
     ({"round": {"student": {"first": "a", "then": "b"}}}, "round.stages: missing"),
     ({"round": {"student": {"first": "a", "then": "b"}, "stages": {"a": {}}, "stage": 1}}, "round.stage: unknown key"),
+    ({"stages": [1]}, "stages: [1] is not a section"),
     ({"stages": {"a_1": {}}}, "round.stages.a: is the name of another stage"),
 ]
 

@@ -370,6 +370,10 @@ MISTAKES = {
     (objective("dual_space temperature: warm"),): f"objective[0].temperature: 'warm' is not a number, which {DUAL} "
     "asks for",
     (objective("dual_space temperature: 0.0"),): "objective[0]: temperature is 0.0, but must be above 0",
+    (objective("dual_space temperature: .inf"),): "objective[0].temperature: inf is not a number to compute with; "
+    "use a finite one",
+    (objective("pad beta: -1.0"),): "objective[0]: beta is -1.0, but must be above 0, below which a loss teaches the "
+    "opposite",
     (objective("dual_space divergence: kl"),): "objective[0]: no divergence is called 'kl'; there are forward_kl, "
     "reverse_kl, adaptive_kl, skewed_forward_kl, skewed_reverse_kl, js_divergence",
     (objective("dual_space answers: left"),): "objective[0].answers: 'left' is not one of chosen, rejected, both",

@@ -249,6 +249,8 @@ def test_truncation_is_told(world, tmp_path):
         (("checkpoints.base.placement=shard",), "checkpoints.base.placement: shard is for teachers"),
         (("checkpoints.base=x",), "checkpoints.base: 'x' is not a section of keys and values"),
         (("checkpoints.new={}",), "checkpoints.new.path: missing; give the folder or the Hub id of a model"),
+        (("checkpoints.base.template=poem",), "checkpoints.base.template: 'poem' is not one of auto, chat, plain"),
+        (("checkpoints.base.tokenizer=x/y",), "checkpoints.base.tokenizer: goes with server only"),
         (("checkpoints={a b: {path: x/y}}",), "checkpoints.a b: is the name of files as well"),
         (
             ("preferences.data.pairs.source=nowhere.jsonl",),

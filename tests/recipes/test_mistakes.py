@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefkd.cli.main import main
 from prefkd.errors import PrefkdError
 from prefkd.ranks import join_ranks
+from prefkd.training.settings import folder_problems
 from tests.tiny import make_model, write_pairs
 
 
@@ -31,6 +32,7 @@ def folder(models, tmp_path, monkeypatch) -> Path:
     shutil.copytree(models / "student", "student")
     shutil.copytree(models / "teacher", "teacher")
     write_pairs(Path("pairs.jsonl"), 6)
+    Path("void.jinja").touch()
     Path("config.yaml").write_text(
         "output_dir: out\nstudent: {path: student}\nteacher: {path: teacher}\n"
         "data: {source: pairs.jsonl, held_out_fraction: 0.3}\n"
@@ -70,10 +72,17 @@ SETTINGS = {
     "reference=techer": "reference: 'techer' is not one of teacher, student",
     "loss.bta=0.2": "loss.bta: prefkd.method.preference.tis_dpo_loss has no such argument; did you mean beta?",
     "loss.beta=-1": "loss: beta is -1, but must be above 0, below which a loss teaches the opposite",
+    "loss.beta=.inf": "loss.beta: inf is not a number to compute with; use a finite one",
     "loss.alpha=0.5": "loss.alpha: weighs a position KL, which two vocabularies do not have; leave it out",
     "loss.label_smoothing=0.9": "loss: label_smoothing is 0.9, but must be at least 0 and below 0.5",
     "optimizer=torch.optim.AdanW": "optimizer._component_: torch.optim.AdanW: torch.optim has no AdanW; did you mean "
     "AdamW?",
+    "optimizer.maximize=true": "optimizer: a step of torch.optim.AdamW climbs the loss, which teaches the opposite; "
+    "remove maximize, or use other settings",
+    "lr_schedule.num_warmup_steps=-5": "lr_schedule.num_warmup_steps: -5 is negative; use 0 for none",
+    "nll_weight=.inf": "nll_weight: inf leaves nothing to the loss of the pairs; use a number",
+    "student.template={path: 3}": "student.template.path: 3 is not a path; name a file",
+    "student.template={path: void.jinja}": "student.template.path: void.jinja is empty; write a chat template into it",
     "trainig.epochs=2": "trainig: unknown key; did you mean training?",
 }
 
@@ -182,6 +191,22 @@ def test_a_folder_that_may_not_be_written_to(folder, capsys, monkeypatch):
     assert errors(capsys, "output_dir=new/out") == [
         f"output_dir: {folder} may not be written to; change its permissions, or name another folder"
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("file/out", "file is a file; name a folder"),
+        ("link", "link is a link to nowhere, which does not exist; remove it, or name another folder"),
+        ("link/out", "link is a link to nowhere, which does not exist; remove it, or name another folder"),
+        ("loop/out", "loop is a link to loop, which does not exist; remove it, or name another folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made(tmp_path, path, said):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    assert [problem.text for problem in folder_problems(tmp_path / path)] == [f"{tmp_path}/{said}"]
 
 
 def test_a_checkpoint_of_another_model(folder, capsys):
