@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from prefkd.ranks import Ranks
-from prefkd.training.metrics import Outcome
+from prefkd.training.metrics import RESULTS, Outcome
 from prefkd.training.samples import ChangedAnswer
 
 # Seconds between two lines of progress in a log.
@@ -69,17 +69,10 @@ class Display:
 
     def result(self, outcome: Outcome, files: Mapping[str, object], next_step: str) -> None:
         """Print the held-out metrics before training and of what was written, the files, and what to do next."""
-        shown = (
-            "held_out/loss",
-            "held_out/perplexity",
-            "held_out/accuracy",
-            "held_out/logprob_accuracy",
-            "held_out/margin",
-        )
         before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
         rows = {
             name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
-            for name in [*shown, *sorted(name for name in before if name.startswith("held_out/accuracy/"))]
+            for name in [*RESULTS, *sorted(name for name in before if name.startswith("held_out/accuracy/"))]
             if name in before
         }
         kept = [(name, outcome.kept(name)) for name in ("held_out/loss", "held_out/margin") if name in before]

@@ -134,6 +134,17 @@ def test_panels():
         panels(runs, ["kd"])
 
 
+def test_a_constant_has_one_value_at_all_steps_and_on_held_out_pairs(tmp_path):
+    rows = [
+        {"step": 0, "held_out/saturated": 0.0, "held_out/accuracy": 0.5},
+        {"step": 1, "saturated": 0.0, "accuracy": 1.0, "lr": 1e-9, "tokens": 39.00001, "finite": math.nan},
+        {"step": 2, "saturated": 0.0, "accuracy": 1.0, "lr": 2e-9, "tokens": 39.00002, "finite": math.nan},
+    ]
+    run = RunCurves("a", tmp_path, rows, unfinished=False)
+    assert run.constant.keys() == {"saturated", "tokens", "finite"}
+    assert run.constant["tokens"] == pytest.approx(39)
+
+
 def test_names_are_as_short_as_they_can_be(tmp_path):
     folders = [write_run(tmp_path / name).parent for name in ("a/x/run", "b/x/run", "c/y/other")]
     assert [run.name for run in read_runs(folders)] == ["a/x/run", "b/x/run", "c/y/other"]
