@@ -10,7 +10,6 @@ from datetime import timedelta
 from textwrap import shorten
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from prefkd.ranks import Ranks
+from prefkd.terminal import console
 from prefkd.training.metrics import RESULTS, Outcome
 from prefkd.training.samples import ChangedAnswer
 
@@ -29,8 +29,6 @@ from prefkd.training.samples import ChangedAnswer
 LOG_INTERVAL = 10.0
 # More of an answer, and more answers, are in the report.
 LONGEST_ANSWER, SHOWN_ANSWERS = 300, 3
-# Columns of a log: nobody looks at it in a window, and a program that reads it wants lines whole.
-LOG_WIDTH = 1000
 
 
 class Bar(Protocol):
@@ -49,9 +47,7 @@ class Display:
     """
 
     def __init__(self, ranks: Ranks):
-        self.console = Console(quiet=not ranks.is_main, highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = LOG_WIDTH
+        self.console = console(quiet=not ranks.is_main)
         self._open: Progress | None = None
 
     def say(self, text: str) -> None:
