@@ -104,7 +104,7 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
                 break
             raise PrefkdError(f"{file}, line {number}: not JSON; fix or delete the line") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; fix or delete the line")
+            raise PrefkdError(f"{file}, line {number}: not an object with an integer as step; fix or delete the line")
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()
         rows.append(row)

@@ -69,7 +69,7 @@ def test_a_killed_run_is_drawn_without_its_last_line(prefkd):
         (("student",), "student holds no metrics.jsonl; name the folder of a run (its output_dir)"),
         (("nowhere",), "nowhere does not exist; name the folder of a run"),
         (("broken",), "broken/metrics.jsonl, line 3: not JSON; fix or delete the line"),
-        (("stepless",), "stepless/metrics.jsonl, line 2: no object with a whole number as step; fix or delete the"),
+        (("stepless",), "stepless/metrics.jsonl, line 2: not an object with an integer as step; fix or delete the"),
         (("empty",), "empty/metrics.jsonl holds no step yet; wait until the run has written one"),
         (("other",), "no run has loss, margin, accuracy; name others with --metric: lr"),
         (("other", "--metric", "rl"), "no run has the metric rl; they have lr"),
