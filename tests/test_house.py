@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "prefkd"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("recipes/*.py")])
 DANGLING = re.compile(r"\s+[a-z_*][a-z_0-9, *]*: (Of|Those|That|What|The same)\b")
 FLOORS = (
-    ("method", "errors", "files", "keys", "terminal"),
-    ("catalog",),
+    ("method", "errors", "files", "keys"),
+    ("catalog", "terminal"),
     ("config",),
     ("ranks",),
     ("data",),

@@ -56,7 +56,7 @@ def plan(
         from prefkd.estimate.terminal import print_plan
 
         settings = read_for_plan(module, recipe, config_path, overrides)
-    with Console(stderr=True).status("running a step on tensors without content"):
+    with Console(stderr=True).status("running a step on meta tensors"):
         settings, found = settle(module, recipe, settings, nproc_per_node, card)
     card = card or smallest_card(found.peak)
     advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
