@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-USE_LESS_MEMORY = "lower the batch size or the maximal length, or turn activation checkpointing on"
+USE_LESS_MEMORY = "lower the batch size or the maximum length, or turn activation checkpointing on"
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your quota, or write to another disk",

@@ -134,7 +134,9 @@ def _own_keys(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
         raise ConfigError([f"{path.parent}: holds no config {path.name}{nearest(path.name, map(str, known))}"])
     for key in held:
         if key not in ("values", "configs"):
-            raise ConfigError([f"{path.parent}: {key}: conflicts with configs; move it into each of them, or into their base"])
+            raise ConfigError(
+                [f"{path.parent}: {key}: conflicts with configs; move it into each of them, or into their base"]
+            )
     return configs[path.name], held.get("values") or {}
 
 

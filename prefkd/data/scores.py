@@ -337,7 +337,7 @@ def _read_fingerprint(folder: Path) -> Fingerprint:
     except (ValueError, AttributeError, KeyError) as error:
         raise PrefkdError(f"{path} is damaged; remove {folder} and score again") from error
     if version != VERSION:
-        raise PrefkdError(f"{path} is of another version of prefkd; score again into another folder")
+        raise PrefkdError(f"{path} was written by another version of prefkd; score again into another folder")
     return parts
 
 

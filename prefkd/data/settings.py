@@ -93,7 +93,7 @@ class MixedRows(Rows):
         name: Name in metrics; the name of the file, folder or data set if not given.
         weight: Its share of an epoch, in proportion to those of the other sources. The epoch is the longest that
             repeats no pair, so that a source with more pairs than its share gives a random part of them.
-        limit: At most so many pairs, chosen at random.
+        limit: At most this many pairs, chosen at random.
     """
 
     name: str | None = None
@@ -148,7 +148,7 @@ class DataConfig(Rows):
         held_out_split: The split of the held-out pairs, in `held_out_source` if given, else in `source`.
         held_out_fraction: The part that is held out where neither of the two is given. Pairs with the same prompt stay
             together, so that no prompt is both trained on and evaluated on.
-        limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
+        limit, held_out_limit: At most this many pairs, chosen at random; a smaller limit takes a part of a larger one.
         weight: The column with the weight of a pair in the loss; a mean over the pairs of a step is weighted by it.
         margin_scale: Factor of margins, the alpha of arXiv 2402.10571.
         filters: Pairs that are left out.

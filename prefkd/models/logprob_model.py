@@ -354,7 +354,7 @@ class LogprobModel(nn.Module):
             fault = _in_a_line(errors[0]) if errors else fault
         undo_compiling(self.lm)
         if self.compiles is True:
-            raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
+            raise PrefkdError(f"{name}: compile: true fails: {fault}; use auto or false")
         logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
 
     def _choose_passes(self, tokens: TokenBatch, name: str) -> None:
@@ -379,7 +379,7 @@ class LogprobModel(nn.Module):
         else:
             fault = _in_a_line(off)
         if self.compiles is True:
-            raise PrefkdError(f"{name}: compile: true cannot be done for the head: {fault}; use auto or false")
+            raise PrefkdError(f"{name}: compile: true fails for the head: {fault}; use auto or false")
         logger.warning("%s: the head goes through its logits step by step, since compiling failed: %s", name, fault)
 
     def _fault(self, error: Exception, tried: str) -> str:

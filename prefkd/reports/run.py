@@ -153,7 +153,7 @@ def _shown_pairs(config: Any, run: TrainingRun, teacher: Teacher) -> tuple[list[
 
 
 def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weights | None:
-    """What the run's weights are made of stands in the data set, or a teacher in memory says it once more."""
+    """Weights from the scores in the data set, or from a teacher in memory, which reads the shown pairs again."""
     settings = setting(config, WeightConfig)
     if settings is None or settings.contrast == "uniform" or run.ranks.world_size > 1:
         return None

@@ -43,7 +43,7 @@ class Refresh:
 
 
 class FollowingReference:
-    """A reference that is refreshed after every so many steps of an optimizer.
+    """A reference that is refreshed after every few steps of an optimizer.
 
     Args:
         model: The model that learns, sharded or not; at its start.
