@@ -29,6 +29,8 @@ import summary  # noqa: E402  # pyright: ignore[reportMissingImports]
 import torch  # noqa: E402
 import tyro  # noqa: E402
 import world  # noqa: E402  # pyright: ignore[reportMissingImports]
+from settings import MAIN  # noqa: E402  # pyright: ignore[reportMissingImports]
+from sharing import write_pairs  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from prefkd.cli.main import main as prefkd  # noqa: E402
 from prefkd.data.pairs import DataConfig, load_pairs  # noqa: E402
@@ -66,12 +68,12 @@ class Run:
     """Folder of the models and the study."""
     minutes: float = 8.0
     """Time for all of it; when it is over, the run that is going on writes a checkpoint and ends."""
-    rows: tuple[str, ...] = rows.MAIN
+    rows: tuple[str, ...] = MAIN
     """Rows of rows.yaml, in the order in which they run."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds that shuffle the pairs."""
     train_pairs: int = 256
-    """Pairs that a student sees; the large teacher sees ten times as many."""
+    """Pairs that a student sees; the teachers named `_many` see ten times as many."""
     held_out_pairs: int = 512
     """Pairs that all rows are compared on."""
     overrides: tuple[str, ...] = field(default=())
@@ -96,9 +98,7 @@ def carry(arguments: Carry) -> None:
         )
         read = load_pairs(source).train.shuffle(seed=0)
         kept: Any = read.select(range(min(arguments.pairs, len(read))))
-        rows.write_pairs(
-            files / PAIRS, [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in kept]
-        )
+        write_pairs(files / PAIRS, [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in kept])
         print(f"{cut(files, arguments.pieces)} pieces in {arguments.pieces}", flush=True)
 
 
@@ -159,9 +159,13 @@ def run(arguments: Run) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments)
     student, teacher = (str(arguments.work / model.folder) for model in MODELS)
-    sizes = {"train_pairs": arguments.train_pairs, "held_out_pairs": arguments.held_out_pairs}
+    sizes = {
+        "train_pairs": arguments.train_pairs,
+        "teacher_pairs": 10 * arguments.train_pairs,
+        "held_out_pairs": arguments.held_out_pairs,
+    }
     if arguments.smoke:
-        sizes = {"train_pairs": 4, "held_out_pairs": 4, "development_pairs": 2}
+        sizes = {"train_pairs": 4, "teacher_pairs": 40, "held_out_pairs": 4, "development_pairs": 2}
     study = rows.Arguments(
         student=student,
         teacher=teacher,

@@ -24,96 +24,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import tyro
 import yaml
+from jobs import UNTRAINED, Job, answering, evaluation, judging, training, write_comparisons
 from omegaconf import OmegaConf
 from on_policy import round_stages
-from transformers import AutoTokenizer
+from readings import best_rate, run_name
+from settings import HERE, Arguments
+from sharing import split_pairs
 
-from prefkd.data.pairs import DataConfig, load_pairs
-
-HERE = Path(__file__).resolve().parent
-# Whatever the length of a seed, these come in this order: rows that answer the question first.
-MAIN = ("dpo", "dpo_distill", "tis_teacher", "tis_student", "sft")
-# What other recipes than trainings leave when they have finished.
-UNTRAINED = {
-    "sample": "sample_report.json",
-    "rank": "pairs.jsonl",
-    "score": "scores_done",
-    "shuffle_scores": "scores",
-}
-# What a template may add to a text, in tokens.
-TEMPLATE = 32
 LOCKS: dict[str, Lock] = defaultdict(Lock)
-
-
-@dataclass
-class Arguments:
-    """What to run, on what, and for how long."""
-
-    student: str
-    """Folder or Hub id of the student."""
-    teacher: str
-    """Folder or Hub id of the teacher."""
-    data: str
-    """Preference pairs, as data.source of a config."""
-    subset: str | None = None
-    """data.subset of a config."""
-    split: str = "train"
-    """data.split of a config."""
-    out: Path = Path("runs/study")
-    """Folder of the runs."""
-    rows: tuple[str, ...] = MAIN
-    """Rows of rows.yaml, in the order in which they run."""
-    rows_file: Path = HERE / "rows.yaml"
-    """The trainings, by name."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds that shuffle the pairs."""
-    rates: tuple[float, ...] = ()
-    """Learning rates from which each row takes its best on the development pairs; that of rows.yaml if not given."""
-    train_pairs: int = 56
-    """Pairs that a student sees; the large teacher sees ten times as many."""
-    held_out_pairs: int = 160
-    """Pairs that all rows are compared on."""
-    development_pairs: int = 48
-    """Pairs that learning rates are chosen on."""
-    tokens: int = 224
-    """Pairs for which a model would read more tokens are left out."""
-    minutes: float = 60.0
-    """When this time is over, the runs that are under way write a checkpoint and end."""
-    parallel: int = 1
-    """Rows that run at the same time, on the same device."""
-    judge: str | None = None
-    """Adapter of the student's base that judges answers: the DPO teacher of the study in the other direction."""
-    answered: int = 64
-    """Held-out prompts that are answered for the judge."""
-    answer_tokens: int = 64
-    """Most tokens of such an answer."""
-    overrides: tuple[str, ...] = field(default=())
-    """Settings of every training, key=value."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run of a recipe.
-
-    Attributes:
-        name: Its folder in `out`.
-        recipe: The recipe that runs.
-        settings: Its whole config.
-        proof: The file or folder that is there once it has finished.
-    """
-
-    name: str
-    recipe: str
-    settings: dict[str, Any]
-    proof: Path
 
 
 class OutOfTime(Exception):
@@ -158,54 +82,6 @@ def read_rows(arguments: Arguments) -> dict[str, Any]:
     return found
 
 
-def split_pairs(arguments: Arguments) -> None:
-    """Share the pairs out once, each prompt to one part, into files that the runs read."""
-    out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    sizes = {
-        name: getattr(arguments, name) for name in ("train_pairs", "held_out_pairs", "development_pairs", "tokens")
-    }
-    if (out / "sizes.json").exists():
-        if json.loads((out / "sizes.json").read_text()) != sizes:
-            raise SystemExit(f"{out} holds a study of other sizes; name another --out")
-        return
-    config = DataConfig(
-        source=arguments.data, subset=arguments.subset, split=arguments.split, held_out_fraction=0.0, on_bad_row="skip"
-    )
-    read = load_pairs(config).train
-    tokenizers: list[Any] = [AutoTokenizer.from_pretrained(path) for path in (arguments.student, arguments.teacher)]
-    short, prompts = [], set()
-    for row in read.shuffle(seed=0):
-        pair: dict[str, Any] = {name: row[name] for name in ("prompt", "chosen", "rejected")}  # pyright: ignore
-        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in pair["prompt"])
-        longest = max(
-            len(tokenizer(prompt + pair[answer])["input_ids"])
-            for tokenizer in tokenizers
-            for answer in ("chosen", "rejected")
-        )
-        if longest + TEMPLATE <= arguments.tokens and prompt not in prompts:
-            prompts.add(prompt)
-            short.append(pair)
-    parts = {"held_out": sizes["held_out_pairs"], "development": sizes["development_pairs"]}
-    needed = sum(parts.values()) + 10 * sizes["train_pairs"]
-    if len(short) < needed:
-        raise SystemExit(
-            f"{len(short)} pairs are short enough, and {needed} are needed; lower a size or raise --tokens"
-        )
-    first = 0
-    for name, size in parts.items():
-        write_pairs(out / f"{name}.jsonl", short[first : first + size])
-        first += size
-    write_pairs(out / "pairs.jsonl", short[first : first + sizes["train_pairs"]])
-    write_pairs(out / "many_pairs.jsonl", short[first : first + 10 * sizes["train_pairs"]])
-    (out / "sizes.json").write_text(json.dumps(sizes))
-    print(f"{len(short)} of {len(read)} pairs are short enough", flush=True)
-
-
-def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-
-
 def plan(arguments: Arguments, entries: dict[str, Any]) -> Iterator[list[Iterator[Job]]]:
     """Chains of runs that may run at the same time, one group after the other."""
     yield [start_jobs(arguments)]
@@ -235,7 +111,7 @@ def chain(row: str, seed: int, arguments: Arguments, entries: dict[str, Any]) ->
     if arguments.rates:
         for tried in arguments.rates:
             yield from row_jobs(row, settings, arguments.seeds[0], arguments, rate=tried, part="development")
-        rate = best_rate(row, arguments)
+        rate = best_rate(arguments.out, row, arguments.seeds[0], arguments.rates)
     yield from row_jobs(row, settings, seed, arguments, rate=rate, part="held_out")
 
 
@@ -251,7 +127,7 @@ def row_jobs(
     row: str, settings: dict[str, Any], seed: int, arguments: Arguments, *, rate: float | None, part: str
 ) -> Iterator[Job]:
     """The training of a row with a seed and the reading of pairs after it."""
-    name = f"{row}/seed_{seed}" + (f"_lr_{rate:g}" if rate else "")
+    name = run_name(row, seed, rate)
     changed = settings | {"training": settings["training"] | {"seed": seed}}
     if rate:
         changed["optimizer"] = settings["optimizer"] | {"lr": rate}
@@ -265,108 +141,6 @@ def row_jobs(
         yield answering(name, checkpoint, arguments)
         if write_comparisons(name, arguments):
             yield judging(name, arguments)
-
-
-def training(name: str, settings: dict[str, Any], arguments: Arguments) -> Job:
-    """A run of a training recipe, or of one that training builds on."""
-    recipe, out = settings["recipe"], arguments.out / name
-    student = {"sft": "model", "dpo": "model"}.get(recipe, "student")
-    proof = UNTRAINED.get(recipe, "adapter" if settings.get("lora") else student)
-    return Job(name, recipe, settings | {"output_dir": str(out)}, out / proof)
-
-
-def evaluation(name: str, checkpoint: dict[str, Any], part: str, arguments: Arguments) -> Job:
-    """The log-probs that a checkpoint gives the answers of some pairs, in float32."""
-    out = arguments.out / "read" / part / name
-    data = {"source": str(arguments.out / f"{part}.jsonl"), "max_length": 256, "max_prompt_length": 224}
-    settings = {
-        "recipe": "evaluate",
-        "output_dir": str(out),
-        "checkpoints": {"model": {"dtype": "float32", **checkpoint}},
-        "preferences": {"data": {"pairs": data}, "microbatch_size": 8},
-    }
-    return Job(f"read/{part}/{name}", "evaluate", settings, out / "table.json")
-
-
-def answering(name: str, checkpoint: dict[str, Any], arguments: Arguments) -> Job:
-    """The answers of a checkpoint to held-out prompts."""
-    out = arguments.out / "read" / "answers" / name
-    prompts = {"source": str(arguments.out / "held_out.jsonl"), "limit": arguments.answered}
-    sampling = {"max_new_tokens": arguments.answer_tokens, "batch_size": 16}
-    scorers = {"words": {"_component_": "prefkd.evaluation.scorers.words"}}
-    settings = {
-        "recipe": "evaluate",
-        "output_dir": str(out),
-        "checkpoints": {"model": {"dtype": "float32", **checkpoint}},
-        "answers": {"held_out": {"prompts": prompts, "sampling": sampling, "scorers": scorers}},
-    }
-    return Job(f"read/answers/{name}", "evaluate", settings, out / "table.json")
-
-
-def write_comparisons(name: str, arguments: Arguments) -> int:
-    """Pairs of a row's answers with those of the start, where they differ and none is empty; returns how many."""
-    own, start = answers(arguments.out, name), answers(arguments.out, "start")
-    rows = [
-        {"prompt": own[key]["prompt"], "chosen": own[key]["answer"], "rejected": start[key]["answer"]}
-        for key in start
-        if own[key]["answer"] != start[key]["answer"] and own[key]["answer"] and start[key]["answer"]
-    ]
-    path = comparisons(arguments.out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_pairs(path, rows)
-    return len(rows)
-
-
-def comparisons(out: Path, name: str) -> Path:
-    """The file of answers that are judged."""
-    return out / "read" / "answers" / name / "against_start.jsonl"
-
-
-def judging(name: str, arguments: Arguments) -> Job:
-    """The log-probs that the judge and its base give a row's answers and those of the start."""
-    out = arguments.out / "read" / "judged" / name
-    data = {"source": str(comparisons(arguments.out, name)), "max_length": 512, "max_prompt_length": 384}
-    base = {"path": arguments.student, "dtype": "float32"}
-    settings = {
-        "recipe": "evaluate",
-        "output_dir": str(out),
-        "checkpoints": {"judge": base | {"adapter": arguments.judge}, "base": base},
-        "preferences": {"data": {"pairs": data}, "microbatch_size": 8},
-    }
-    return Job(f"read/judged/{name}", "evaluate", settings, out / "table.json")
-
-
-def best_rate(row: str, arguments: Arguments) -> float:
-    """The learning rate of a row with the highest reward accuracy on the development pairs."""
-    start = records(arguments.out, "development", "start")
-    seed = arguments.seeds[0]
-
-    def accuracy(rate: float) -> float:
-        found = records(arguments.out, "development", f"{row}/seed_{seed}_lr_{rate:g}")
-        gained = [margin(found[key]) > margin(start[key]) for key in start]
-        return float(np.mean(gained))
-
-    return max(arguments.rates, key=accuracy)
-
-
-def records(out: Path, part: str, name: str, checkpoint: str = "model") -> dict[str, dict[str, Any]]:
-    """What `evaluate` has written of a model, by pair."""
-    return by_key(out / "read" / part / name / "preferences" / "pairs" / f"{checkpoint}.jsonl")
-
-
-def answers(out: Path, name: str) -> dict[str, dict[str, Any]]:
-    """What a row has answered, by prompt."""
-    return by_key(out / "read" / "answers" / name / "answers" / "held_out" / "answers" / "model.jsonl")
-
-
-def by_key(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a file of JSON lines."""
-    return {row["key"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-
-
-def margin(row: dict[str, Any]) -> float:
-    """log pi(chosen) - log pi(rejected), in nats."""
-    return row["chosen_logprob"] - row["rejected_logprob"]
 
 
 def finish_all(jobs: Iterable[Job], arguments: Arguments, deadline: float) -> None:

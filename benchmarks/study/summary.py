@@ -1,27 +1,28 @@
 r"""The table of the study, from what run.py has read: paired bootstrap over pairs and seeds, Holm-corrected.
 
     python benchmarks/study/summary.py --out runs/study
+    python benchmarks/study/summary.py --out runs/study --tuned
 
 A row is compared with `dpo`, or with `--baseline ROW`, on the seeds that both have. A row that is unfinished is left
-out, and the table says how many seeds each row has.
+out, and the table says how many seeds each row has. With `--tuned` the table is that of the runs of `run.py --rates`,
+whose learning rate was chosen, without it that of runs with the learning rate of rows.yaml.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 import yaml
-from run import HERE, answers, comparisons, margin, records
+from readings import Record, margin, preferred, rates_read, records, reward_accuracy, wins, words
+from settings import HERE
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
-ALONE = ("start", "sft", "dpo", "tis_shuffled", "tis_random")
-Reader = Callable[[dict[str, Any], dict[str, Any]], float]
-# From what is read of a model and of the start, for a pair. The first is the primary metric.
-METRICS: dict[str, Reader] = {
+ALONE = ("start", "sft", "dpo", "cdpo", "tis_shuffled", "tis_shuffled_many", "tis_random")
+# From what is read of a model and of the start, for a pair.
+METRICS: dict[str, Callable[[Record, Record], float]] = {
     "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
     "log-prob accuracy": lambda row, start: preferred(margin(row)),
     "per-token accuracy": lambda row, start: preferred(
@@ -30,6 +31,8 @@ METRICS: dict[str, Reader] = {
     "reward margin, nats": lambda row, start: margin(row) - margin(start),
     "NLL of chosen, nats a token": lambda row, start: -row["chosen_logprob"] / row["chosen_tokens"],
 }
+# Metric -> seed, None for the start -> (n,) a value for each held-out pair, in the same order for all.
+Values = Mapping[str, Mapping[int | None, np.ndarray]]
 
 
 @dataclass
@@ -38,50 +41,84 @@ class Arguments:
 
     out: Path = Path("runs/study")
     """Folder of the runs."""
+    rows: tuple[str, ...] = ()
+    """Rows of the table, all that have finished if none is given."""
+    tuned: bool = False
+    """Take the runs whose learning rate was chosen."""
     baseline: str = "dpo"
     """The row with which all others are compared."""
+    primary: str = "reward accuracy"
+    """The metric whose differences are tested."""
     draws: int = 10_000
     """Bootstrap samples."""
 
 
 def main(arguments: Arguments) -> None:
-    generator = np.random.default_rng(0)
-    values = read_values(arguments.out)
-    table = [f"| row | seeds | {' | '.join(METRICS)} |", f"|---|---|{'---|' * len(METRICS)}"]
-    for row, measured in values.items():
-        cells = [cell(measured[metric], arguments.draws, generator) for metric in METRICS]
-        table.append(f"| {row} | {len(next(iter(measured.values())))} | {' | '.join(cells)} |")
-    differences = {
-        row: compare(values[row], values[arguments.baseline], arguments.draws, generator)
-        for row in values
-        if row != arguments.baseline and arguments.baseline in values
-    }
-    tested = {row: found["reward accuracy"][3] for row, found in differences.items() if row not in ALONE}
-    corrected = holm(tested)
-    table += ["", f"Difference to {arguments.baseline}, on the seeds that both have:", ""]
-    table += [f"| row | {' | '.join(METRICS)} | p | p, Holm |", f"|---|{'---|' * (len(METRICS) + 2)}"]
-    for row, found in differences.items():
-        cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high, _ in found.values()]
-        p = f"{found['reward accuracy'][3]:.3f}" if row not in ALONE else ""
-        table.append(
-            f"| {row} | {' | '.join(cells)} | {p} | {corrected.get(row, float('nan')):.3f} |".replace("nan", "")
-        )
-    table += ["", *judged_lines(arguments, [row for row in values if row != "start"], generator)]
-    table += ["", *teacher_lines(arguments, generator)]
-    text = "\n".join(table) + "\n"
-    (arguments.out / "table.md").write_text(text, encoding="utf-8")
+    if arguments.primary not in METRICS:
+        raise SystemExit(f"no metric is named {arguments.primary}; there are {', '.join(METRICS)}")
+    known = yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8"))["rows"]
+    rows = [row for row in known if row in (arguments.rows or known)]
+    names = {row: names_of(arguments.out, row, tuned=arguments.tuned) for row in rows}
+    draw = Bootstrap(arguments.draws)
+    values = read_values(arguments.out, names)
+    table = [
+        *value_lines(values, draw),
+        *difference_lines(values, arguments.baseline, arguments.primary, draw),
+        *(rate_lines(arguments.out, rows) if arguments.tuned else ()),
+        *judged_lines(arguments.out, {row: names[row] for row in rows if row in values}, draw),
+        *teacher_lines(arguments.out, draw),
+    ]
+    text = "\n".join(table).strip() + "\n"
+    (arguments.out / ("table_tuned.md" if arguments.tuned else "table.md")).write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
 
-def read_values(out: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Row -> metric -> seed -> (n,) a value for each held-out pair, in the same order for all."""
+class Bootstrap:
+    """Means of values whose seeds and pairs are both drawn with replacement, from one generator."""
+
+    def __init__(self, draws: int) -> None:
+        self.draws, self.generator = draws, np.random.default_rng(0)
+
+    def means(self, matrix: np.ndarray) -> np.ndarray:
+        """(draws,) means of (seeds, n) values."""
+        seeds, n = matrix.shape
+        means = np.empty(self.draws)
+        for i in range(self.draws):
+            drawn = matrix[self.generator.integers(seeds, size=seeds)].mean(0)
+            means[i] = drawn[self.generator.integers(n, size=n)].mean()
+        return means
+
+    def cell(self, matrix: np.ndarray, form: str = ".3f") -> str:
+        """Mean and 95 % interval of (seeds, n) values."""
+        low, high = np.quantile(self.means(matrix), [0.025, 0.975])
+        return f"{matrix.mean():{form}} [{low:{form}}, {high:{form}}]"
+
+    def p(self, matrix: np.ndarray) -> float:
+        """How likely a mean of (seeds, n) differences so far from 0 would be if it were 0, two-sided."""
+        means = self.means(matrix)
+        tail = min((means <= 0).mean(), (means >= 0).mean())
+        return float(min(1.0, 2 * max(tail, 1 / self.draws)))
+
+
+def names_of(out: Path, row: str, *, tuned: bool) -> dict[int, str]:
+    """Seed -> name of a row's runs whose held-out pairs have been read."""
+    found = {}
+    for seed, rates in rates_read(out, "held_out", row).items():
+        named = [name for rate, name in rates.items() if (rate is not None) == tuned]
+        if len(named) > 1:
+            raise SystemExit(f"{row}: seed {seed} was read at several learning rates; keep one of {', '.join(named)}")
+        if named:
+            found[seed] = named[0]
+    return found
+
+
+def read_values(out: Path, names: Mapping[str, Mapping[int, str]]) -> dict[str, Values]:
+    """The values of the start and of each row that has finished."""
     start = records(out, "held_out", "start")
     keys = sorted(start)
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    known = yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8"))["rows"]
-    for row in ("start", *known):
-        folders = {"": "start"} if row == "start" else seeds_of(out, row)
-        read = {seed: records(out, "held_out", name) for seed, name in folders.items()}
+    found = {}
+    for row, its_names in {"start": {None: "start"}, **names}.items():
+        read = {seed: records(out, "held_out", name) for seed, name in its_names.items()}
         whole = {seed: rows for seed, rows in read.items() if rows.keys() == start.keys()}
         if whole:
             found[row] = {
@@ -91,115 +128,94 @@ def read_values(out: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     return found
 
 
-def seeds_of(out: Path, row: str) -> dict[str, str]:
-    """Seed -> name of what was read, of a row's finished seeds."""
-    tables = (out / "read" / "held_out" / row).glob("seed_*/table.json")
-    return {path.parent.name: f"{row}/{path.parent.name}" for path in sorted(tables)}
+def value_lines(values: Mapping[str, Values], draw: Bootstrap) -> Iterator[str]:
+    """What each row reaches."""
+    yield f"| row | seeds | {' | '.join(METRICS)} |"
+    yield f"|---|---|{'---|' * len(METRICS)}"
+    for row, measured in values.items():
+        cells = [draw.cell(np.stack(list(seeds.values()))) for seeds in measured.values()]
+        yield f"| {row} | {len(next(iter(measured.values())))} | {' | '.join(cells)} |"
 
 
-def cell(values: Mapping[str, np.ndarray], draws: int, generator: np.random.Generator) -> str:
-    """Mean and 95 % interval over pairs and seeds."""
-    matrix = np.stack(list(values.values()))
-    low, high = np.quantile(resampled(matrix, draws, generator), [0.025, 0.975])
-    return f"{matrix.mean():.3f} [{low:.3f}, {high:.3f}]"
+def difference_lines(values: Mapping[str, Values], baseline: str, primary: str, draw: Bootstrap) -> Iterator[str]:
+    """How far each row is from the baseline."""
+    if baseline not in values:
+        return
+    matrices = {row: differences(values[row], values[baseline]) for row in values if row != baseline}
+    matrices = {row: found for row, found in matrices.items() if found}
+    corrected = holm({row: draw.p(found[primary]) for row, found in matrices.items() if row not in ALONE})
+    yield from ("", f"Difference to {baseline}, on the seeds that both have:", "")
+    yield f"| row | {' | '.join(METRICS)} | p | p, Holm |"
+    yield f"|---|{'---|' * (len(METRICS) + 2)}"
+    for row, found in matrices.items():
+        cells = [draw.cell(matrix, "+.3f") for matrix in found.values()]
+        tested = [f"{p:.3f}" for p in corrected[row]] if row in corrected else ["", ""]
+        yield f"| {row} | {' | '.join([*cells, *tested])} |"
 
 
-def compare(
-    row: Mapping[str, Mapping[str, np.ndarray]],
-    baseline: Mapping[str, Mapping[str, np.ndarray]],
-    draws: int,
-    generator: np.random.Generator,
-) -> dict[str, tuple[float, float, float, float]]:
-    """Metric -> mean difference, its 95 % interval, its two-sided p."""
+def differences(row: Values, baseline: Values) -> dict[str, np.ndarray]:
+    """Metric -> (seeds, n) differences on the seeds that both have; the start, which has none, counts for each."""
     found = {}
     for metric in METRICS:
         own, other = row[metric], baseline[metric]
-        seeds = sorted(own.keys() & other.keys()) or None
-        # The start has no seed: it is compared with each.
-        matrix = np.stack(
-            [own[seed] - other[seed] for seed in seeds] if seeds else [own[""] - v for v in other.values()]
-        )
-        means = resampled(matrix, draws, generator)
-        low, high = np.quantile(means, [0.025, 0.975])
-        tail = min((means <= 0).mean(), (means >= 0).mean())
-        found[metric] = (float(matrix.mean()), float(low), float(high), float(min(1.0, 2 * max(tail, 1 / draws))))
+        shared = [(own.get(seed, own.get(None)), theirs) for seed, theirs in other.items()]
+        pairs = [mine - theirs for mine, theirs in shared if mine is not None]
+        if pairs:
+            found[metric] = np.stack(pairs)
     return found
 
 
-def resampled(matrix: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """(draws,) means of (seeds, n) values whose seeds and pairs are both drawn with replacement."""
-    seeds, n = matrix.shape
-    means = np.empty(draws)
-    for i in range(draws):
-        drawn = matrix[generator.integers(seeds, size=seeds)].mean(0)
-        means[i] = drawn[generator.integers(n, size=n)].mean()
-    return means
-
-
-def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction of p-values, Scandinavian Journal of Statistics 6 (1979)."""
+def holm(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """p and p after Holm's step-down correction, Scandinavian Journal of Statistics 6 (1979)."""
     corrected, highest = {}, 0.0
     for place, (name, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
         highest = max(highest, min(1.0, (len(values) - place) * p))
-        corrected[name] = highest
+        corrected[name] = (p, highest)
     return corrected
 
 
-def judged_lines(arguments: Arguments, rows: list[str], generator: np.random.Generator) -> list[str]:
-    """How often a row's sampled answers are better than those of the start, and their lengths; if there is a judge."""
-    lines = ["| row | seeds | win rate against the start | words | words of the start |", "|---|---|---|---|---|"]
+def rate_lines(out: Path, rows: Sequence[str]) -> Iterator[str]:
+    """What the learning rates were chosen by."""
+    found = {}
     for row in rows:
-        read = {seed: wins(arguments.out, name) for seed, name in seeds_of(arguments.out, row).items()}
-        whole = {seed: values for seed, values in read.items() if values is not None}
-        if whole:
-            length = [length_of(arguments.out, f"{row}/{seed}") for seed in whole]
-            cells = f"{len(whole)} | {cell(whole, arguments.draws, generator)} | {np.mean(length):.1f}"
-            lines.append(f"| {row} | {cells} | {length_of(arguments.out, 'start'):.1f} |")
-    return lines if len(lines) > 2 else []
+        for rates in rates_read(out, "development", row).values():
+            found |= {(row, rate): reward_accuracy(out, "development", name) for rate, name in rates.items() if rate}
+    columns = sorted({rate for _, rate in found})
+    yield from ("", "Reward accuracy on the development pairs, by learning rate:", "")
+    yield f"| row | {' | '.join(f'{rate:g}' for rate in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for row in dict.fromkeys(row for row, _ in found):
+        cells = [f"{found[row, rate]:.3f}" if (row, rate) in found else "" for rate in columns]
+        yield f"| {row} | {' | '.join(cells)} |"
 
 
-def wins(out: Path, name: str) -> np.ndarray | None:
-    """(n,) 1 for each prompt whose answer the judge prefers to that of the start, 1/2 for equal answers; None if open.
-
-    The judge prefers the answer whose log-prob its training has raised more. An empty answer loses.
-    """
-    if not comparisons(out, name).exists():
-        return None
-    own, start = answers(out, name), answers(out, "start")
-    settled = {key: preferred(bool(own[key]["answer"]) - bool(start[key]["answer"])) for key in start}
-    different = [key for key in start if own[key]["answer"] != start[key]["answer"] and settled[key] == 0.5]
-    if different:
-        if not (out / "read" / "judged" / name / "table.json").exists():
-            return None
-        judge, base = (records(out, "judged", name, checkpoint) for checkpoint in ("judge", "base"))
-        numbered = sorted(judge, key=lambda key: int(key.rpartition(":")[2]))
-        settled |= {
-            key: preferred(margin(judge[row]) - margin(base[row])) for key, row in zip(different, numbered, strict=True)
-        }
-    return np.array([settled[key] for key in start])
-
-
-def length_of(out: Path, name: str) -> float:
-    """Mean words of a row's answers."""
-    return float(np.mean([len(row["answer"].split()) for row in answers(out, name).values()]))
-
-
-def teacher_lines(arguments: Arguments, generator: np.random.Generator) -> list[str]:
-    """How often the DPO teacher gives the chosen answer more than the reversed one does."""
+def judged_lines(out: Path, names: Mapping[str, Mapping[int, str]], draw: Bootstrap) -> Iterator[str]:
+    """How often a row's answers are better than those of the start, and their lengths; if there is a judge."""
     lines = []
-    for size in ("", "_10x"):
+    for row, its_names in names.items():
+        read = {name: wins(out, name) for name in its_names.values()}
+        judged = {name: values for name, values in read.items() if values is not None}
+        if judged:
+            length = np.mean([words(out, name) for name in judged])
+            rate = draw.cell(np.stack(list(judged.values())))
+            lines.append(f"| {row} | {len(judged)} | {rate} | {length:.1f} | {words(out, 'start'):.1f} |")
+    if lines:
+        yield from (
+            "",
+            "| row | seeds | win rate against the start | words | words of the start |",
+            "|---|---|---|---|---|",
+        )
+        yield from lines
+
+
+def teacher_lines(out: Path, draw: Bootstrap) -> Iterator[str]:
+    """How often the DPO teacher gives the chosen answer more than the reversed one does."""
+    for size in ("", "_many"):
         names = (f"dpo_teacher{size}", f"reversed_teacher{size}")
-        if all((arguments.out / "read" / "held_out" / name / "table.json").exists() for name in names):
-            positive, negative = (records(arguments.out, "held_out", name) for name in names)
-            values = np.array([preferred(margin(positive[key]) - margin(negative[key])) for key in sorted(positive)])
-            found = cell({"": values}, arguments.draws, generator)
-            lines.append(f"{names[0]} over {names[1]}: {found} of the held-out pairs.")
-    return lines
-
-
-def preferred(difference: float) -> float:
-    """1 where the chosen answer gets more, 0 where less, 1/2 where both get the same."""
-    return (np.sign(difference) + 1) / 2
+        if all((out / "read" / "held_out" / name / "table.json").exists() for name in names):
+            positive, negative = (records(out, "held_out", name) for name in names)
+            values = np.array([[preferred(margin(positive[key]) - margin(negative[key])) for key in sorted(positive)]])
+            yield from ("", f"{names[0]} over {names[1]}: {draw.cell(values)} of the held-out pairs.")
 
 
 if __name__ == "__main__":

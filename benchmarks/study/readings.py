@@ -1,0 +1,91 @@
+"""What the runs of the study have written of each model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Record = Mapping[str, Any]
+
+
+def run_name(row: str, seed: int, rate: float | None = None) -> str:
+    """The folder of a row's training with a seed; with a learning rate if it is not that of rows.yaml."""
+    return f"{row}/seed_{seed}" + (f"_lr_{rate:g}" if rate else "")
+
+
+def rates_read(out: Path, part: str, row: str) -> dict[int, dict[float | None, str]]:
+    """Seed -> learning rate, None for that of rows.yaml -> name, of a row's runs whose pairs have been read."""
+    found: dict[int, dict[float | None, str]] = {}
+    for path in sorted((out / "read" / part / row).glob("seed_*/table.json")):
+        seed, _, rate = path.parent.name.removeprefix("seed_").partition("_lr_")
+        found.setdefault(int(seed), {})[float(rate) if rate else None] = f"{row}/{path.parent.name}"
+    return found
+
+
+def best_rate(out: Path, row: str, seed: int, rates: tuple[float, ...]) -> float:
+    """The learning rate with which a row has the highest reward accuracy on the development pairs; a tie, the first."""
+    return max(rates, key=lambda rate: reward_accuracy(out, "development", run_name(row, seed, rate)))
+
+
+def reward_accuracy(out: Path, part: str, name: str) -> float:
+    """The share of pairs whose margin is higher than at the start."""
+    own, start = records(out, part, name), records(out, part, "start")
+    return float(np.mean([preferred(margin(own[key]) - margin(start[key])) for key in start]))
+
+
+def records(out: Path, part: str, name: str, checkpoint: str = "model") -> dict[str, Record]:
+    """What `evaluate` has written of a model, by pair."""
+    return by_key(out / "read" / part / name / "preferences" / "pairs" / f"{checkpoint}.jsonl")
+
+
+def answers(out: Path, name: str) -> dict[str, Record]:
+    """What a row has answered, by prompt."""
+    return by_key(out / "read" / "answers" / name / "answers" / "held_out" / "answers" / "model.jsonl")
+
+
+def comparisons(out: Path, name: str) -> Path:
+    """The file of a row's answers and those of the start that are judged."""
+    return out / "read" / "answers" / name / "against_start.jsonl"
+
+
+def wins(out: Path, name: str) -> np.ndarray | None:
+    """(n,) 1 for each prompt whose answer the judge prefers to that of the start, 1/2 for equal answers; None if open.
+
+    The judge prefers the answer whose log-prob its training has raised more. An empty answer loses.
+    """
+    if not comparisons(out, name).exists():
+        return None
+    own, start = answers(out, name), answers(out, "start")
+    settled = {key: preferred(bool(own[key]["answer"]) - bool(start[key]["answer"])) for key in start}
+    different = [key for key in start if own[key]["answer"] != start[key]["answer"] and settled[key] == 0.5]
+    if different:
+        if not (out / "read" / "judged" / name / "table.json").exists():
+            return None
+        judge, base = (records(out, "judged", name, checkpoint) for checkpoint in ("judge", "base"))
+        numbered = sorted(judge, key=lambda key: int(key.rpartition(":")[2]))
+        settled |= {
+            key: preferred(margin(judge[row]) - margin(base[row])) for key, row in zip(different, numbered, strict=True)
+        }
+    return np.array([settled[key] for key in start])
+
+
+def words(out: Path, name: str) -> float:
+    """Mean words of a row's answers."""
+    return float(np.mean([len(row["answer"].split()) for row in answers(out, name).values()]))
+
+
+def by_key(path: Path) -> dict[str, Record]:
+    """The rows of a file of JSON lines."""
+    return {row["key"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+def margin(row: Record) -> float:
+    """log pi(chosen) - log pi(rejected), in nats."""
+    return row["chosen_logprob"] - row["rejected_logprob"]
+
+
+def preferred(difference: float) -> float:
+    """1 where the chosen answer gets more, 0 where less, 1/2 where both get the same."""
+    return (np.sign(difference) + 1) / 2
