@@ -1,5 +1,6 @@
 """What is printed: tables in one style, and lines that stay whole in a pipe or a file."""
 
+import os
 import re
 import sys
 
@@ -13,10 +14,12 @@ _BLANKS = re.compile(" +$", re.MULTILINE)
 
 
 def console(*, quiet: bool = False) -> Console:
-    """What to print on. Outside a terminal nothing is broken or cut, and no line ends in blanks."""
+    """What to print on. Outside a terminal lines are whole, unless COLUMNS is set, and none ends in blanks."""
     made = Console(quiet=quiet, highlight=False)
     if not made.is_terminal:
-        made.width, made.file = WIDTH, _Trimmed()  # pyright: ignore[reportAttributeAccessIssue]
+        made.file = _Trimmed()  # pyright: ignore[reportAttributeAccessIssue]
+        if "COLUMNS" not in os.environ:
+            made.width = WIDTH
     return made
 
 

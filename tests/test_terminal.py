@@ -16,7 +16,7 @@ def shown():
 
 
 def test_lines_of_a_pipe_are_whole_and_end_where_their_text_ends(shown, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("COLUMNS", raising=False)
     console().print(shown)
     lines = capsys.readouterr().out.split("\n")
     assert lines == ["name        value  why", f"first       1      {LONG.rstrip()}", "the second         short", ""]
@@ -27,6 +27,13 @@ def test_a_terminal_cuts_what_is_too_wide(shown, capsys, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     console().print(shown)
     assert "…" in capsys.readouterr().out
+
+
+def test_a_pipe_has_the_columns_that_are_asked_for(shown, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    console().print(shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60 and all(line == line.rstrip() for line in lines)
 
 
 def test_other_ranks_print_nothing(shown, capsys):

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from prefkd.ranks import Ranks
-from prefkd.terminal import console
+from prefkd.terminal import WIDTH, console
 from prefkd.training.metrics import RESULTS, Outcome
 from prefkd.training.samples import ChangedAnswer
 
@@ -48,6 +48,8 @@ class Display:
 
     def __init__(self, ranks: Ranks):
         self.console = console(quiet=not ranks.is_main)
+        if not self.console.is_terminal:
+            self.console.width = WIDTH  # a log is not a window, whatever COLUMNS says
         self._open: Progress | None = None
 
     def say(self, text: str) -> None:
