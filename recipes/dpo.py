@@ -250,8 +250,8 @@ def train(config: Config, run: Run) -> tuple[dict[str, float], dict[str, float]]
             run.optimizer.zero_grad()
             run.lr_schedule.step()
             # ------------------------------------------------------------------------------------------------------
+            means |= {"gradient_norm": norm, **rates, **meter.of_step(began)}  # waits for the optimizer on a GPU
             means["tokens_per_second"] = means["tokens"] * len(rows) / (time.perf_counter() - began)
-            means |= {"gradient_norm": norm, **rates, **meter.of_step(began)}
             if step % training.evaluate_every == 0 or step == len(run.steps):
                 means |= run.watch.look(step, progress, evaluate(config, run, step))
                 run.display.say(f"step {step}: {describe(progress.latest)}")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -81,9 +82,13 @@ class Vocabularies:
         return cls(token_texts(student), token_texts(teacher), (student, teacher), ends)
 
     def once(self, make: Callable[[], Made], *key: Any) -> Made:
-        """What is made of them once, on a device for instance, and then kept under a key."""
+        """What is made of them once, on a device for instance, and then kept under a key.
+
+        It has content also where a plan looks on at a step of tensors that have none.
+        """
         if key not in self._made:
-            self._made[key] = make()
+            with _disable_current_modes():
+                self._made[key] = make()
         return self._made[key]
 
     @cached_property

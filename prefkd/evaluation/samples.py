@@ -35,7 +35,7 @@ class Samples:
     def __init__(self, config: Any, model: LogprobModel, side: ModelSide, ranks: Ranks):
         training, data = config.training, setting(config, DataConfig)
         assert data is not None, "a recipe trains on pairs"
-        self._model, self._side, self._output_dir = model, side, config.output_dir
+        self._model, self._side, self._output_dir, self._device = model, side, config.output_dir, ranks.device
         self._sampling = SamplingConfig(
             max_new_tokens=training.sample_tokens,
             max_prompt_length=data.max_prompt_length,
@@ -79,7 +79,7 @@ class Samples:
             for prompt, own, other in zip(self._prompts, found, first, strict=True)
         ]
         try:
-            wins = self._judge.wins(comparisons, folder=self._output_dir, device=self._model.lm.device)
+            wins = self._judge.wins(comparisons, folder=self._output_dir, device=self._device)
         except PrefkdError as error:  # a training of hours is worth more than a verdict on the way
             if not step:
                 raise

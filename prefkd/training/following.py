@@ -81,6 +81,8 @@ class FollowingReference:
             self._model.train(was_training)
 
     def _change_places(self) -> None:
+        if self._pairs[0][0].is_pinned():  # with cpu_offload; a pass may still be copying them to the GPU
+            torch.cuda.synchronize()
         for weight, copy in self._pairs:
             held = weight.clone()
             weight.copy_(copy)

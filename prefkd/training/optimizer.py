@@ -43,4 +43,6 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> Tensor:
     """
     norms = [torch.nn.utils.clip_grad_norm_(group["params"], max_norm) for group in optimizer.param_groups]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack([norm.double() for norm in whole]))
+    # Of a group without gradients, the model's while projectors warm up, torch makes a norm of 0 in main memory.
+    device = optimizer.param_groups[0]["params"][0].device
+    return torch.linalg.vector_norm(torch.stack([norm.to(device, torch.float64) for norm in whole]))

@@ -117,9 +117,12 @@ def x_token(
             return temperature**2 * (matched + rest if others else matched)
 
     else:
-        image, columns = vocabularies.once(
-            lambda: across.image(vocabularies.token_map.within(*tokens).to(device)), "p_kl", *place
-        )
+
+        def carried() -> tuple[Tensor, across.TokenMap]:
+            image, columns = across.image(vocabularies.token_map.within(*tokens))
+            return image.to(device), columns.to(device)
+
+        image, columns = vocabularies.once(carried, "p_kl", *place)
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             p = _logprobs(student, tokens[0], temperature).exp()
@@ -237,12 +240,8 @@ def shared_of(signals: Signals) -> across.SharedTokens:
 
 
 def where(signals: Signals) -> tuple[Any, ...]:
-    """What maps of tokens depend on besides the vocabularies: how many tokens the heads have, and where they are.
-
-    A plan's tensors have no content, and must not be taken for those of a run.
-    """
-    head = signals.student.head.detach()
-    return (*token_counts(signals), head.device, type(head))
+    """What maps of tokens depend on besides the vocabularies: how many tokens the heads have, and where they are."""
+    return (*token_counts(signals), signals.student.head.device)
 
 
 def _logprobs(logits: Tensor, tokens: int, temperature: float) -> Tensor:

@@ -203,7 +203,8 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
         temperature: Temperature of both sides.
     """
     assert signals.vocabularies is not None
-    vocabularies = signals.vocabularies
+    vocabularies, device = signals.vocabularies, signals.student.hidden.device
+    nearest = vocabularies.once(lambda: vocabularies.nearest.to(device), "nearest", device)
 
     def loss(student: TokenStates, teacher: TokenStates) -> Tensor:
         return baselines.min_ed_loss(
@@ -215,7 +216,7 @@ def min_ed(signals: Signals, temperature: float = 2.0) -> Losses:
             teacher_input_ids=teacher.inputs[None],
             student_tokens=vocabularies.student,
             teacher_tokens=vocabularies.teacher,
-            teacher_to_student=vocabularies.nearest,
+            teacher_to_student=nearest,
             temperature=temperature,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -88,14 +88,18 @@ def load_written(lm: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
         if is_adapter:
             saved = load_file(folder / WEIGHTS)
             names = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
-            state.update({name: saved[PREFIX + name.replace(".default.", ".")] for name in names})
+            places = {PREFIX + name.replace(".default.", "."): str(place) for place, name in enumerate(names)}
+            state.update({place: saved[name] for name, place in places.items()})
         else:
             config = ModelConfig(str(folder), trust_remote_code=lm.is_remote_code())
             state.update(load_causal_lm(config, dtype=stored_dtype(config), device=torch.device("cpu")).state_dict())
 
     together(ranks, read)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=not is_adapter)
-    set_model_state_dict(lm, state, options=options)
+    # The adapter alone, not its base: torch wants all that it loads into on one device, and a quantized base stays on
+    # its GPU though adapters are offloaded.
+    adapter = nn.ParameterList(parameter for parameter in lm.parameters() if parameter.requires_grad)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+    set_model_state_dict(adapter if is_adapter else lm, state, options=options)
 
 
 def is_beyond_noise(differences: Tensor, ranks: Ranks) -> bool:
