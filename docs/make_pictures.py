@@ -16,7 +16,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "files": "whole or not at all",
         "keys": "of the Hub and of services",
     },
-    {"catalog": "shipped recipes and configs"},
+    {"catalog": "shipped recipes and configs", "terminal": "tables and lines of output"},
     {"config": "YAML and overrides to a dataclass"},
     {"ranks": "one process or many"},
     {"data": "rows, pairs, aligned tokens, batches"},

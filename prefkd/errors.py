@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-USE_LESS_MEMORY = "lower the batch size or the maximal length, or turn activation checkpointing on"
+USE_LESS_MEMORY = "lower the batch size or the maximum length, or turn activation checkpointing on"
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your quota, or write to another disk",
@@ -106,9 +106,9 @@ def explain(error: BaseException) -> str | None:
         return "a path holds the character 0, which no name has; remove it"
     torch = sys.modules.get("torch")  # not imported for the question's sake
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return f"the memory is used up; {USE_LESS_MEMORY}"
+        return f"out of memory; {USE_LESS_MEMORY}"
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return f"the memory of the GPU is used up; {USE_LESS_MEMORY}"
+        return f"out of GPU memory; {USE_LESS_MEMORY}"
     cache = _cache_of(error)
     if cache is not None:
         reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else text

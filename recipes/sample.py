@@ -27,7 +27,7 @@ from prefkd.evaluation.generation import SamplingConfig
 from prefkd.evaluation.prompts import Prompt, PromptsConfig, read_prompts
 from prefkd.files import write_json
 from prefkd.ranks import Ranks, join_ranks
-from prefkd.reports.terminal import table
+from prefkd.terminal import table
 from prefkd.training.display import Display
 from prefkd.training.settings import folder_problems
 

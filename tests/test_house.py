@@ -12,7 +12,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("recipes/*.py")])
 DANGLING = re.compile(r"\s+[a-z_*][a-z_0-9, *]*: (Of|Those|That|What|The same)\b")
 FLOORS = (
     ("method", "errors", "files", "keys"),
-    ("catalog",),
+    ("catalog", "terminal"),
     ("config",),
     ("ranks",),
     ("data",),

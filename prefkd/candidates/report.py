@@ -15,7 +15,7 @@ from prefkd.candidates.rankers import Scores
 from prefkd.candidates.reading import Question
 from prefkd.files import whole
 from prefkd.reports.page import render_page
-from prefkd.reports.terminal import heading, in_one_line, table
+from prefkd.terminal import heading, in_one_line, table
 
 PERCENTILES = (5, 25, 50, 75, 95)
 

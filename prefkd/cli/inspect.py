@@ -14,6 +14,7 @@ from prefkd.catalog import hush_libraries
 from prefkd.cli.arguments import optional
 from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
+from prefkd.terminal import console
 
 Template = Annotated[Literal["auto", "chat", "plain"], arg(help_behavior_hint="")]
 
@@ -104,7 +105,7 @@ def inspect(
     _write(html, found.page)
     if json is not None:
         _write(json, _as_json(found.numbers))
-    print_inspection(found.numbers, found.verdict, Console(highlight=False))
+    print_inspection(found.numbers, found.verdict, console())
     say(f"\nwrote {html}" + (f" and {json}" if json is not None else ""))
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import PurePosixPath
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prefkd import catalog
+from prefkd.cli.output import say
+from prefkd.terminal import console
 
 
 def ls() -> None:
@@ -32,13 +33,13 @@ def ls() -> None:
     summaries = {name: catalog.pipeline_summary(path) for name, path in catalog.pipelines().items()}
     _print("pipeline", "what it does", summaries)
     first = recipes[0].configs[0]
-    Console().print(f"a config is run as `prefkd run {recipe_of[first]} --config {first}`", soft_wrap=True)
+    say(f"a config is run as `prefkd run {recipe_of[first]} --config {first}`")
 
 
 def _print(title: str, explanation: str, rows: dict[str, str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(title, no_wrap=True)
-    table.add_column(explanation)
+    table.add_column(explanation, overflow="fold")
     for name, text in rows.items():
         table.add_row(Text(name, "bold"), Text(text))
-    Console().print(table, "")
+    console().print(table, "")

@@ -39,7 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
 _PLAIN = (
     (r"Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1 needs a value"),
     (r"Unrecognized options: ", "too many arguments: "),
-    (r"Error parsing (\S+): .*(?i:\bint\b).*?('[^']*')\]?\.?$", r"\1: \2 is not a whole number"),
+    (r"Error parsing (\S+): .*(?i:\bint\b).*?('[^']*')\]?\.?$", r"\1: \2 is not an integer"),
     (r"invalid choice ('.*') for argument '(\S+)'\. Expected one of \((.*)\)\.", r"\2: \1 is not one of \3"),
 )
 

@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.text import Text
 
 from prefkd.errors import explain
+from prefkd.terminal import console
 
 
 def say(text: str) -> None:
     """Print a line, or several, for the user."""
-    Console().print(Text(text), soft_wrap=True)
+    console().print(Text(text), soft_wrap=True)
 
 
 def complain(error: BaseException) -> bool:
@@ -24,7 +25,7 @@ def complain(error: BaseException) -> bool:
         return False
     if os.environ.get("PREFKD_DEBUG"):
         traceback.print_exception(error)
-    console = Console(stderr=True)
+    errors = Console(stderr=True)
     for line in explanation.splitlines():
-        console.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+        errors.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
     return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
@@ -25,6 +26,7 @@ from prefkd.errors import USE_LESS_MEMORY, PrefkdError
 from prefkd.pipeline.plans import Plan, make_plans
 from prefkd.pipeline.records import Contents, record_end, record_start
 from prefkd.pipeline.stages import Stage, read_pipeline
+from prefkd.terminal import console
 
 try:
     import fcntl
@@ -69,7 +71,7 @@ def pipeline(
         raise PrefkdError("--from and --only exclude each other; give one of them")
     chain = read_pipeline(catalog.find_pipeline(pipeline), overrides)
     contents = Contents(chain.output_dir / ".contents.json")
-    with Console().status("comparing with what is finished"):
+    with Console(stderr=True).status("comparing with what is finished"):
         plans = make_plans(chain, contents, first=from_, only=only)
     _show(plans, {})
     due = [plan for plan in plans if plan.runs]
@@ -85,11 +87,11 @@ def pipeline(
     with _locked(chain.output_dir) as lock:
         for number, plan in enumerate(due, start=1):
             name = plan.stage.name
-            Console().rule(Text(f"stage {name} ({number} of {len(due)})"))
+            _rule(f"stage {name} ({number} of {len(due)})")
             named = ["--from", name] if from_ else ["--only", name] if only else []
             seconds[name] = _run(plan, contents, torchrun_options, lock, shlex.join([*again, *named]))
             contents.save()
-    Console().rule(Text("all stages are finished" if not only else f"stage {only} is finished"))
+    _rule("all stages are finished" if not only else f"stage {only} is finished")
     _show(plans, seconds)
     for plan in due:
         if not any(plan.stage.name in other.stage.needs for other in plans):
@@ -105,10 +107,16 @@ def _show(plans: Sequence[Plan], seconds: dict[str, float]) -> None:
         stage, took = plan.stage, seconds.get(plan.stage.name, plan.seconds)
         state = "finished" if stage.name in seconds else f"runs: {plan.why}" if plan.runs else plan.why
         table.add_row(Text(stage.name, "bold"), Text(state), _duration(took), Text(str(stage.output_dir)))
-    Console().print(table)
+    console().print(table)
     for plan in plans:
         if plan.aside is not None and not seconds:
             say(f"the old {plan.stage.output_dir} will be renamed to {plan.aside}")
+
+
+def _rule(title: str) -> None:
+    """Print a line across, with a title in it."""
+    printer = console()
+    printer.print(Rule(Text(title)), width=min(printer.width, 80))
 
 
 def _run(plan: Plan, contents: Contents, options: Sequence[str], lock: int | None, again: str) -> float:

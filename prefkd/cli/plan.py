@@ -10,6 +10,7 @@ from prefkd.catalog import load_recipe
 from prefkd.cli.arguments import Config, Overrides, RecipeName, optional
 from prefkd.cli.output import say
 from prefkd.errors import PrefkdError
+from prefkd.terminal import console
 
 
 def plan(
@@ -55,11 +56,11 @@ def plan(
         from prefkd.estimate.terminal import print_plan
 
         settings = read_for_plan(module, recipe, config_path, overrides)
-    with Console(stderr=True).status("running a step on tensors without content"):
+    with Console(stderr=True).status("running a step on meta tensors"):
         settings, found = settle(module, recipe, settings, nproc_per_node, card)
     card = card or smallest_card(found.peak)
     advice = [] if card is None or card.fits(found.peak) else [*make_advice(found, settings, card)]
-    print_plan(found, card, advice, Console(highlight=False))
+    print_plan(found, card, advice, console())
     if gpu is None and nproc_per_node == 1:
         here = own_memory()
         say(f"here: {here.name}, {here.gib:.1f} GiB, has {'' if here.fits(found.peak) else 'no '}room for it")

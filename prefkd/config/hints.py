@@ -15,10 +15,10 @@ LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 LONGEST_SHOWN = 80
 
 _WORDS: dict[Any, str] = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     Path: "a path",
     list: "a list",
     dict: "a section of keys and values",

@@ -152,7 +152,9 @@ def _own_keys(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             raise ConfigError([f"{path.parent}: {key}: {shown(value)} is not a section of keys and values"])
     for key in held:
         if key not in ("values", "configs"):
-            raise ConfigError([f"{path.parent}: {key}: stands next to configs; move it into each, or into their base"])
+            raise ConfigError(
+                [f"{path.parent}: {key}: conflicts with configs; move it into each of them, or into their base"]
+            )
     return configs[path.name], values
 
 

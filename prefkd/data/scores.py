@@ -336,7 +336,7 @@ def _read_fingerprint(folder: Path) -> Fingerprint:
     if parts is None:
         raise damaged
     if parts.pop("version") != VERSION:
-        raise PrefkdError(f"{path} is of another version of prefkd; score again into another folder")
+        raise PrefkdError(f"{path} was written by another version of prefkd; score again into another folder")
     counts = [parts.get(name) for name in ("pairs_per_shard", *(f"{split}.pairs" for split in SPLITS))]
     if not all(type(count) is int and count >= least for count, least in zip(counts, (1, 0, 0), strict=True)):
         raise damaged

@@ -93,7 +93,7 @@ class MixedRows(Rows):
         name: Name in metrics; the name of the file, folder or data set if not given.
         weight: Its share of an epoch, in proportion to those of the other sources. The epoch is the longest that
             repeats no pair, so that a source with more pairs than its share gives a random part of them.
-        limit: At most so many pairs, chosen at random.
+        limit: At most this many pairs, chosen at random.
     """
 
     name: str | None = None
@@ -108,7 +108,7 @@ class MixedRows(Rows):
 
     def problems(self) -> Iterator[Problem | str]:
         if self.source is None:
-            yield "source: missing; give a text"
+            yield "source: missing; give a string"
         yield from self.row_problems()
         if self.weight is not None and not 0 < self.weight < float("inf"):
             yield f"weight: {self.weight} is not a share; use a number above 0"
@@ -120,10 +120,10 @@ class Filters:
     """Pairs to leave out. How many each of these leaves out is counted in the alignment report.
 
     Attributes:
-        gap: The least gap between the worth of both answers; a pair whose gap is not known is left out.
-        length_ratio: Most characters of the longer answer for one of the shorter.
-        length: Most characters of a prompt and its longer answer. Characters, since words are not the same thing in all
-            languages, and tokens not in all models.
+        gap: Minimum gap between the scores of both answers; a pair whose gap is not known is left out.
+        length_ratio: Maximum ratio of the longer answer to the shorter, in characters.
+        length: Maximum characters of a prompt and its longer answer. They are the same for all languages and models,
+            unlike words and tokens.
     """
 
     gap: float | None = None
@@ -143,24 +143,24 @@ class DataConfig(Rows):
     """Which preference pairs to read, and how much of each a model sees. The first settings are those of `Rows`.
 
     Attributes:
-        sources: Several sources in place of `source`, each with its own `MixedRows`.
+        sources: Several sources instead of `source`, each with its own `MixedRows`.
         held_out_source: Pairs to evaluate on. Without it a part of `source`, or of each source, is held out.
         held_out_split: The split of the held-out pairs, in `held_out_source` if given, else in `source`.
         held_out_fraction: The part that is held out where neither of the two is given. Pairs with the same prompt stay
             together, so that no prompt is both trained on and evaluated on.
-        limit, held_out_limit: At most so many pairs, chosen at random; a smaller limit takes a part of a larger one.
+        limit, held_out_limit: At most this many pairs, chosen at random; a smaller limit takes a part of a larger one.
         weight: The column with the weight of a pair in the loss; a mean over the pairs of a step is weighted by it.
         margin_scale: Factor of margins, the alpha of arXiv 2402.10571.
         filters: Pairs that are left out.
-        duplicates: Whether to keep or drop training pairs whose prompt occurred before, apart from capitals and blanks.
+        duplicates: Whether to keep or drop training pairs whose prompt occurred before, ignoring case and spaces.
         leakage: Whether to keep or drop training pairs whose prompt is held out as well.
         reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
         on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
         seed: Seed of the held-out part, of the limits and of the mixture.
-        max_length: Most tokens of a prompt and one answer together, on each side.
-        max_prompt_length: Most tokens of a prompt whose pair is longer than `max_length`.
+        max_length: Maximum tokens of a prompt and one answer together, on each side.
+        max_prompt_length: Maximum tokens of a prompt whose pair is longer than `max_length`.
         truncation: Which end of such a prompt is kept.
-        workers: Processes that tokenise; None takes as many as are worth it.
+        workers: Processes that tokenise; None = as many as save time.
     """
 
     sources: list[MixedRows] = field(default_factory=list)
@@ -254,7 +254,7 @@ class DataConfig(Rows):
 
     def _source_problems(self) -> Iterator[str]:
         if self.source is None and not self.sources:
-            yield "source: missing; give a text"
+            yield "source: missing; give a string"
         elif self.source is not None and self.sources:
             yield "source: goes with no sources; move it into sources, or remove one of the two"
         if not self.sources:

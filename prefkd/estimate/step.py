@@ -88,7 +88,7 @@ def run_step(recipe: ModuleType, config: Any, outlines: Outlines, ranks: int) ->
         raise
     except Exception as error:  # whatever a loss of the user's own makes of tensors without content
         reason = first_line(error)
-        raise PrefkdError(f"the step cannot be run on tensors without content, as a plan does: {reason}") from error
+        raise PrefkdError(f"the step cannot be run on meta tensors, as `plan` does: {reason}") from error
     return Step(tracker, passes)
 
 

@@ -31,7 +31,8 @@ def print_plan(plan: Plan, card: Card | None, advice: Sequence[str], console: Co
         console.print()
     if plan.scores is not None:
         size, what = plan.scores
-        console.print(Text(f"score cache: {size / 1e6:,.1f} MB for {what}"), soft_wrap=True)
+        shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+        console.print(Text(f"score cache: {shown} for {what}"), soft_wrap=True)
     console.print(verdict(plan, card), soft_wrap=True)
     for line in advice:
         console.print(Text(f"  • {line}"), soft_wrap=True)

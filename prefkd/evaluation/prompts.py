@@ -46,7 +46,7 @@ class PromptsConfig:
             wrote, or the id of a data set on the Hugging Face Hub.
         subset: The configuration of a Hub data set, or the name of a folder in it (helpful-base, say).
         split: The split of a Hub data set, or of a folder.
-        limit: At most so many prompts, chosen at random; a smaller limit takes a part of a larger one.
+        limit: At most this many prompts, chosen at random; a smaller limit takes a part of a larger one.
         seed: Seed of the limit.
         on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.
     """

@@ -96,11 +96,8 @@ class ResultTable:
         table = RichTable(box=None, padding=(0, 2, 0, 0), title="result", title_justify="left")
         for name, justify in zip(self._header(), ("left", "left", "left", "right", "left", "left"), strict=False):
             table.add_column(name, justify=justify, no_wrap=name == "checkpoint")  # pyright: ignore[reportArgumentType]
-        shown = None
         for cells in self._cells():
-            heading = cells[:2]
-            table.add_row(*(("", "") if heading == shown else heading), *cells[2:])
-            shown = heading
+            table.add_row(*cells)
         below = [Text(f"failed: {failure.checkpoint}, {failure.task}: {failure.reason}") for failure in self.failures]
         return Group(table, *below, *map(Text, self.notes))
 

@@ -23,7 +23,7 @@ LEAST_LOGPROB = -1e4  # of a parent, after the temperature; its probability is 0
 
 
 def uld_loss(student_logits: Tensor, teacher_logits: Tensor, student_labels: Tensor, teacher_labels: Tensor) -> Tensor:
-    """Universal logit distillation (arXiv 2402.12030): which tokens are likely is ignored, how likely they are is not.
+    """Universal logit distillation (arXiv 2402.12030): compares sorted probabilities, whichever tokens they belong to.
 
     The i-th target of an example is compared with the teacher's i-th, as long as both have one.
 

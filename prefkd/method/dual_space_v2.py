@@ -45,7 +45,7 @@ class ExactTerms(NamedTuple):
 
 
 def head_map(head: Tensor, other: Tensor, *, ridge: float = RIDGE) -> Tensor:
-    """The projector W into the space of a model after which its head says what the other model's head says.
+    """The projector W into a model's space after which its head predicts what the other model's head predicts.
 
     ``head W h = other h`` for all h in the sense of least squares: ``W = (head' head + e I)^-1 head' other``. Only
     matrices of the hidden sizes are made.

@@ -11,7 +11,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def preference_loss(*, needs: Collection[Need] = ()) -> Callable[[Function], Function]:
-    """Mark a function as a preference loss; whoever calls it reads the attribute `needs`.
+    """Mark a function as a preference loss; its callers read the attribute `needs`.
 
     Args:
         needs: Any of

@@ -14,7 +14,7 @@ def running_mean(mean: float, count: int, value: float) -> tuple[float, int]:
 def offset_per_parent(
     chosen_ratio: Tensor, rejected_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor
 ) -> Tensor:
-    """``kappa``, by how much a policy is off its reference on a parent: the mean over pairs of (a + b) / (n_w + n_l).
+    """``kappa``, the mean log-ratio of a parent: the mean over pairs of (a + b) / (n_w + n_l).
 
     Args:
         chosen_ratio: (B,) log-ratio a of the chosen answer.
@@ -37,7 +37,7 @@ def centred(policy: Tensor, lengths: Tensor, kappa: Tensor | float) -> Tensor:
 
 
 def long_answer_weights(mask: Tensor, alpha: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """LD-DPO (arXiv 2409.06411): what an answer has beyond the length of the other counts alpha.
+    """LD-DPO (arXiv 2409.06411): the part of an answer beyond the length of the other counts alpha.
 
     Args:
         mask: (2, B, P) true at real parents (or tokens), which come first. Of the axis of length 2, 0 is the chosen
@@ -60,7 +60,7 @@ def long_answer_weights(mask: Tensor, alpha: float, dtype: torch.dtype = torch.f
 
 
 def wpo_weights(logits: Tensor, labels: Tensor) -> Tensor:
-    """WPO (arXiv 2406.11827): how much a response is one that the policy would write itself.
+    """WPO (arXiv 2406.11827): the weight of a response, larger if the policy would write it itself.
 
     ``w = exp(mean over t of (log pi(y_t) - log sum_v pi(v)^2))``; the weight of a pair is the product of both.
 
@@ -97,7 +97,7 @@ def update_gap(mean: float, std: float, gaps: Tensor, momentum: float = 0.9) -> 
 
 
 def gap_weights(gaps: Tensor, mean: float, std: float) -> Tensor:
-    """beta-DPO: (B,) with which pairs are drawn: ``exp(-1/2 ((h - M) / S)^2)``; those near the mean come first.
+    """beta-DPO: the (B,) weights with which pairs are drawn, ``exp(-1/2 ((h - M) / S)^2)``, largest near the mean.
 
     Weights are at least the smallest normal number, since drawing without replacement needs enough that are not 0. A
     deviation below 1e-3 nats, as that of a policy which is still its reference, is rounding and counts as 1e-3.

@@ -123,7 +123,7 @@ def ipo_loss(
     beta: float,
     reference_free: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """IPO (arXiv 2310.12036, eq. 17): a squared error, so that a pair can be won by too much.
+    """IPO (arXiv 2310.12036, eq. 17): a squared error, which also penalises a margin that is too large.
 
     Args:
         policy_chosen: (B,) log-probability of the chosen response under the model that learns; here and below a sum,

@@ -96,7 +96,7 @@ def find_shared_tokens(
 
 
 def one_token_parents(student_parents: Tensor, teacher_parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the targets of an answer stand that are all of a parent on both sides.
+    """Positions of the targets that are a whole parent on both sides.
 
     Args:
         student_parents: (N_s,) the parent of each of the student's targets, ascending.
@@ -119,7 +119,7 @@ def lumped_divergence(
     skew: float = 0.1,
     adaptive_alpha: float = 0.5,
 ) -> Tensor:
-    """Divergence where all tokens that are not shared count as one.
+    """Divergence over shared tokens, with all other tokens counted as one.
 
     ``D([q_A, q_r], [p_A, p_r])`` with ``p_r = 1 - sum of p_A``; for the forward KL that is
     ``sum over A of q log(q / p) + q_r log(q_r / p_r)``. Putting tokens together never makes a divergence larger.

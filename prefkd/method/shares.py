@@ -4,7 +4,7 @@ import math
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, such as that of pairs in which something is so.
+    """The 95 % interval of a share, such as the share of pairs that a model gets right.
 
     Args:
         share: The measured share, between 0 and 1.

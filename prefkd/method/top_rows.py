@@ -137,7 +137,7 @@ def lumped_rows(
 
 
 def pack_ids(ids: np.ndarray, tokens: int) -> bytes:
-    """(n, k) ids of a vocabulary of so many tokens in as few bits as they need, highest bit first, row by row.
+    """(n, k) ids of a vocabulary of this many tokens in as few bits as they need, highest bit first, row by row.
 
     A row is filled up to whole bytes.
     """

@@ -115,7 +115,7 @@ def _choose_compiling(model: LogprobModel, tokens: TokenBatch, name: str) -> Non
         fault = _in_a_line(errors[0]) if errors else fault
     undo_compiling(model.lm)
     if model.compiles is True:
-        raise PrefkdError(f"{name}: compile: true cannot be done: {fault}; use auto or false")
+        raise PrefkdError(f"{name}: compile: true fails: {fault}; use auto or false")
     logger.warning("%s: layers run as they are, since compiling them failed: %s", name, fault)
 
 
@@ -141,7 +141,7 @@ def _choose_passes(model: LogprobModel, tokens: TokenBatch, name: str) -> None:
     else:
         fault = _in_a_line(off)
     if model.compiles is True:
-        raise PrefkdError(f"{name}: compile: true cannot be done for the head: {fault}; use auto or false")
+        raise PrefkdError(f"{name}: compile: true fails for the head: {fault}; use auto or false")
     logger.warning("%s: the head goes through its logits step by step, since compiling failed: %s", name, fault)
 
 

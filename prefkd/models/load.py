@@ -153,7 +153,7 @@ class TeacherConfig(ModelConfig):
 
     def _server_problems(self) -> Iterator[Problem | str]:
         if self.path is not None:
-            yield "path: stands next to server; keep one of them (the server's tokenizer goes into tokenizer)"
+            yield "path: conflicts with server; keep one of them (the server's tokenizer goes into tokenizer)"
         if self.adapter is not None:
             yield "adapter: goes with path; name the adapter that the server serves in server.model"
         if self.quantization != "none":

@@ -114,4 +114,4 @@ class Asks:
                 what = "hidden states of rejected answers, which scores never have; add the model"
             yield f"path: missing, but the objective asks for {what}"
         elif (config.path or config.server) and not asked.of_teacher:
-            yield f"{where}: stands next to scores, but nothing is asked of a model; remove it (~teacher.{where})"
+            yield f"{where}: conflicts with scores, since nothing is asked of a model; remove it (~teacher.{where})"

@@ -33,7 +33,7 @@ def read_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
         raise PrefkdError(f"cannot load the tokenizer of {path}: {first_line(error)}") from error
     if not tokenizer.is_fast:
-        raise PrefkdError(f"the tokenizer of {path} is not a fast one, so it tells no offsets; convert it first")
+        raise PrefkdError(f"the tokenizer of {path} is not a fast tokenizer, so it gives no offsets; convert it first")
     return tokenizer
 
 

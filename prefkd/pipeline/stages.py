@@ -204,7 +204,7 @@ def _examine(name: str, spec: StageConfig) -> Stage:
     if "output_dir" not in (part.name for part in fields(recipe.Config)):
         raise PrefkdError(f"the Config of {spec.recipe} has no output_dir, where a stage has to write; add one")
     if "output_dir" in spec.overrides:
-        raise PrefkdError("output_dir stands next to recipe and config, not in overrides; move it there")
+        raise PrefkdError("output_dir belongs next to recipe and config, not in overrides; move it there")
     overrides = (f"output_dir={_written(str(spec.output_dir))}", *_settings(spec.overrides))
     config, problems = examine_config(recipe.Config, config_path, overrides)
     outputs = getattr(recipe.Config, "outputs", None)

@@ -57,6 +57,12 @@ class RunCurves:
             if isinstance(value, int | float) and name != "step" and not name.startswith(WRITTEN)
         }
 
+    @property
+    def constant(self) -> dict[str, float]:
+        """The metrics that have one value in four digits, at all steps and on held-out pairs."""
+        values = {name: [*self.curve(name)[1], *self.curve(HELD_OUT + name)[1]] for name in self.metrics}
+        return {name: logged[0] for name, logged in values.items() if len({f"{value:.4g}" for value in logged}) == 1}
+
 
 def read_runs(paths: Sequence[Path]) -> list[RunCurves]:
     """Read runs, and find the shortest names that tell them apart.
@@ -98,7 +104,7 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
                 break
             raise PrefkdError(f"{file}, line {number}: not JSON; fix or delete the line") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise PrefkdError(f"{file}, line {number}: no object with a whole number as step; fix or delete the line")
+            raise PrefkdError(f"{file}, line {number}: not an object with an integer as step; fix or delete the line")
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()
         rows.append(row)

@@ -49,6 +49,12 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
+def digits(value: float) -> str:
+    """A number in three digits, large or small, with a true minus."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
 def percent(share: float | None) -> str:
     """A share in percent; a dash for None."""
     return "–" if share is None else f"{share:.1%}"

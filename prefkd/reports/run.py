@@ -20,7 +20,7 @@ from prefkd.reports.alignment.answers import read_answers
 from prefkd.reports.alignment.pairs import COLOUR_NAMES, show_pair
 from prefkd.reports.alignment.weights import Weights, read_weights
 from prefkd.reports.curves import HELD_OUT, SMOOTHED, RunCurves, panels, read_metrics, smooth
-from prefkd.reports.page import number, render_page
+from prefkd.reports.page import digits, number, render_page
 from prefkd.reports.pairs import FEWEST_PARENTS, ShownPair
 from prefkd.training.metrics import Outcome
 from prefkd.training.run import TrainingRun
@@ -39,15 +39,15 @@ class Panel:
 
     Attributes:
         name: The metric.
-        low, high: Values at the bottom and at the top.
+        low, high: Values at the bottom and at the top, in three digits.
         first, last: Steps at the left and the right.
         steps, smoothed, held_out: Points, "x,y x,y ...".
         dots: Points of held-out pairs with their texts: x, y, text.
     """
 
     name: str
-    low: float
-    high: float
+    low: str
+    high: str
     first: int
     last: int
     steps: str
@@ -76,6 +76,9 @@ def write_report(recipe: str, config: Any, run: TrainingRun, outcome: Outcome) -
     pairs, weights = (_shown_pairs(config, run, teacher)) if teacher is not None else ([], None)
     rows, unfinished = read_metrics(config.output_dir / "metrics.jsonl")
     curves = RunCurves(recipe, config.output_dir / "metrics.jsonl", rows, unfinished)
+    constant = curves.constant
+    usual = [name for name in (*panels([curves]), *(curves.metrics & {"samples/win_rate"})) if name not in constant]
+    results = outcome.results()
     page = render_page(
         "run.html",
         recipe=recipe,
@@ -84,9 +87,15 @@ def write_report(recipe: str, config: Any, run: TrainingRun, outcome: Outcome) -
         data=run.description["data"],
         results=[
             (name.removeprefix(HELD_OUT), outcome.before[name], outcome.written[name], outcome.in_memory[name])
-            for name in (outcome.before if outcome.written else ())
+            for name in results
         ],
-        panels=[_panel(curves, name) for name in (*panels([curves]), *(curves.metrics & {"samples/win_rate"}))],
+        unchanged=[
+            (name.removeprefix(HELD_OUT), value) for name, value in outcome.before.items() if name not in results
+        ],
+        held_out=len(run.held_out_pairs),
+        panels=[_panel(curves, name) for name in usual],
+        more=[_panel(curves, name) for name in sorted(curves.metrics - {*usual, *constant})],
+        constant=[(name, digits(constant[name])) for name in sorted(constant) if HELD_OUT + name not in outcome.before],
         answers=changed_answers(config.output_dir),
         pairs=pairs,
         legend=list(enumerate(COLOUR_NAMES)),
@@ -117,8 +126,8 @@ def _panel(curves: RunCurves, metric: str) -> Panel:
     held_out = [(step, value) for step, value in zip(held_steps, held_values, strict=True) if np.isfinite(value)]
     return Panel(
         name=metric,
-        low=low,
-        high=high,
+        low=digits(low),
+        high=digits(high),
         first=first,
         last=last,
         steps=line(steps, values),
@@ -144,7 +153,7 @@ def _shown_pairs(config: Any, run: TrainingRun, teacher: Teacher) -> tuple[list[
 
 
 def _weights(config: Any, run: Any, teacher: Teacher, aligned: Dataset) -> Weights | None:
-    """What the run's weights are made of stands in the data set, or a teacher in memory says it once more."""
+    """Weights from the scores in the data set, or from a teacher in memory, which reads the shown pairs again."""
     settings = setting(config, WeightConfig)
     if settings is None or settings.contrast == "uniform" or run.ranks.world_size > 1:
         return None

@@ -111,7 +111,7 @@ def asks_problems(config: Any, objective: Objective) -> Iterator[Problem | str]:
             "use models, remove scores, or score with keep.models"
         )
     elif weighted is not None and contrast.kind == "models":
-        yield "weights.contrast: prompt_pair stands next to contrast.kind: models; use scores or uniform"
+        yield "weights.contrast: prompt_pair conflicts with contrast.kind: models; use scores or uniform"
     elif weighted is not None and weighted != contrast.instructions:
         yield "contrast: its instructions are not those of weights; give both the same"
 

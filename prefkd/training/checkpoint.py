@@ -180,7 +180,7 @@ class Checkpoints:
                 break
             self._display.say(f"{checkpoint} is broken ({problem}); looking at the one before it")
         if progress is None and self._candidates:
-            raise PrefkdError(f"no checkpoint in {self._candidates[0].parent} is whole; name another output_dir")
+            raise PrefkdError(f"no checkpoint in {self._candidates[0].parent} is complete; name another output_dir")
         if self._ranks.is_main:
             for checkpoint in self._folder.glob(STEPS):
                 if progress is not None and checkpoint.name > step_name(progress.step):

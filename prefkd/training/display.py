@@ -10,7 +10,6 @@ from datetime import timedelta
 from textwrap import shorten
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,15 +21,14 @@ from rich.progress import (
 from rich.table import Table
 
 from prefkd.ranks import Ranks
-from prefkd.training.metrics import Outcome
+from prefkd.terminal import WIDTH, console
+from prefkd.training.metrics import RESULTS, Outcome
 from prefkd.training.samples import ChangedAnswer
 
 # Seconds between two lines of progress in a log.
 LOG_INTERVAL = 10.0
 # More of an answer, and more answers, are in the report.
 LONGEST_ANSWER, SHOWN_ANSWERS = 300, 3
-# Columns of a log: nobody looks at it in a window, and a program that reads it wants lines whole.
-LOG_WIDTH = 1000
 
 
 class Bar(Protocol):
@@ -49,9 +47,9 @@ class Display:
     """
 
     def __init__(self, ranks: Ranks):
-        self.console = Console(quiet=not ranks.is_main, highlight=False)
+        self.console = console(quiet=not ranks.is_main)
         if not self.console.is_terminal:
-            self.console.width = LOG_WIDTH
+            self.console.width = WIDTH  # a log is not a window, whatever COLUMNS says
         self._open: Progress | None = None
 
     def say(self, text: str) -> None:
@@ -69,17 +67,10 @@ class Display:
 
     def result(self, outcome: Outcome, files: Mapping[str, object], next_step: str) -> None:
         """Print the held-out metrics before training and of what was written, the files, and what to do next."""
-        shown = (
-            "held_out/loss",
-            "held_out/perplexity",
-            "held_out/accuracy",
-            "held_out/logprob_accuracy",
-            "held_out/margin",
-        )
         before, written, in_memory = outcome.before, outcome.written, outcome.in_memory
         rows = {
             name: f"{before[name]:.4f} -> {written[name]:.4f}  (in memory {in_memory[name]:.4f})"
-            for name in [*shown, *sorted(name for name in before if name.startswith("held_out/accuracy/"))]
+            for name in [*RESULTS, *sorted(name for name in before if name.startswith("held_out/accuracy/"))]
             if name in before
         }
         kept = [(name, outcome.kept(name)) for name in ("held_out/loss", "held_out/margin") if name in before]

@@ -58,7 +58,7 @@ def refresh_problems(missing_reference: str | None, teacher_is_reference: bool, 
 
 
 class FollowingReference:
-    """A reference that is refreshed after every so many steps of an optimizer.
+    """A reference that is refreshed after every few steps of an optimizer.
 
     Args:
         model: The model that learns, sharded or not; at its start.

@@ -17,6 +17,9 @@ from prefkd.files import whole
 from prefkd.ranks import Ranks
 from prefkd.training.contrast_verdict import judge_contrast
 
+# What a result is told by, whether it has changed or not.
+RESULTS = tuple(f"held_out/{name}" for name in ("loss", "perplexity", "accuracy", "logprob_accuracy", "margin"))
+
 
 class HeldOut(dict[str, float]):
     """Held-out metrics by name, `held_out/loss` and so on; empty if there are no held-out pairs.
@@ -46,6 +49,13 @@ class Outcome:
         """The share of a metric's change in training that the folder has; None if it has not changed."""
         change = self.in_memory[name] - self.before[name]
         return (self.written[name] - self.before[name]) / change if change else None
+
+    def results(self) -> list[str]:
+        """The metrics that a reader looks for, then the others that have changed in four decimals."""
+        values = (self.before, self.in_memory, self.written)
+        usual = [name for name in RESULTS if name in self.before]
+        others = [name for name in self.before if len({f"{value[name]:.4f}" for value in values}) > 1]
+        return list(dict.fromkeys(usual + others))
 
 
 class PairSums:

@@ -167,14 +167,18 @@ def push(hub: HubConfig | None, folder: Path, *, ranks: Ranks, display: Display)
 def _results(outcome: Outcome) -> list[str]:
     if not outcome.written:
         return ["There were no held-out pairs."]
-    columns = (outcome.before, outcome.written, outcome.in_memory)
+    columns, results = (outcome.before, outcome.written, outcome.in_memory), outcome.results()
     rows = [
         f"| {name.removeprefix('held_out/')} | {' | '.join(f'{column[name]:.4f}' for column in columns)} |"
-        for name in outcome.before
+        for name in results
+    ]
+    constant = [
+        f"{name.removeprefix('held_out/')} {value:.4f}" for name, value in outcome.before.items() if name not in results
     ]
     return [
         "Before training, after it as this folder is read back, and after it in memory.",
         *("", "| | before | after | after, in memory |", "|---|---|---|---|", *rows),
+        *(("", f"Unchanged: {', '.join(constant)}.") if constant else ()),
     ]
 
 

@@ -35,11 +35,11 @@ class TrainingConfig:
 
     Attributes:
         epochs: Passes over the training pairs.
-        max_steps: End after so many optimizer steps, whatever `epochs` says.
+        max_steps: End after this many optimizer steps, whatever `epochs` says.
         batch_size: Pairs of one optimizer step, over all ranks together.
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
-        microbatch_tokens: Instead, tokens of one forward pass at most: as many pairs as the student reads in so many
-            tokens, padding apart. So short pairs are many to a pass, and no pass needs more memory than another.
+        microbatch_tokens: Maximum tokens of one forward pass, padding not counted, instead of a number of pairs. A pass
+            takes many short pairs or a few long ones, so no pass needs much more memory than another.
         max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
         precision: Type in which the student computes.
         weights: Type of the weights that learn. Those in float32 are cast to `precision` for each layer. Steps are far
@@ -48,12 +48,12 @@ class TrainingConfig:
         export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
             number of the checkpoint's own type, which loses small steps. `auto` is bfloat16 for checkpoints in half
-            precision and float32 for others. Adapters are float32 always.
+            precision and float32 for others. Adapters are always float32.
         attention: How tokens attend. `mask`: in padded rows under a mask; `varlen`: in packed rows without padding and
-            mask, by torch's kernel for GPUs (on a CPU by a stand-in for tests); `auto`: varlen on a GPU where it proves
-            to work on the first pair, else mask. The teacher's too.
+            mask, by torch's kernel for GPUs (on a CPU by a stand-in for tests); `auto`: varlen on a GPU where it passes
+            its check on the first pair, else mask. The teacher's too.
         compile: Whether torch compiles each layer, for all lengths at one time: `true`, `false`, or `auto`, on a GPU
-            where that proves to work on the first pair. The teacher's too.
+            where that passes its check on the first pair. The teacher's too.
         activation_checkpointing: Activations that the backward pass computes again instead of keeping them: `none`;
             `selective`, all but those of products and attention, which costs little time; `full`, all of each layer,
             which costs a forward pass. `auto` is none on a CPU, and on a GPU the first of the three whose plan
@@ -67,17 +67,17 @@ class TrainingConfig:
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         keep_best: The held-out metric by which the best of all evaluations is found; its weights are saved at the end.
             null = those of the last step. `loss` is best where it is lowest, the others where they are highest.
-        stop_after: End after so many evaluations without a better `keep_best`.
+        stop_after: End after this many evaluations without a better `keep_best`.
         export_every: Optimizer steps between exports of the whole model or adapter, as at the end, to
             exports/step_... in the output folder; they stay.
-        sample_answers: So many held-out prompts are answered at each evaluation, for samples.jsonl and report.html; by
-            a run of one process.
-        sample_tokens: Most tokens of such an answer.
+        sample_answers: Number of held-out prompts that are answered at each evaluation, for samples.jsonl and
+            report.html; in a run of one process.
+        sample_tokens: Maximum tokens of such an answer.
         win_rate: Who says whether each of these answers is better than the one before training, for samples/win_rate in
             the metrics: `prefkd.evaluation.win_rate.ByRewardModel` or `ByJudge`, with settings; null = nobody.
         checkpoint_every: Optimizer steps between checkpoints (`prefkd.training.checkpoint`), from which a run that was
             ended resumes exactly; null = only when a signal ends it.
-        keep_checkpoints: So many of the newest are kept. When the run is finished, all are removed.
+        keep_checkpoints: Number of the newest checkpoints to keep. When the run is finished, all are removed.
         async_checkpoints: Whether a checkpoint is copied to main memory first, and written during the next steps:
             `true`, `false`, or `auto`, on a GPU.
         profile: Write a trace of steps 3 to 5 into the folder `profile` of the run, for https://ui.perfetto.dev.

@@ -75,7 +75,7 @@ CASES = [
     Case("value for a section", added="training: 3\n"),
     Case("nothing for a section", added="training:\n"),
     Case("text for a number", added="training: {steps: ten}\n"),
-    Case("fraction for a whole number", added="training: {steps: 1e3}\n"),
+    Case("fraction for an integer", added="training: {steps: 1e3}\n"),
     Case("number for true or false", added="verbose: sometimes\n"),
     Case("value that is not a choice", config="student: {path: student, dtype: float16}\n"),
     Case("list of the wrong length", added="betas: [0.9]\n"),
@@ -114,8 +114,8 @@ CASES = [
     Case("removal of a needed key", f"{VALIDATE} ~student.path"),
     # While it runs.
     Case("error from the recipe", "run ./toy.py --config ./toy.yaml act=user"),
-    Case("memory used up", "run ./toy.py --config ./toy.yaml act=memory"),
-    Case("memory of the GPU used up", "run ./toy.py --config ./toy.yaml act=gpu"),
+    Case("out of memory", "run ./toy.py --config ./toy.yaml act=memory"),
+    Case("out of GPU memory", "run ./toy.py --config ./toy.yaml act=gpu"),
     Case("disk full", "run ./toy.py --config ./toy.yaml act=full"),
     Case("folder that may not be written", "run ./toy.py --config ./toy.yaml act=forbidden"),
     # The Hub.

@@ -105,6 +105,6 @@ def test_fits(value, hint, answer):
 
 def test_describe():
     assert describe(float | torch.Tensor | None) == "a number or null"
-    assert describe(tuple[float, int]) == "a list of 2 (a number, a whole number)"
+    assert describe(tuple[float, int]) == "a list of 2 (a number, an integer)"
     assert describe(list[Path]) == "a list, each a path"
     assert describe(Literal["a", "b"]) == "one of a, b"

@@ -74,7 +74,7 @@ def test_a_shipped_config_is_a_base(folder):
         ("mine.yaml", "base: base.yaml", "values.pair: missing, and its base asks for it"),
         ("pair.yaml", "", "holds several configs; name one of them, as in /pair.yaml/one"),
         ("pair.yaml/ona", "", "holds no config ona; did you mean one?"),
-        ("mine.yaml/a", "configs: {a: {x: 1}}\ndata: 3", "data: stands next to configs; move it into each"),
+        ("mine.yaml/a", "configs: {a: {x: 1}}\ndata: 3", "data: conflicts with configs; move it into each"),
         ("mine.yaml/a", "values: {pear: x}\nconfigs: {a: {base: base.yaml}}", "values.pair: missing"),
         ("mine.yaml/a", "configs: {a: 3}", "configs.a: 3 is not a section"),
         ("mine.yaml/a", "configs: [a]", "configs: ['a'] is not a section; give each config a name and keys"),

@@ -165,7 +165,7 @@ def test_overrides(load, override, key, value):
 
 def test_override_with_nothing_is_null(load):
     assert load("max_steps: 3", "max_steps=").max_steps is None
-    assert problems_of(load, "", "name=") == ["name: null is not a text"]
+    assert problems_of(load, "", "name=") == ["name: null is not a string"]
 
 
 @pytest.mark.parametrize(

@@ -456,7 +456,7 @@ MIXTURES = {
         {"source": "data/pairs.jsonl", "sources": [{"source": "data/pairs.jsonl"}]},
         "source: goes with no sources",
     ),
-    "neither": ({"source": None}, "source: missing; give a text"),
+    "neither": ({"source": None}, "source: missing; give a string"),
     "a missing weight": (
         {"sources": [{"source": "data/pairs.jsonl", "weight": 1.0}, {"source": "data/more.jsonl"}]},
         "sources[1].weight: missing; give one to each source, or to none",

@@ -124,7 +124,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch, caplog, fa
     monkeypatch.setattr(checks, "compile_layers", failing)
     monkeypatch.setattr(checks, "compiled_passes", lambda: FUSED)
     error, line = checked(model, monkeypatch, caplog)
-    assert error.startswith("student: compile: true cannot be done: ") and fault in error
+    assert error.startswith("student: compile: true fails: ") and fault in error
     assert error.endswith("; use auto or false")
     assert line.startswith("student: layers run as they are, since compiling them failed: ") and fault in line
     assert_same(results(model, tokens_of([0, 1])), expected)
@@ -160,7 +160,7 @@ def test_a_head_that_cannot_be_compiled_goes_step_by_step(tmp_path, monkeypatch,
     monkeypatch.setattr(checks, "compile_layers", lambda lm: None)
     monkeypatch.setattr(checks, "compiled_passes", lambda: passes)
     error, line = checked(model, monkeypatch, caplog)
-    assert error.startswith("student: compile: true cannot be done for the head: ") and fault in error
+    assert error.startswith("student: compile: true fails for the head: ") and fault in error
     assert line.startswith("student: the head goes through its logits step by step, since compiling failed: ")
     assert fault in line and model.passes == EAGER
 

@@ -296,7 +296,7 @@ MISTAKES = {
     "unknown key of a stage": Mistake(
         "stages.last.overide: unknown key; did you mean overrides?", old="overrides:", new="overide:"
     ),
-    "missing config": Mistake("stages.last.config: missing; give a text", old="    config: ./join.yaml\n", new=""),
+    "missing config": Mistake("stages.last.config: missing; give a string", old="    config: ./join.yaml\n", new=""),
     "unknown stage": Mistake("there is no stage lfet; did you mean left?", old="stages.left.", new="stages.lfet."),
     "unknown attribute": Mistake("key 'stages.left.output' not found", old="left.output_dir", new="left.output"),
     "unknown value": Mistake("key 'values.word' not found", old="values.words", new="values.word"),
@@ -312,7 +312,7 @@ MISTAKES = {
         "overrides.a.b: a key has no dots here; write a: {b: ...}", old="text: right", new="a.b: 1"
     ),
     "folder in overrides": Mistake(
-        "stage right: output_dir stands next to recipe and config", old="text: right", new="output_dir: x"
+        "stage right: output_dir belongs next to recipe and config", old="text: right", new="output_dir: x"
     ),
     "unknown override of a value": Mistake("values.word: unknown key; did you mean words?", "values.word=x"),
     "unknown override of a stage": Mistake("stages.lft: unknown key; did you mean left?", "stages.lft.recipe=x"),

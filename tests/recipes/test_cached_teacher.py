@@ -141,7 +141,7 @@ def test_a_damaged_shard_is_named(world, tmp_path, capsys, damage):
     [
         (
             ("teacher.scores={scores}",),
-            "teacher.path: stands next to scores, but nothing is asked of a model; remove it",
+            "teacher.path: conflicts with scores, since nothing is asked of a model; remove it",
         ),
         (("~teacher.path",), "teacher.path: missing; give a model, or scores"),
         (("~teacher.path", "teacher.scores={scores}/.."), "has its scores in a folder of their own; name"),

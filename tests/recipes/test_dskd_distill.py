@@ -398,7 +398,7 @@ MISTAKES = {
     (objective("dpo", "alm"), "~teacher.path", "teacher.scores={scores}", "reference=student"): "teacher.path: "
     "missing, but the objective asks for log-probs of the teacher besides the student's own start, which scores do not "
     "give; add the model",
-    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: stands next to scores, but nothing is asked "
+    (objective("dpo"), "teacher.scores={scores}"): "teacher.path: conflicts with scores, since nothing is asked "
     "of a model; remove it (~teacher.path)",
     (objective("tis_dpo", "uld"), "teacher.scores={scores}"): "weights.contrast: prompt_pair needs a model in memory; "
     "use scores (whichever contrast was scored) or uniform",
@@ -416,7 +416,7 @@ MISTAKES = {
     "to be pi+, of which the scores keep nothing; use models, remove scores, or score with keep.models",
     (objective("dpo"), *MODELS): "contrast: no term of the objective compares with pi+ or pi-; add align_distil, or "
     "remove it",
-    (objective("tis_dpo", "tvkd"), *MODELS): "weights.contrast: prompt_pair stands next to contrast.kind: models; use "
+    (objective("tis_dpo", "tvkd"), *MODELS): "weights.contrast: prompt_pair conflicts with contrast.kind: models; use "
     "scores or uniform",
     (objective("tis_dpo", "tvkd"), "contrast.positive_prompt='{prompt} Be kind.'"): "contrast: its instructions are "
     "not those of weights; give both the same",

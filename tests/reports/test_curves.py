@@ -69,7 +69,7 @@ def test_a_killed_run_is_drawn_without_its_last_line(prefkd):
         (("student",), "student holds no metrics.jsonl; name the folder of a run (its output_dir)"),
         (("nowhere",), "nowhere does not exist; name the folder of a run"),
         (("broken",), "broken/metrics.jsonl, line 3: not JSON; fix or delete the line"),
-        (("stepless",), "stepless/metrics.jsonl, line 2: no object with a whole number as step; fix or delete the"),
+        (("stepless",), "stepless/metrics.jsonl, line 2: not an object with an integer as step; fix or delete the"),
         (("empty",), "empty/metrics.jsonl holds no step yet; wait until the run has written one"),
         (("other",), "no run has loss, margin, accuracy; name others with --metric: lr"),
         (("other", "--metric", "rl"), "no run has the metric rl; they have lr"),
@@ -132,6 +132,17 @@ def test_panels():
     assert panels(runs, ["held_out/lr", "lr"]) == ["lr"]
     with pytest.raises(PrefkdError, match="no run has the metric kd; they have"):
         panels(runs, ["kd"])
+
+
+def test_a_constant_has_one_value_at_all_steps_and_on_held_out_pairs(tmp_path):
+    rows = [
+        {"step": 0, "held_out/saturated": 0.0, "held_out/accuracy": 0.5},
+        {"step": 1, "saturated": 0.0, "accuracy": 1.0, "lr": 1e-9, "tokens": 39.00001, "finite": math.nan},
+        {"step": 2, "saturated": 0.0, "accuracy": 1.0, "lr": 2e-9, "tokens": 39.00002, "finite": math.nan},
+    ]
+    run = RunCurves("a", tmp_path, rows, unfinished=False)
+    assert run.constant.keys() == {"saturated", "tokens", "finite"}
+    assert run.constant["tokens"] == pytest.approx(39)
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

@@ -95,7 +95,7 @@ def test_other_ranks_are_silent_in_a_log(capsys):
 
 
 def test_a_terminal_has_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(module, "Console", lambda **settings: Console(force_terminal=True, width=80, **settings))
+    monkeypatch.setattr(module, "console", lambda **settings: Console(force_terminal=True, width=80, **settings))
     with Display(Ranks(0, 1, device("cpu"))).progress(3) as bar:
         for _ in range(3):
             bar.advance("loss 0.1")
@@ -114,7 +114,7 @@ def test_held_out_pairs_have_lines_where_they_take_long(interval, said, capsys, 
 
 
 def test_held_out_pairs_have_a_bar_below_that_of_the_training(monkeypatch, capsys):
-    monkeypatch.setattr(module, "Console", lambda **settings: Console(force_terminal=True, width=80, **settings))
+    monkeypatch.setattr(module, "console", lambda **settings: Console(force_terminal=True, width=80, **settings))
     display = Display(Ranks(0, 1, device("cpu")))
     for outer in (nullcontext(), display.progress(3)):
         with outer as training, display.passing(7) as bar:

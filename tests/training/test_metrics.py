@@ -8,7 +8,7 @@ import torch
 
 from prefkd.errors import PrefkdError
 from prefkd.ranks import Ranks
-from prefkd.training.metrics import PairSums
+from prefkd.training.metrics import Outcome, PairSums
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -62,3 +62,15 @@ def test_a_gradient_that_is_not_finite():
     sums.add({"loss": torch.tensor([1.0])}, batch("x:1"))
     with pytest.raises(PrefkdError, match="the gradient is not finite at step 3, though all losses are"):
         sums.read(ALONE, 3, torch.tensor(float("nan")))
+
+
+def test_results_are_what_a_reader_looks_for_and_what_has_changed():
+    before = {"saturated": 0.0, "accuracy": 0.5, "tokens": 39.0, "chosen_reward": 0.1, "loss": 0.7, "noise": 0.00001}
+    after = before | {"loss": 0.6, "chosen_reward": 0.2, "noise": 0.00002}
+    rounded = after | {"tokens": 39.5}  # only the folder differs
+    outcome = Outcome(
+        *({f"held_out/{name}": value for name, value in part.items()} for part in (before, after, rounded))
+    )
+    names = [name.removeprefix("held_out/") for name in outcome.results()]
+    assert names == ["loss", "accuracy", "tokens", "chosen_reward"]
+    assert Outcome({}, {}, {}).results() == []

@@ -12,13 +12,12 @@ from rich.text import Text
 from prefkd.data.pairs import in_rows
 from prefkd.data.rows import ANSWERS, SIDES
 from prefkd.reports.alignment.verdict import Verdict
-from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line
-from prefkd.training.display import LOG_WIDTH
+from prefkd.terminal import heading, in_one_line, table
 
 # Entries of each list; the page and the JSON file have more.
 LISTED = 5
-BAR = 20
+BAR = 15
 MOST_CHARACTERS = 400
 _BETWEEN_WORDS = re.compile("(?<=[^␣↵])␣(?=[^␣↵])")
 _COLOURS = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
@@ -26,8 +25,6 @@ _COLOURS = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Console) -> None:
     """Print tables, and last the verdict."""
-    if not console.is_terminal:
-        console.width = LOG_WIDTH  # in a file or a pipe rich takes 80 columns, which cut half of every text
     parts = {
         "the first pair, as both models read it": _first_pair(numbers),
         "how the texts align": _overview(numbers),
@@ -48,7 +45,7 @@ def print_inspection(numbers: Mapping[str, Any], verdict: Verdict, console: Cons
 
 
 def _overview(numbers: Mapping[str, Any]) -> Table:
-    shown = table("", *SIDES)
+    shown = table("", *SIDES, wraps=True)
     characters, lost = numbers["characters"], numbers["answers_changed_by_decoding"]
     per_answer, share = numbers["parents_per_response"], numbers["share_of_text_aligned_one_to_one"]
 
@@ -86,7 +83,7 @@ def _first_pair(numbers: Mapping[str, Any]) -> Table:
         for part in ("prompt", *ANSWERS):
             text = _shortened(visible_line(numbers["first_pair"][side][part]))
             # A blank between two words is plain to see, and a line can break there.
-            shown.add_row(side if part == "prompt" else "", part, Text(_BETWEEN_WORDS.sub(" ", text)))
+            shown.add_row(side, part, Text(_BETWEEN_WORDS.sub(" ", text)))
     return shown
 
 
@@ -123,7 +120,7 @@ def _longest(numbers: Mapping[str, Any]) -> Table:
 
 
 def _worst(numbers: Mapping[str, Any]) -> Table:
-    shown = table("row", "text one to one", "parents", "longest parent", "characters cut")
+    shown = table("row", "text one to one", "parents", "longest parent", "characters cut", wraps=True)
     for pair in numbers["worst_rows"][:LISTED]:
         share, cut = f"{pair['share_one_to_one']:.1%}", f"{pair['characters_cut']:,}"
         shown.add_row(str(pair["row"]), share, f"{pair['parents']:,}", f"{pair['longest_parent']:,} tokens", cut)

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkd.data.rows import ANSWERS
-from prefkd.reports.terminal import heading, in_one_line, table
 from prefkd.reports.visible import visible_line
+from prefkd.terminal import heading, in_one_line, table
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 # Pieces of text listed on each side.
