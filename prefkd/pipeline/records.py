@@ -71,11 +71,10 @@ def read_record(folder: Path) -> Record | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    stored = read_object(path, *(part.name for part in fields(Record)))
+    stored: Any = read_object(path, *(part.name for part in fields(Record)))
     try:
-        assert stored is not None
         return Record(**stored | {"fingerprint": StageInputs(**stored["fingerprint"])})
-    except (AssertionError, TypeError) as error:
+    except TypeError as error:  # of None, which is what a damaged file holds, too
         raise PrefkdError(f"{path} is damaged; remove it, and the stage runs again") from error
 
 

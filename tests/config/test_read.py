@@ -172,11 +172,11 @@ def test_override_with_nothing_is_null(load):
     ("text", "said"),
     [
         ("shuffle: 2", "shuffle: 2 is not true or false"),
-        ("name: ''", "name: '' is blank; give a text"),
+        ("name: ''", "name: '' is blank; give a string"),
         ("student: {path: ' '}", "student.path: ' ' is blank; give a path"),
         ("optimizer: {betas: high}", "optimizer.betas: 'high' is not a list of 2 (a number, a number), which "),
         ("optimizer: {betas: {'0': 0.5}}", "optimizer.betas: {'0': 0.5} is not a list of 2 (a number, a number), "),
-        ("logger: {_component_: torch.nn.L1Loss, reduction: 3}", "logger.reduction: 3 is not a text, which torch.nn"),
+        ("logger: {_component_: torch.nn.L1Loss, reduction: 3}", "logger.reduction: 3 is not a string, which torch.nn"),
         ("max_steps: ${nowhere}", "max_steps: '${nowhere}' cannot be resolved: there is no key nowhere; look for "),
         ("max_steps: ${..a}", "max_steps: '${..a}' cannot be resolved: there is no key "),
         ("max_steps: ${max_steps}", "max_steps: '${max_steps}' cannot be resolved: it leads back to itself; give a "),

@@ -37,4 +37,4 @@ def test_a_sound_one_and_one_of_another_version(tmp_path):
     assert not [*scores_problems(tmp_path)]
     (tmp_path / FINGERPRINT).write_text(json.dumps(SOUND | {"version": VERSION + 1}))
     (problem,) = scores_problems(tmp_path)
-    assert "is of another version of prefkd" in problem.text
+    assert "was written by another version of prefkd" in problem.text
