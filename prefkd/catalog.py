@@ -236,7 +236,7 @@ def unreadable(path: Path, error: yaml.YAMLError | ValueError | RecursionError) 
             problem = f"{error.context}, {problem}"
         return f"{path}, line {line}: {problem}"
     if isinstance(error, RecursionError):
-        return f"{path}: its sections lie too deep in each other; write fewer levels"
+        return f"{path}: its sections are nested too deeply; use fewer levels"
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         return f"{path}: not a YAML text in UTF-8; save it as one"
     return f"{path}: a number or a date in it cannot be read; quote it if it is a text"

@@ -41,7 +41,7 @@ class PairingConfig:
         if self.kind != "above_threshold" and self.threshold is not None:
             yield f"threshold: goes with kind: above_threshold, and kind is {self.kind}; change one of them"
         if self.threshold is not None and not math.isfinite(self.threshold):
-            yield f"threshold: {self.threshold} is no score that answers have; use a number"
+            yield f"threshold: {self.threshold} is not a score that an answer can have; use a finite number"
         if not 0 <= self.minimum_gap < math.inf:
             yield f"minimum_gap: {self.minimum_gap} is not a difference of scores; use 0 to drop exact ties alone"
         if self.length_ratio is not None and not self.length_ratio >= 1:

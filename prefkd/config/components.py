@@ -135,7 +135,7 @@ def component_problems(
 
 
 def infinite_arguments(component: Component) -> Iterator[str]:
-    """Which arguments are infinite, with which no equation of a loss or a term computes."""
+    """The arguments that are infinite: no loss and no term can compute with them."""
     for key, value in flat(component):
         if isinstance(value, float) and math.isinf(value):
             yield f"{key}: {value} is not a number to compute with; use a finite one"

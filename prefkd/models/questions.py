@@ -97,7 +97,7 @@ class Asks:
         return self.instructions is not None or bool(self.pair)
 
     def problems(self, config: TeacherSource) -> Iterator[str]:
-        """Why a teacher cannot answer, and when a model stands in the config in vain."""
+        """Why a teacher cannot answer, and when a model in the config is not asked anything."""
         if config.server is not None and (self.states or (self.contrast_states and not self.pair)):
             yield (
                 "server: has neither hidden states nor logits, which the objective asks for; use a model in memory "

@@ -88,7 +88,7 @@ def test_a_shipped_config_is_a_base(folder):
         ("mine.yaml", "x: !!set {a}", "/mine.yaml: x: value 'set' is not a supported primitive type; write"),
         ("mine.yaml", "x: !!int y", "/mine.yaml: a number or a date in it cannot be read; quote it"),
         ("mine.yaml", f"x: {'9' * 5000}", "/mine.yaml: a number or a date in it cannot be read; quote it"),
-        ("mine.yaml", f"x: {'{a: ' * 500}1{'}' * 500}", "/mine.yaml: its sections lie too deep in each other"),
+        ("mine.yaml", f"x: {'{a: ' * 500}1{'}' * 500}", "/mine.yaml: its sections are nested too deeply"),
         ("mine.yaml", "x: 1\n---\ny: 2", "/mine.yaml, line 2: expected a single document in the stream, but found "),
     ],
 )
