@@ -18,7 +18,7 @@ _REMEDIES = {
     errno.EACCES: "change its permissions, or use another folder",
     errno.EPERM: "change its permissions, or use another folder",
     errno.EISDIR: "a file is needed; name one",
-    errno.ENOENT: "look for a typing error",
+    errno.ENOENT: "check the spelling",
     errno.ELOOP: "its links lead in a circle; remove one of them",
     errno.ENAMETOOLONG: "use a shorter name",
 }

@@ -110,7 +110,7 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
             page = f"https://huggingface.co/{repo_id}"
             return f"gated; accept its terms at {page}, make a token of that account and {store}"
         case errors.RepositoryNotFoundError():
-            return f"not on the Hub, or private; look for a typing error, or make a token that may read it and {store}"
+            return f"not on the Hub, or private; check the spelling, or make a token that may read it and {store}"
         case errors.RevisionNotFoundError():
             return f"has no revision {revision}; its page lists the branches and tags"
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):

@@ -85,12 +85,12 @@ def import_dotpath(dotpath: str) -> Callable[..., Any]:
         raise PrefkdError(f"{dotpath!r} is not a dotted path; write one such as torch.optim.AdamW")
     found, path = _member(None, "", parts[0]), parts[0]
     if found is None:
-        raise PrefkdError(f"{dotpath}: there is no module {path}; install it, or look for a typing error")
+        raise PrefkdError(f"{dotpath}: there is no module {path}; install it, or check the spelling")
     for part in parts[1:]:
         inner = _member(found, path, part)
         if inner is None:
             close = get_close_matches(part, dir(found), n=1)  # all names of a module would fill the screen
-            hint = f"did you mean {close[0]}?" if close else "look for a typing error"
+            hint = f"did you mean {close[0]}?" if close else "check the spelling"
             raise PrefkdError(f"{dotpath}: {path} has no {part}; {hint}")
         found, path = inner, f"{path}.{part}"
     if not callable(found):

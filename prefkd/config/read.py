@@ -33,8 +33,8 @@ from prefkd.errors import ConfigError, PrefkdError, Problem, explain, first_line
 ConfigType = TypeVar("ConfigType")
 # What OmegaConf says of an interpolation, and how prefkd says it.
 _PLAIN = {
-    r"Interpolation key '(.*)' not found": r"there is no key \1; look for a typing error",
-    r"Error resolving key '(.*)'": r"there is no key \1; look for a typing error",
+    r"Interpolation key '(.*)' not found": r"there is no key \1; check the spelling",
+    r"Error resolving key '(.*)'": r"there is no key \1; check the spelling",
     r"(Recursive interpolation|Interpolation to parent node) detected": "it leads back to itself; give a value",
     r"\"?Environment variable '(.*)' not found\"?": r"the environment has no variable \1; set it, or give a value",
     r"Unsupported interpolation type (.*)": r"there is no ${\1:...}; use shipped or oc.env",

@@ -298,8 +298,8 @@ MISTAKES = {
     ),
     "missing config": Mistake("stages.last.config: missing; give a string", old="    config: ./join.yaml\n", new=""),
     "unknown stage": Mistake("there is no stage lfet; did you mean left?", old="stages.left.", new="stages.lfet."),
-    "unknown attribute": Mistake("key 'stages.left.output' not found", old="left.output_dir", new="left.output"),
-    "unknown value": Mistake("key 'values.word' not found", old="values.words", new="values.word"),
+    "unknown attribute": Mistake("there is no key stages.left.output", old="left.output_dir", new="left.output"),
+    "unknown value": Mistake("there is no key values.word", old="values.words", new="values.word"),
     "unknown output": Mistake(
         "stage last: sources.0: stage left writes no joint.txt; did you mean joined.txt?", old="joined", new="joint"
     ),
