@@ -177,7 +177,7 @@ def test_override_with_nothing_is_null(load):
         ("optimizer: {betas: high}", "optimizer.betas: 'high' is not a list of 2 (a number, a number), which "),
         ("optimizer: {betas: {'0': 0.5}}", "optimizer.betas: {'0': 0.5} is not a list of 2 (a number, a number), "),
         ("logger: {_component_: torch.nn.L1Loss, reduction: 3}", "logger.reduction: 3 is not a string, which torch.nn"),
-        ("max_steps: ${nowhere}", "max_steps: '${nowhere}' cannot be resolved: there is no key nowhere; look for "),
+        ("max_steps: ${nowhere}", "max_steps: '${nowhere}' cannot be resolved: there is no key nowhere; check the "),
         ("max_steps: ${..a}", "max_steps: '${..a}' cannot be resolved: there is no key "),
         ("max_steps: ${max_steps}", "max_steps: '${max_steps}' cannot be resolved: it leads back to itself; give a "),
         ("max_steps: ${oc.env:NOWHERE_AT_ALL}", "max_steps: '${oc.env:NOWHERE_AT_ALL}' cannot be resolved: the "),
