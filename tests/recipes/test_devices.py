@@ -82,7 +82,9 @@ def run_step(recipe: str, world, devices: Devices, *settings: str) -> list[str]:
                     named = {name: value for name, value in table.items() if value is not None}
                     table.update({name: made.setdefault(value, empty(value)) for name, value in named.items()})
         batch = with_tensors(outlines.batch, empty)
-    run = SimpleNamespace(**vars(outlines.models) | {"teacher": outlines.teacher.read})
+    run = SimpleNamespace(
+        **vars(outlines.models) | {"teacher": outlines.teacher.read}, with_reference=lambda batch: batch
+    )
     run.lr_schedule = SimpleNamespace(last_epoch=0 if student.projectors is not None else math.inf)
     groups = [{"params": [*part.parameters()]} for part in (student.lm, student.projectors) if part is not None]
     with mode, MemoryTracker([]), devices:

@@ -65,8 +65,9 @@ REFUSED = {
     "1e-6 say",
     ("optimizer={_component_: torch.optim.AdamW, lr: 0.1, betas: [2, 2]}",): "optimizer: torch.optim.AdamW refuses its "
     "arguments: Invalid beta parameter at index 0: 2",
-    ("optimizer={_component_: torch.optim.AdamW, lr: 0.1, betas: [0.9]}",): "optimizer: torch.optim.AdamW refuses its "
-    "arguments: ",
+    (
+        "optimizer={_component_: torch.optim.AdamW, lr: 0.1, betas: [0.9]}",
+    ): "optimizer.betas: [0.9] is not a list of 2 (a number, a number), which torch.optim.AdamW asks for",
     ("optimizer={_component_: torch.optim.LBFGS}",): "optimizer: a step of torch.optim.LBFGS fails (TypeError: ",
     ("optimizer={_component_: torch.optim.SGD, lr: 1e-30}",): "optimizer: a step of torch.optim.SGD changes no weight; "
     "use a larger lr or other settings",
