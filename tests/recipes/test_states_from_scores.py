@@ -15,7 +15,6 @@ from prefkd.data.rows import STATES
 from prefkd.data.scores import HEAD, begin_scores, open_scores
 from prefkd.errors import ConfigError
 from prefkd.models import frozen as frozen_module
-from prefkd.models import top_states
 from tests.processes import run_processes
 from tests.recipes import two_models
 from tests.recipes.test_kept_distributions import errors, objective
@@ -100,14 +99,14 @@ def test_states_of_rejected_answers_are_not_there(world, scores, tmp_path, capsy
 
 
 def test_a_full_disk_is_found_before_the_teacher_is_loaded(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(top_states.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(60_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(60_000))
     score(world, tmp_path / "out", KEEP, *ROUNDED, code=2)
     assert "GB left; free some, or keep less" in capsys.readouterr().err
     assert not (tmp_path / "out" / "scores").exists()
 
 
 def test_a_folder_without_states_gets_none(tmp_path):
-    parts = {"keep.models": "teacher", "keep.top_k": 4}
+    parts = {"keep.models": "teacher", "keep.top_k": 4, "pairs_per_shard": 8, "train.pairs": 1, "held_out.pairs": 0}
     begin_scores(tmp_path, parts)  # of a version that knew of no states
     begin_scores(tmp_path, parts | {"keep.states": False})
     with pytest.raises(ConfigError, match=r"keep\.states: is True here, but was False"):
