@@ -40,7 +40,7 @@ def table(*headings: str, wraps: bool = False) -> Table:
     """An empty table without lines.
 
     Args:
-        headings: Headings of its columns; if all are empty, there is no row of headings.
+        headings: Headings of its columns; if all are empty, their row is left out.
         wraps: Break long cells into lines, rather than cut them.
     """
     made = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=any(headings))
@@ -55,5 +55,5 @@ def heading(text: str) -> Text:
 
 
 def in_one_line(text: str) -> Text:
-    """A cell in one line, which is cut where there is no room."""
+    """A cell in one line, which is cut at the width of its column."""
     return Text(text, no_wrap=True, overflow="ellipsis")

@@ -25,6 +25,8 @@ def split_pairs(arguments: Arguments) -> None:
         if json.loads((out / "sizes.json").read_text()) != sizes:
             raise SystemExit(f"{out} holds a study of other sizes; name another --out")
         return
+    if arguments.teacher_pairs < arguments.train_pairs:
+        raise SystemExit("--teacher-pairs is less than --train-pairs, which are among them; raise it")
     config = DataConfig(
         source=arguments.data, subset=arguments.subset, split=arguments.split, held_out_fraction=0.0, on_bad_row="skip"
     )
@@ -43,7 +45,7 @@ def split_pairs(arguments: Arguments) -> None:
             prompts.add(prompt)
             short.append(pair)
     parts = {"held_out": sizes["held_out_pairs"], "development": sizes["development_pairs"]}
-    needed = sum(parts.values()) + max(sizes["train_pairs"], sizes["teacher_pairs"])
+    needed = sum(parts.values()) + sizes["teacher_pairs"]
     if len(short) < needed:
         raise SystemExit(
             f"{len(short)} pairs are short enough, and {needed} are needed; lower a size or raise --tokens"

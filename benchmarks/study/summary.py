@@ -176,16 +176,18 @@ def holm(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
 
 def rate_lines(out: Path, rows: Sequence[str]) -> Iterator[str]:
     """What the learning rates were chosen by."""
-    found = {}
+    found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         for rates in rates_read(out, "development", row).values():
-            found |= {(row, rate): reward_accuracy(out, "development", name) for rate, name in rates.items() if rate}
+            for rate, name in rates.items():
+                if rate is not None:
+                    found.setdefault((row, rate), []).append(reward_accuracy(out, "development", name))
     columns = sorted({rate for _, rate in found})
     yield from ("", "Reward accuracy on the development pairs, by learning rate:", "")
     yield f"| row | {' | '.join(f'{rate:g}' for rate in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
     for row in dict.fromkeys(row for row, _ in found):
-        cells = [f"{found[row, rate]:.3f}" if (row, rate) in found else "" for rate in columns]
+        cells = [f"{np.mean(found[row, rate]):.3f}" if (row, rate) in found else "" for rate in columns]
         yield f"| {row} | {' | '.join(cells)} |"
 
 

@@ -74,7 +74,7 @@ def map_pairs(
 
 
 def _unreadable_rows(rows: Dataset, sides: Mapping[str, ModelSide]) -> dict[int, str]:
-    """The rows with a token that a model has no embedding for, and what it is; not cached, since models may change."""
+    """The rows with a token that a model has no embedding for, with that token; not cached, since models may change."""
     found: dict[int, str] = {}
     for name, side in sides.items():
         prompts, answers = read_columns(name, instructed=Contents.of(rows).instructed)

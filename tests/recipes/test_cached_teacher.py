@@ -44,10 +44,11 @@ FOLLOWING = (
         ("tis_dpo_distill", ("weights.reduce=mean", "weights.eos_weight=0.0"),
          ("weights.reduce=mean", "weights.eos_weight=0.0", *WEIGHTED)),
         ("tis_dpo_distill", ("reference=student",), ("reference=student", *WEIGHTED)),
+        ("tis_dpo_distill", ("weights.contrast=uniform",), ("weights.contrast=uniform",)),
         ("dskd_distill", FOLLOWING, (*FOLLOWING, *WEIGHTED)),
         ("dpo_distill", (), ()),
     ],
-    ids=["tis", "tis, means", "tis, own start", "dskd, own start that follows", "dpo"],
+    ids=["tis", "tis, means", "tis, own start", "tis, uniform", "dskd, own start that follows", "dpo"],
 )  # fmt: skip
 def test_cached_is_live(world, scores, tmp_path, monkeypatch, recipe, live, on_scores):
     alone = "training.microbatch_size=1"

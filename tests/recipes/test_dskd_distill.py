@@ -138,7 +138,11 @@ def test_terms_of_one_vocabulary(tmp_path):
 
 @pytest.mark.parametrize(
     ("term", "recipe", "settings"),
-    [("tis_dpo", "tis_dpo_distill", ()), ("dpo", "dpo_distill", ("reference=student", "refresh={every: 1}", AT_ONCE))],
+    [
+        ("tis_dpo", "tis_dpo_distill", ()),
+        ("dpo", "dpo_distill", ()),
+        ("dpo", "dpo_distill", ("reference=student", "refresh={every: 1}", AT_ONCE)),
+    ],
 )
 def test_one_preference_term_is_the_recipe_of_that_name(world, tmp_path, term, recipe, settings):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

@@ -230,6 +230,7 @@ def test_the_student_can_be_the_reference(pair_world, tmp_path):
         ("dpo", (loss("bco_loss"), "dynamic_beta=null")),
         ("dpo", ("dynamic_beta={}",)),
         ("dpo_distill", CENTRED[:2]),
+        ("tis_dpo_distill", ("reference=student", *REMEMBERING["refresh"])),
         ("dskd_distill", (TERM_ALONE, "reference=student", *REMEMBERING["refresh"])),
     ],
 )
