@@ -42,7 +42,7 @@ def test_a_row_takes_the_rate_that_is_best_on_the_development_pairs(tmp_path):
     write_reading(tmp_path, "development", "start", [0, 0, 0])
     for rate, margins in {1e-5: [1, -1, -1], 3e-5: [1, 1, -1], 1e-4: [2, 2, -1]}.items():
         write_reading(tmp_path, "development", readings.run_name("dpo", 4, rate), margins)
-    assert readings.best_rate(tmp_path, "dpo", 4, (1e-5, 3e-5, 1e-4)) == 3e-5  # a tie, the first
+    assert readings.best_rate(tmp_path, "dpo", 4, (1e-5, 3e-5, 1e-4), "reward accuracy") == 3e-5  # a tie, the first
 
 
 def test_the_runner_tries_each_rate_and_goes_on_with_the_best(tmp_path):

@@ -1,7 +1,7 @@
 """What the runs of the study have written of each model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ def rates_read(out: Path, part: str, row: str) -> dict[int, dict[float | None, s
     return found
 
 
-def best_rate(out: Path, row: str, seed: int, rates: tuple[float, ...]) -> float:
-    """The learning rate with which a row has the highest reward accuracy on the development pairs; a tie, the first."""
-    return max(rates, key=lambda rate: reward_accuracy(out, "development", run_name(row, seed, rate)))
+def best_rate(out: Path, row: str, seed: int, rates: tuple[float, ...], metric: str) -> float:
+    """The learning rate with which a row is best on the development pairs; of equal ones, the first."""
+    return max(rates, key=lambda rate: mean_metric(out, "development", run_name(row, seed, rate), metric))
 
 
-def reward_accuracy(out: Path, part: str, name: str) -> float:
-    """The share of pairs whose margin is higher than at the start."""
+def mean_metric(out: Path, part: str, name: str, metric: str) -> float:
+    """The mean of a metric over the pairs of a part."""
     own, start = records(out, part, name), records(out, part, "start")
-    return float(np.mean([preferred(margin(own[key]) - margin(start[key])) for key in start]))
+    return float(np.mean([METRICS[metric](own[key], start[key]) for key in start]))
 
 
 def records(out: Path, part: str, name: str, checkpoint: str = "model") -> dict[str, Record]:
@@ -89,3 +89,15 @@ def margin(row: Record) -> float:
 def preferred(difference: float) -> float:
     """1 where the chosen answer gets more, 0 where less, 1/2 where both get the same."""
     return (np.sign(difference) + 1) / 2
+
+
+# From what is read of a model and of the start, for a pair.
+METRICS: dict[str, Callable[[Record, Record], float]] = {
+    "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
+    "log-prob accuracy": lambda row, start: preferred(margin(row)),
+    "per-token accuracy": lambda row, start: preferred(
+        row["chosen_logprob"] / row["chosen_tokens"] - row["rejected_logprob"] / row["rejected_tokens"]
+    ),
+    "reward margin, nats": lambda row, start: margin(row) - margin(start),
+    "NLL of chosen, nats a token": lambda row, start: -row["chosen_logprob"] / row["chosen_tokens"],
+}

@@ -111,7 +111,7 @@ def chain(row: str, seed: int, arguments: Arguments, entries: dict[str, Any]) ->
     if arguments.rates:
         for tried in arguments.rates:
             yield from row_jobs(row, settings, arguments.seeds[0], arguments, rate=tried, part="development")
-        rate = best_rate(arguments.out, row, arguments.seeds[0], arguments.rates)
+        rate = best_rate(arguments.out, row, arguments.seeds[0], arguments.rates, arguments.primary)
     yield from row_jobs(row, settings, seed, arguments, rate=rate, part="held_out")
 
 

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 HERE = Path(__file__).resolve().parent
 # Whatever the length of a seed, these come in this order: rows that answer the question first.
 MAIN = ("dpo", "dpo_distill", "tis_teacher", "tis_student", "sft")
+
+# Metrics of readings.py that are the better the higher they are.
+Primary = Literal["reward accuracy", "log-prob accuracy", "per-token accuracy", "reward margin, nats"]
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Arguments:
     """Seeds that shuffle the pairs."""
     rates: tuple[float, ...] = ()
     """Learning rates from which each row takes its best on the development pairs; that of rows.yaml if not given."""
+    primary: Primary = "reward accuracy"
+    """Metric by which a learning rate is best."""
     train_pairs: int = 56
     """Pairs that a student sees, and the teachers without `_many`."""
     teacher_pairs: int = 560

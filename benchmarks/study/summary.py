@@ -9,28 +9,18 @@ whose learning rate was chosen, without it that of runs with the learning rate o
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
 import yaml
-from readings import Record, margin, preferred, rates_read, records, reward_accuracy, wins, words
-from settings import HERE
+from readings import METRICS, margin, mean_metric, preferred, rates_read, records, wins, words
+from settings import HERE, Primary
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
 ALONE = ("start", "sft", "dpo", "cdpo", "tis_shuffled", "tis_shuffled_many", "tis_random")
-# From what is read of a model and of the start, for a pair.
-METRICS: dict[str, Callable[[Record, Record], float]] = {
-    "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
-    "log-prob accuracy": lambda row, start: preferred(margin(row)),
-    "per-token accuracy": lambda row, start: preferred(
-        row["chosen_logprob"] / row["chosen_tokens"] - row["rejected_logprob"] / row["rejected_tokens"]
-    ),
-    "reward margin, nats": lambda row, start: margin(row) - margin(start),
-    "NLL of chosen, nats a token": lambda row, start: -row["chosen_logprob"] / row["chosen_tokens"],
-}
 # Metric -> seed, None for the start -> (n,) a value for each held-out pair, in the same order for all.
 Values = Mapping[str, Mapping[int | None, np.ndarray]]
 
@@ -47,15 +37,13 @@ class Arguments:
     """Take the runs whose learning rate was chosen."""
     baseline: str = "dpo"
     """The row with which all others are compared."""
-    primary: str = "reward accuracy"
-    """The metric whose differences are tested."""
+    primary: Primary = "reward accuracy"
+    """The metric whose differences are tested, and by which learning rates were chosen."""
     draws: int = 10_000
     """Bootstrap samples."""
 
 
 def main(arguments: Arguments) -> None:
-    if arguments.primary not in METRICS:
-        raise SystemExit(f"no metric is named {arguments.primary}; there are {', '.join(METRICS)}")
     known = yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8"))["rows"]
     rows = [row for row in known if row in (arguments.rows or known)]
     names = {row: names_of(arguments.out, row, tuned=arguments.tuned) for row in rows}
@@ -64,7 +52,7 @@ def main(arguments: Arguments) -> None:
     table = [
         *value_lines(values, draw),
         *difference_lines(values, arguments.baseline, arguments.primary, draw),
-        *(rate_lines(arguments.out, rows) if arguments.tuned else ()),
+        *(rate_lines(arguments.out, rows, arguments.primary) if arguments.tuned else ()),
         *judged_lines(arguments.out, {row: names[row] for row in rows if row in values}, draw),
         *teacher_lines(arguments.out, draw),
     ]
@@ -174,16 +162,16 @@ def holm(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     return corrected
 
 
-def rate_lines(out: Path, rows: Sequence[str]) -> Iterator[str]:
+def rate_lines(out: Path, rows: Sequence[str], primary: str) -> Iterator[str]:
     """What the learning rates were chosen by."""
     found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         for rates in rates_read(out, "development", row).values():
             for rate, name in rates.items():
                 if rate is not None:
-                    found.setdefault((row, rate), []).append(reward_accuracy(out, "development", name))
+                    found.setdefault((row, rate), []).append(mean_metric(out, "development", name, primary))
     columns = sorted({rate for _, rate in found})
-    yield from ("", "Reward accuracy on the development pairs, by learning rate:", "")
+    yield from ("", f"{primary.capitalize()} on the development pairs, by learning rate:", "")
     yield f"| row | {' | '.join(f'{rate:g}' for rate in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
     for row in dict.fromkeys(row for row, _ in found):
