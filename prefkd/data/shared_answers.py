@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from prefkd.data.frames import Frame, rewrites
 from prefkd.data.messages import Answer, Message, answer_text
-from prefkd.data.sides import Frame, ModelSide, rewrites
+from prefkd.data.sides import ModelSide
 from prefkd.data.templates import Tools
 from prefkd.errors import DataError
 

@@ -1,20 +1,15 @@
 """How one model reads a conversation: its chat template or a plain one, its special tokens, its tokens.
 
-A prompt is everything that a model reads before its answer, a response is the text of the answer and nothing else:
-
-    <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n   Hi there!   <|im_end|>\\n
-    prompt                                                      response    the end: its first token is the EOS
-
-Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`, but for three things. No
-token straddles the border, so that response offsets count from the response's start. Special-token text in a message
-stays text. Where a template writes no end, an answer ends with the EOS, and is joined with nothing that the template
-writes next.
+A prompt is everything that a model reads before its answer, a response is the text of the answer and nothing else
+(`prefkd.data.frames`). Their tokens are those of the whole conversation through `apply_chat_template(tokenize=True)`,
+but for three things. No token straddles the border, so that response offsets count from the response's start.
+Special-token text in a message stays text. Where a template writes no end, an answer ends with the EOS, and is joined
+with nothing that the template writes next.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefkd.data.encoder import GUARD, Cue, Encoder, Line, Tokens, any_of
+from prefkd.data.encoder import Cue, Encoder, Line, Tokens
+from prefkd.data.frames import Frame, Framing
 from prefkd.data.messages import Answer, Message
 from prefkd.data.template_settings import TemplateSettings, template_settings
 from prefkd.data.templates import HELLO, PLAIN, PROBE, ChatTemplate, PlainTemplate, Template, Tools
@@ -38,27 +34,6 @@ VERSION = 6
 APART = ("\n", "a", ".", "0", "\u4e00")
 # So many characters of an answer decide about the last tokens of its prompt.
 HEAD = 4
-
-_TAKE_OUT = "give a template that writes them, or take them out of the data"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a model's template writes around an answer.
-
-    Attributes:
-        before: The prompt. Special-token text of a message is guarded.
-        gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
-        after: The end of the answer and whatever follows it.
-        cue: The end of the prompt, behind which the answer is tokenised.
-        tools: The tools that the prompt tells of, or None.
-    """
-
-    before: str
-    gap: str
-    after: str
-    cue: Cue
-    tools: Tools | None = None
 
 
 class ModelSide:
@@ -108,15 +83,12 @@ class ModelSide:
         self.uses_chat_template = settings.kind != "plain" and bool(own) and own not in PLAIN
         self.template: Template = ChatTemplate(tokenizer, self.name) if self.uses_chat_template else PlainTemplate()
         self.encoder = Encoder(tokenizer)
-        # An end that is one token need not be a special one. Some vocabularies hold runs of blanks as added tokens.
-        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
-        self._added_tokens = any_of({*added, *tokenizer.all_special_tokens})
         try:
-            self._example = self._frame(HELLO)
+            self.framing = Framing(self.template, self.encoder, self.name)
         except DataError as error:
             raise PrefkdError(str(error)) from error
         self.bos_id = self._find_bos()
-        self.end, end_token = self._end_of(self._example.after)
+        self.end, end_token = self.framing.end, self.framing.end_token
         eos_id = self.tokenizer.convert_tokens_to_ids(end_token) if end_token else self.tokenizer.eos_token_id
         if eos_id is None:
             raise PrefkdError(f"{self.name}: neither its tokenizer nor its template has a token that ends an answer")
@@ -144,89 +116,12 @@ class ModelSide:
             self.tokenizer.chat_template = given + own
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False, tools: Tools | None = None) -> Frame:
-        """What stands before and after an answer to these messages.
-
-        Args:
-            messages: The conversation.
-            tools: The tools that can be called.
-            thoughts: Whether text that the template puts before every answer, as Qwen3 an empty thought, is part of
-                the answer and not of the prompt. Only so can the answer have a thought of its own there.
-
-        Raises:
-            DataError: The template refuses the conversation, leaves a part of it out, or asks for an answer in another
-                way than it writes one.
-        """
-        messages, tools = _without_guards(list(messages)), tools and _without_guards(list(tools))
-        guarded = _in_texts(messages, self.encoder.guard)
-        frame = self._frame(guarded, thoughts=thoughts, tools=tools and _in_texts(tools, self.encoder.guard))
-        bare = frame.before.replace(GUARD, "")
-        if tools or any(turn["role"] in ("tool", "developer") or "tool_calls" in turn for turn in messages):
-            self._require_all_of(messages, tools)
-        if GUARD in frame.before and bare != self._frame(messages, thoughts=thoughts, tools=tools).before:
-            raise DataError(
-                f"the chat template of {self.name} reads special tokens in a message as its own; take them out of the "
-                "message or use template: plain"
-            )
-        if self._end_of(frame.after)[0] != self.end:
-            raise DataError(
-                f"the chat template of {self.name} ends this answer with {frame.after[:30]!r}, but others with "
-                f"{self.end!r}; use template: plain"
-            )
-        return replace(frame, tools=tools)
-
-    def _require_all_of(self, messages: Sequence[Message], tools: Tools | None) -> None:
-        """Make sure that a template writes what not all templates know: tools, calls, what tools and developers say."""
-
-        def leaves_out(others: Sequence[Message], other_tools: Tools | None) -> bool:
-            try:
-                return self._frame(others, tools=other_tools).before == self._frame(messages, tools=tools).before
-            except DataError:  # without it the conversation makes no sense to the template
-                return False
-
-        if tools and leaves_out(messages, None):
-            raise DataError(
-                f"the chat template of {self.name} takes no tools; remove field 'tools', or give a template"
-            )
-        if any("tool_calls" in turn for turn in messages):
-            bare = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
-            if leaves_out(bare, tools):
-                raise DataError(f"the chat template of {self.name} leaves out calls of tools; {_TAKE_OUT}")
-        for i, turn in enumerate(messages):
-            other = Message({**turn, "content": f"{turn['content']} {PROBE}"})
-            told = turn["role"] in ("tool", "developer")
-            if told and leaves_out([*messages[:i], other, *messages[i + 1 :]], tools):
-                raise DataError(
-                    f"the chat template of {self.name} leaves out messages of the role {turn['role']}; {_TAKE_OUT}"
-                )
+        """What stands before and after an answer to these messages, as `Framing.frame` has it."""
+        return self.framing.frame(messages, thoughts=thoughts, tools=tools)
 
     def response(self, messages: Sequence[Message], answer: Answer, frame: Frame) -> str:
-        """The answer as the template writes it: many trim it.
-
-        Raises:
-            DataError: The template writes it elsewhere, leaves out its calls, or changes what stands around it.
-        """
-        messages = _without_guards(list(messages))
-        written = self.template.write(messages, answer, frame.tools)
-        before = frame.before.replace(GUARD, "") + frame.gap
-        if isinstance(answer, dict):
-            if written == self.template.write(messages, answer["content"], frame.tools):
-                raise DataError(f"the chat template of {self.name} leaves out calls of tools; {_TAKE_OUT}")
-            if special := self.encoder.special.search(
-                written[len(frame.before.replace(GUARD, "")) : -len(frame.after)]
-            ):
-                raise DataError(
-                    f"the chat template of {self.name} writes calls with the special token {special[0]}, and "
-                    "special-token text in an answer is text; take answers that call tools out of the data"
-                )
-            answer = answer["content"]
-        if "<think>" in answer and self._thought_token:
-            raise DataError(
-                f"the chat template of {self.name} writes thoughts behind the special token {self._thought_token}, and "
-                "special-token text in an answer is text; set template.thoughts to drop"
-            )
-        if not written.startswith(before) or not written[len(before) :].endswith(frame.after):
-            raise DataError(f"the chat template of {self.name} {rewrites(answer)}")
-        return written[len(before) : len(written) - len(frame.after)]
+        """The answer as the template writes it, as `Framing.response` has it."""
+        return self.framing.response(messages, answer, frame)
 
     def encode_prompts(
         self, frames: Sequence[Frame], answers: Sequence[Sequence[str]] | None = None
@@ -265,7 +160,7 @@ class ModelSide:
         Raises:
             DataError: The tokenizer joins a response with its end, so that no token ends where it does.
         """
-        frames = [self._example] * len(texts) if frames is None else frames
+        frames = [self.framing.example] * len(texts) if frames is None else frames
         lines = [self._line(frame.cue, frame.gap + text) for frame, text in zip(frames, texts, strict=True)]
         responses = []
         for frame, text, tokens in zip(frames, texts, self.encoder.encode_lines(lines), strict=True):
@@ -280,17 +175,6 @@ class ModelSide:
         return "a a" in self.tokenizer.backend_tokenizer.decode([*ids, *ids])
 
     @cached_property
-    def _thought_token(self) -> str | None:
-        """The special token behind which the template writes thoughts in a notation of its own, as that of gpt-oss."""
-        turn: Any = {"role": "assistant", "content": "Hi", "reasoning_content": PROBE, "thinking": PROBE}
-        try:
-            before, found, _ = self.template.write(HELLO, turn).partition(PROBE)
-        except DataError:
-            return None
-        *_, token = (None, *(match[0] for match in self.encoder.special.finditer(before)))
-        return token if found and token != "<think>" and before.rstrip().endswith(token or "<think>") else None
-
-    @cached_property
     def fingerprint(self) -> str:
         """Names tokenizer, template and special tokens; it changes when one of them does."""
         backend = self.tokenizer.backend_tokenizer
@@ -299,44 +183,20 @@ class ModelSide:
         made_of = (backend.to_str(), self.template.source, self.bos_id, self.end_ids, self.keeps_thoughts)
         return fingerprint("side", VERSION, *made_of)
 
-    def _frame(self, messages: Sequence[Message], *, thoughts: bool = False, tools: Tools | None = None) -> Frame:
-        asked, written = (self.template.write(messages, answer, tools) for answer in (None, PROBE))
-        before, found, after = written.rpartition(PROBE)
-        if found and asked.rstrip().endswith("<think>") and not before.startswith(asked):
-            raise DataError(
-                f"the chat template of {self.name} begins a thought where it asks for an answer ({asked[-20:]!r}), but "
-                "writes answers without one, so no answer could be trained where it is asked for; take <think> out of "
-                "the generation prompt in the chat template or use template: plain"
-            )
-        if not found or not before.startswith(asked):
-            raise DataError(
-                f"the chat template of {self.name} ends a prompt with {asked[-30:]!r}, but writes answers after "
-                f"{before[-30:]!r}; use template: plain"
-            )
-        gap = before.removeprefix(asked)
-        if gap.strip(" "):
-            asked, gap = asked if thoughts else before, ""
-        return Frame(asked, gap, after, self.encoder.cue(asked))
-
     def _find_bos(self) -> int | None:
         """Whether a prompt begins with the BOS is for the chat template to say, else for the tokenizer."""
         if not self.uses_chat_template:
             bare, whole = (self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
             return whole[0] if whole[0] != bare[0] else None
         bos = self.tokenizer.bos_token
-        openings = [self._example.before, self.template.write([Message(role="system", content=PROBE), *HELLO])]
+        openings = [self.framing.example.before, self.template.write([Message(role="system", content=PROBE), *HELLO])]
         return self.tokenizer.bos_token_id if bos and any(text.startswith(bos) for text in openings) else None
-
-    def _end_of(self, after: str) -> tuple[str, str]:
-        """The text that ends an answer, and the added token that it ends with, if there is one."""
-        found = self._added_tokens.search(after)
-        return (after[: found.end()], found[0]) if found else (after.rstrip(), "")
 
     def _find_end_ids(self) -> list[int]:
         """The tokens of the end, as they are behind an answer."""
         if not self.end:
             return [self.eos_id]
-        cue, gap = self._example.cue, self._example.gap
+        cue, gap = self.framing.example.cue, self.framing.example.gap
         for text in (PROBE, "a", "0", "\u4e00"):
             [(ids, offsets)] = self.encoder.encode_lines([self._line(cue, gap + text)])
             start = len(cue.text + gap + text)
@@ -348,7 +208,7 @@ class ModelSide:
     def _line(self, cue: Cue, text: str) -> Line:
         """A text behind the end of a prompt, followed by what ends an answer."""
         if self.stop_text:  # what follows may be joined with it
-            return Line(cue.special, cue.text + text + self._example.after, "")
+            return Line(cue.special, cue.text + text + self.framing.example.after, "")
         return Line(cue.special, cue.text + text + self.end.removesuffix(self._end_special), self._end_special)
 
     def _tails(self, keys: Iterable[tuple[Cue, str]]) -> dict[tuple[Cue, str], list[int] | None]:
@@ -447,19 +307,6 @@ class ModelSide:
         )
 
 
-def _without_guards(value: Any) -> Any:
-    return _in_texts(value, lambda text: text.replace(GUARD, "\ufffd"))
-
-
-def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A value with all its texts changed, those of keys and roles apart."""
-    if isinstance(value, list):
-        return [_in_texts(part, change) for part in value]
-    if isinstance(value, dict):
-        return {key: part if key in ("role", "type") else _in_texts(part, change) for key, part in value.items()}
-    return change(value) if isinstance(value, str) else value
-
-
 def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
     """Put the last tokens where something follows in place of those where nothing does; whether this could be done."""
     same = next((i for i, (one, other) in enumerate(zip(alone, followed, strict=False)) if one != other), None)
@@ -469,13 +316,3 @@ def _replace_end(row: list[int], alone: list[int], followed: list[int]) -> bool:
     if found:
         row[kept:] = followed[same:]
     return found
-
-
-def rewrites(answer: str) -> str:
-    """What a template that does not write an answer as it is has done to it."""
-    if "think>" in answer:
-        return (
-            "takes the thought out of this answer or puts it elsewhere; remove <think> ... </think> from the answer, "
-            "set template.thoughts to drop, or use template: plain"
-        )
-    return "writes something of its own for this answer"

@@ -6,10 +6,11 @@ from itertools import chain
 from typing import Any
 
 from prefkd.data.formats import check_answers
+from prefkd.data.frames import Frame
 from prefkd.data.messages import Answer, Message, unpack_calls
 from prefkd.data.rows import ANSWERS, INSTRUCTIONS, AlignedRow, Reading
 from prefkd.data.shared_answers import write_answers
-from prefkd.data.sides import Frame, ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.errors import DataError
 
 

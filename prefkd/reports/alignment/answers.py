@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from prefkd.data.frames import Frame
 from prefkd.data.messages import Message, unpack_calls
 from prefkd.data.rows import ANSWERS, SIDES, AlignedAnswer, AlignedRow
 from prefkd.data.shared_answers import write_answers
-from prefkd.data.sides import Frame, ModelSide
+from prefkd.data.sides import ModelSide
 from prefkd.data.token_map import BYTE_OF
 from prefkd.method.parent_tokens import find_parents_batch
 from prefkd.reports.pairs import TokenText
