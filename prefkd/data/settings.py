@@ -13,7 +13,7 @@ from prefkd.data.layouts.candidates import Pairing
 from prefkd.data.layouts.tools import ANSWERS, QUESTIONS
 from prefkd.data.layouts.unpaired import NAMES as JUDGED
 from prefkd.data.own_rows import reader_problems
-from prefkd.data.sources import source_problems, split_problems
+from prefkd.data.sources import part_problems, source_problems, split_problems
 from prefkd.data.worth import SCORES
 from prefkd.errors import Problem, nearest
 
@@ -65,10 +65,7 @@ class Rows:
         if self.source is None:
             return
         yield from source_problems(self.source, "source")
-        yield from split_problems(self.source, self.split, "split")
-        for name in ("subset", "revision"):
-            if Path(self.source).is_file() and getattr(self, name) is not None:
-                yield f"{name}: {getattr(self, name)} means nothing to a file; leave it out"
+        yield from part_problems(self.source, split=self.split, subset=self.subset, revision=self.revision)
         if self.format not in ("auto", *FORMATS, *LAYOUTS):
             yield f"format: {self.format} is unknown{nearest(self.format, ['auto', *FORMATS, *LAYOUTS])}"
         for name, column in self.columns.items():

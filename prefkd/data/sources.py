@@ -123,6 +123,17 @@ def _folder_problems(folder: Path) -> Iterator[str]:
             yield f"{file} is a link to {file.readlink()}, which does not exist"
 
 
+def part_problems(
+    source: str, *, split: str, subset: str | None, revision: str | None = None
+) -> Iterator[Problem | str]:
+    """What keeps the part of a source that a config names from being read."""
+    yield from split_problems(source, split, "split")
+    if Path(source).is_file():
+        for name, value, unset in (("split", split, "train"), ("subset", subset, None), ("revision", revision, None)):
+            if value != unset:
+                yield f"{name}: {value} means nothing to a file; leave it out"
+
+
 def split_problems(source: str, split: str, key: str) -> Iterator[Problem]:
     """What keeps a split of a folder from being read. Only the Hub knows the splits of a data set that it has.
 

@@ -9,7 +9,6 @@ transcript of Human and Assistant.
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ from prefkd.data.formats import (
 )
 from prefkd.data.layouts import find_layout, read_layout
 from prefkd.data.messages import Message, decode_messages, read_messages
-from prefkd.data.sources import open_source, source_problems
+from prefkd.data.sources import open_source, part_problems, source_problems
 from prefkd.data.transcripts import is_transcript, read_transcript_prompt
 from prefkd.errors import DataError, Problem
 from prefkd.files import fingerprint
@@ -60,8 +59,7 @@ class PromptsConfig:
 
     def problems(self) -> Iterator[Problem | str]:
         yield from source_problems(self.source, "source")
-        if self.subset is not None and Path(self.source).is_file():
-            yield f"subset: {self.subset} means nothing to a file; leave it out"
+        yield from part_problems(self.source, split=self.split, subset=self.subset)
         yield from size_problems(self, "limit")
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
 

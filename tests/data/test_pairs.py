@@ -280,6 +280,7 @@ PROBLEMS = {
         "held_out_split: test means nothing to a file; name a held_out_source instead",
     ),
     "subset of a file": ({"subset": "x"}, "subset: x means nothing to a file; leave it out"),
+    "training split of a file": ({"split": "test"}, "split: test means nothing to a file; leave it out"),
     "fraction": (
         {"held_out_fraction": 1.0},
         "held_out_fraction: 1.0 is not a part of the data; use 0.1 for a tenth",

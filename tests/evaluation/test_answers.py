@@ -136,6 +136,18 @@ def prompts_of(tmp_path: Path, *rows: object, **settings) -> list[Prompt]:
     return read_prompts(PromptsConfig(str(path), **settings))
 
 
+@pytest.mark.parametrize("setting", [{"split": "test"}, {"subset": "x"}], ids=str)
+def test_a_part_of_a_source_that_has_none_is_refused(setting, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    [(name, value)] = setting.items()
+    [problem] = PromptsConfig(str(path), **setting).problems()
+    assert str(problem) == f"{name}: {value} means nothing to a file; leave it out"
+    if name == "split":
+        [problem] = PromptsConfig(str(tmp_path), **setting).problems()
+        assert "no file is named after the split test" in str(problem)
+
+
 def test_prompts_come_in_several_forms(tmp_path):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     found = prompts_of(
