@@ -127,6 +127,8 @@ def part_problems(
     source: str, *, split: str, subset: str | None, revision: str | None = None
 ) -> Iterator[Problem | str]:
     """What keeps the part of a source that a config names from being read."""
+    if not source.strip():
+        return  # no folder, though Path makes one of it
     yield from split_problems(source, split, "split")
     if Path(source).is_file():
         for name, value, unset in (("split", split, "train"), ("subset", subset, None), ("revision", revision, None)):

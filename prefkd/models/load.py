@@ -19,7 +19,7 @@ from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.lora import adapter_problems, load_adapter
 from prefkd.models.quantize import SHARDED_SIZE, quantization_problems
 from prefkd.models.server import ServerConfig
-from prefkd.models.tokenizers import may_be_hub_id, no_folder, read_tokenizer
+from prefkd.models.tokenizers import EMPTY, may_be_hub_id, no_folder, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ class ModelConfig:
 
     def _faults(self) -> Iterator[str]:
         folder = Path(self.path)
-        if folder.is_dir():
+        if not self.path.strip():
+            yield EMPTY
+        elif folder.is_dir():
             if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
                 yield f"{self.path} is an adapter; give its base here (a teacher takes the adapter as `adapter`)"
             elif not (folder / "config.json").is_file():

@@ -10,6 +10,7 @@ from prefkd.data.sources import HUB_ID
 from prefkd.errors import PrefkdError, first_line
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+EMPTY = "an empty text names no model"
 
 
 def may_be_hub_id(path: str) -> bool:
@@ -48,6 +49,8 @@ def side_without_model(path: str, template: Literal["auto", "chat", "plain"]) ->
         PrefkdError: There is no such tokenizer, or it cannot be used.
     """
     folder = Path(path)
+    if not path.strip():
+        raise PrefkdError(EMPTY)
     if folder.is_dir():
         if not any((folder / name).is_file() for name in FILES):
             raise PrefkdError(f"{path} holds no tokenizer; expected one of {', '.join(FILES)}")

@@ -64,6 +64,8 @@ def test_terminal_shows_control_characters_and_markup_as_text(tokenizers, prefkd
         (("student", "large", "pairs.jsonl"), "student holds no tokenizer; expected one of tokenizer.json"),
         (("./nowhere", "large", "pairs.jsonl"), "no folder ./nowhere; fetch the model with `prefkd download`"),
         (("toy.yaml", "large", "pairs.jsonl"), "toy.yaml is a file; name the folder that holds the tokenizer"),
+        (("", "large", "pairs.jsonl"), "an empty text names no model"),
+        (("small", "large", ""), "source: an empty text names no data"),
         (("broken", "large", "pairs.jsonl"), "cannot load the tokenizer of broken: "),
         (("small", "large", "pair.jsonl"), "source: pair.jsonl does not exist; did you mean pairs.jsonl?"),
         (("small", "large", "toy.yaml"), "source: toy.yaml is YAML; use .jsonl"),
