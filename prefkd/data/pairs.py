@@ -168,24 +168,17 @@ def load_pairs(config: DataConfig) -> PairSplits:
         train = {name: kept for name, (kept, _) in splits.items()}
         held_out = [pairs for _, pairs in splits.values()]
     evaluated = _limited(_together(held_out), config.held_out_limit, config.seed)
-    again = leaked = 0
+    leaked = {name: _held(pairs, evaluated) for name, pairs in train.items()}
+    again = {name: repeated(numbers(pairs, "key")) for name, pairs in train.items()}
     for name, pairs in train.items():
-        kept = np.ones(len(pairs), dtype=bool)
-        for places, what in (
-            (_held(pairs, evaluated), config.leakage),
-            (repeated(numbers(pairs, "key")), config.duplicates),
-        ):
-            kept &= ~places if what == "drop" else True
-        leaked += int(_held(pairs, evaluated).sum())
-        again += int(repeated(numbers(pairs, "key")).sum())
-        train[name] = _select(pairs, kept.nonzero()[0])
+        dropped = leaked[name] & (config.leakage == "drop") | again[name] & (config.duplicates == "drop")
+        train[name] = _select(pairs, (~dropped).nonzero()[0])
     mixed = _together(_mixed(list(train.values()), parts, config.seed))
     ties = sum(int(numbers(rows, "tie").sum()) for rows in read.values())
     if not len(mixed):
         gone = {"bad": len(bad), "without a preference": ties, "held out": len(evaluated)}
         gone |= {f"left out by filters.{name}": count for name, count in filtered.items()}
-        told = ", ".join(f"{count:,} {what}" for what, count in gone.items() if count)
-        raise DataError(f"{config.label}: no pairs are left to train on" + (f" ({told})" if told else ""))
+        raise _nothing_left(config.label, gone)
     mixed = _limited(mixed, config.limit, config.seed)
     if config.weight is not None and not numbers(mixed, "weight").any():
         raise DataError(
@@ -204,8 +197,8 @@ def load_pairs(config: DataConfig) -> PairSplits:
         ties=ties,
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
-        repeated_prompts=again,
-        leaked_prompts=leaked,
+        repeated_prompts=sum(int(places.sum()) for places in again.values()),
+        leaked_prompts=sum(int(places.sum()) for places in leaked.values()),
     )
 
 
@@ -218,6 +211,12 @@ def bad_rows_error(bad: Sequence[BadRow]) -> DataError:
     """The error that names the first of some bad rows and counts the others."""
     more = f"; {len(bad) - 1} more rows are bad" if len(bad) > 1 else ""
     return DataError(f"{bad[0]}{more}; fix the data, or leave such rows out with on_bad_row: skip")
+
+
+def _nothing_left(label: str, gone: Mapping[str, int]) -> DataError:
+    """The error that says where all pairs have gone."""
+    told = ", ".join(f"{count:,} {what}" for what, count in gone.items() if count)
+    return DataError(f"{label}: no pairs are left to train on" + (f" ({told})" if told else ""))
 
 
 def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
