@@ -43,6 +43,7 @@ def test_a_row_takes_the_rate_that_is_best_on_the_development_pairs(tmp_path):
     for rate, margins in {1e-5: [1, -1, -1], 3e-5: [1, 1, -1], 1e-4: [2, 2, -1]}.items():
         write_reading(tmp_path, "development", readings.run_name("dpo", 4, rate), margins)
     assert readings.best_rate(tmp_path, "dpo", 4, (1e-5, 3e-5, 1e-4), "reward accuracy") == 3e-5  # a tie, the first
+    assert readings.best_rate(tmp_path, "dpo", 4, (1e-5, 3e-5, 1e-4), "reward margin, nats") == 1e-4
 
 
 def test_the_runner_tries_each_rate_and_goes_on_with_the_best(tmp_path):
@@ -142,3 +143,17 @@ def test_shuffled_contrasts_are_the_same_numbers_elsewhere():
     assert dealt != positive
     assert [table["n"] for table in found] == [table["n"] for table in tables]
     assert [table.schema for table in found] == [table.schema for table in tables]
+
+
+def test_the_picture_names_the_rows_that_are_finished(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    import draw  # pyright: ignore[reportMissingImports]
+
+    for name, margins in {"start": [0, 0], "dpo/seed_0": [1, 1], "sft/seed_1_lr_1e-05": [1, 2]}.items():
+        write_reading(tmp_path, "held_out", name, margins)
+    picture = tmp_path / "rows.svg"
+    draw.main(draw.Arguments(tmp_path, picture=picture))
+    text = picture.read_text(encoding="utf-8")
+    assert all(f">{name}<" in text for name in ("start", "dpo")) and ">sft<" not in text
+    draw.main(draw.Arguments(tmp_path, tuned=True, picture=picture))
+    assert ">sft<" in picture.read_text(encoding="utf-8")
