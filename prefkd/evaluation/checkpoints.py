@@ -15,8 +15,10 @@ from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.sides import ModelSide
 from prefkd.errors import PrefkdError, Problem, explain
 from prefkd.models.contrast import model_fingerprint
+from prefkd.models.frozen import FrozenModel
 from prefkd.models.load import TeacherConfig, load_causal_lm, read_side
 from prefkd.models.logprob_model import LogprobModel
+from prefkd.models.lora import ONLY
 from prefkd.models.quantize import quantize
 from prefkd.models.served import ServedModel
 from prefkd.models.server import answers
@@ -112,7 +114,7 @@ class Checkpoint:
         """Have the model in memory, here or on its server."""
         _ = self.served or self.lm
 
-    def reader(self, chunk_size: int | None) -> LogprobModel | ServedModel:
+    def reader(self, chunk_size: int | None) -> FrozenModel | ServedModel:
         """The model as a function from a `TokenBatch` to the log-prob of each of its targets, (N,).
 
         Args:
@@ -120,7 +122,8 @@ class Checkpoint:
         """
         if self.served is not None:
             return self.served
-        return LogprobModel(self.lm, chunk_size=chunk_size, precision=self.config.torch_dtype).freeze()
+        base = LogprobModel(self.lm, chunk_size=chunk_size, precision=self.config.torch_dtype)
+        return FrozenModel(base.freeze(), None if self.config.adapter is None else ONLY)
 
     def release(self) -> None:
         """Give its memory back."""

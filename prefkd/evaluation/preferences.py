@@ -36,8 +36,6 @@ from prefkd.evaluation.records import Records
 from prefkd.evaluation.statistics import preferred
 from prefkd.evaluation.table import Series
 from prefkd.evaluation.tasks import Attempts
-from prefkd.models.checks import check_model
-from prefkd.models.logprob_model import LogprobModel
 from prefkd.ranks import Ranks
 from prefkd.training.display import Bar
 from prefkd.training.run import Portions
@@ -219,8 +217,7 @@ class PreferenceTask:
             on_all(self.ranks, checkpoint.load)
             model = checkpoint.reader(self.config.chunk_size)
             probe = collate(Microbatch([0])).to(self.ranks.device).tokens
-            check = partial(check_model, model) if isinstance(model, LogprobModel) else model.check
-            on_all(self.ranks, lambda: check(probe, checkpoint.description))
+            on_all(self.ranks, lambda: model.check(probe, checkpoint.description))
 
             @torch.no_grad()
             def read(microbatch: Microbatch) -> list[dict[str, Any]]:

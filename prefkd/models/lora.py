@@ -29,6 +29,7 @@ from prefkd.files import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of each weight in an adapter's file
+ONLY = "default"  # peft's name for the adapter of a model that has one
 
 
 @dataclass
@@ -82,7 +83,7 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
             lora_dropout=config.dropout,
             target_modules=config.target_modules or "all-linear",
         )
-        _inject(lm, adapter, "default")
+        _inject(lm, adapter, ONLY)
 
 
 def adapter_misfit(lm: PreTrainedModel, config: LoraConfig) -> str | None:
@@ -107,7 +108,7 @@ def adapter_misfit(lm: PreTrainedModel, config: LoraConfig) -> str | None:
     return None
 
 
-def load_adapter(lm: PreTrainedModel, folder: str, *, name: str = "default") -> None:
+def load_adapter(lm: PreTrainedModel, folder: str, *, name: str = ONLY) -> None:
     """Put a saved adapter into a model, as a constant, and make it the active one.
 
     Args:
