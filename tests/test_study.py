@@ -109,7 +109,8 @@ def test_the_whole_table_of_tuned_runs(tmp_path, capsys):
     assert printed == (tmp_path / "table_tuned.md").read_text()
     assert "| tis_student | 1 | 1.000 [1.000, 1.000] |" in printed
     assert "| tis_student | +0.500 [" in printed
-    assert "| row | 1e-05 |\n|---|---|\n| dpo | 0.500 |" in printed
+    assert "| row | reward accuracy, 1e-05 | NLL of chosen, nats a token, 1e-05 |\n|---|---|---|\n" in printed
+    assert "| dpo | 0.500 | 2.000 |" in printed  # nine and eleven nats of five tokens
     assert "| dpo | 1 | 0.625 [" in printed
     assert " | 0.8 | 1.0 |" in printed  # mean words
 

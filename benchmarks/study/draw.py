@@ -16,12 +16,13 @@ import tyro
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from readings import COST
 from settings import HERE
 from summary import ALONE, names_of, read_values
 
 from prefkd.reports.curves import COLOURS
 
-ACROSS, UP = "NLL of chosen, nats a token", "log-prob accuracy"
+UP = "log-prob accuracy"
 # Text of an SVG stays text, and the same runs give the same file.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "prefkd", "axes.grid": True, "grid.color": "#d5d7dc"}
 
@@ -48,10 +49,10 @@ def main(arguments: Arguments) -> None:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axis = figure.subplots()
         for row, measured in values.items():
-            x, y = (np.mean(np.stack(list(measured[name].values()))) for name in (ACROSS, UP))
+            x, y = (np.mean(np.stack(list(measured[name].values()))) for name in (COST, UP))
             axis.plot(x, y, "o", color=COLOURS[0 if row in ALONE else 1], markersize=7)
             axis.annotate(row, (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
-        axis.set(xlabel=f"{ACROSS} (less is better)", ylabel=UP)
+        axis.set(xlabel=f"{COST} (less is better)", ylabel=UP)
         axis.set_title("blue: without what a teacher knows", loc="left", fontsize=10)
         axis.margins(0.12)
         axis.spines[["top", "right"]].set_visible(False)

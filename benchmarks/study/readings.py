@@ -91,6 +91,8 @@ def preferred(difference: float) -> float:
     return (np.sign(difference) + 1) / 2
 
 
+# What preferences cost: the less, the better.
+COST = "NLL of chosen, nats a token"
 # From what is read of a model and of the start, for a pair.
 METRICS: dict[str, Callable[[Record, Record], float]] = {
     "reward accuracy": lambda row, start: preferred(margin(row) - margin(start)),
@@ -99,5 +101,5 @@ METRICS: dict[str, Callable[[Record, Record], float]] = {
         row["chosen_logprob"] / row["chosen_tokens"] - row["rejected_logprob"] / row["rejected_tokens"]
     ),
     "reward margin, nats": lambda row, start: margin(row) - margin(start),
-    "NLL of chosen, nats a token": lambda row, start: -row["chosen_logprob"] / row["chosen_tokens"],
+    COST: lambda row, start: -row["chosen_logprob"] / row["chosen_tokens"],
 }

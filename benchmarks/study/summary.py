@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 import yaml
-from readings import METRICS, margin, mean_metric, preferred, rates_read, records, wins, words
+from readings import COST, METRICS, margin, mean_metric, preferred, rates_read, records, wins, words
 from settings import HERE, Primary
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
@@ -163,19 +163,22 @@ def holm(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
 
 
 def rate_lines(out: Path, rows: Sequence[str], primary: str) -> Iterator[str]:
-    """What the learning rates were chosen by."""
-    found: dict[tuple[str, float], list[float]] = {}
+    """What the learning rates were chosen by, and what they cost."""
+    names: dict[tuple[str, float], list[str]] = {}
     for row in rows:
         for rates in rates_read(out, "development", row).values():
             for rate, name in rates.items():
                 if rate is not None:
-                    found.setdefault((row, rate), []).append(mean_metric(out, "development", name, primary))
-    columns = sorted({rate for _, rate in found})
-    yield from ("", f"{primary.capitalize()} on the development pairs, by learning rate:", "")
-    yield f"| row | {' | '.join(f'{rate:g}' for rate in columns)} |"
+                    names.setdefault((row, rate), []).append(name)
+    columns = [(metric, rate) for metric in (primary, COST) for rate in sorted({rate for _, rate in names})]
+    yield from ("", "On the development pairs, by learning rate:", "")
+    yield f"| row | {' | '.join(f'{metric}, {rate:g}' for metric, rate in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
-    for row in dict.fromkeys(row for row, _ in found):
-        cells = [f"{np.mean(found[row, rate]):.3f}" if (row, rate) in found else "" for rate in columns]
+    for row in dict.fromkeys(row for row, _ in names):
+        cells = []
+        for metric, rate in columns:
+            read = [mean_metric(out, "development", name, metric) for name in names.get((row, rate), ())]
+            cells.append(f"{np.mean(read):.3f}" if read else "")
         yield f"| {row} | {' | '.join(cells)} |"
 
 
