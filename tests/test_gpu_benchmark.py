@@ -55,7 +55,7 @@ def study(monkeypatch) -> Any:
 def test_the_study_runs_and_ends_with_its_table(study, tmp_path, capsys):
     study.run(study.Run(work=tmp_path, rows=("dpo",), seeds=(0,), smoke=True))
     assert "all rows are finished" in capsys.readouterr().out
-    assert "| dpo | 1 | " in (tmp_path / "study" / "table.md").read_text()
+    assert "| dpo | 1 | " in (tmp_path / "study" / "table_tuned.md").read_text()
 
 
 def test_pieces_are_small_and_make_the_same_files(study, tmp_path):

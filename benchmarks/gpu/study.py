@@ -72,6 +72,8 @@ class Run:
     """Rows of rows.yaml, in the order in which they run."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds that shuffle the pairs."""
+    rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
+    """Learning rates from which each row takes its best on the development pairs; none = that of rows.yaml."""
     train_pairs: int = 256
     """Pairs that a student sees; the teachers named `_many` see ten times as many."""
     held_out_pairs: int = 512
@@ -166,6 +168,7 @@ def run(arguments: Run) -> None:
     }
     if arguments.smoke:
         sizes = {"train_pairs": 4, "teacher_pairs": 40, "held_out_pairs": 4, "development_pairs": 2}
+    rates = arguments.rates[:1] if arguments.smoke else arguments.rates
     study = rows.Arguments(
         student=student,
         teacher=teacher,
@@ -173,13 +176,14 @@ def run(arguments: Run) -> None:
         out=arguments.work / "study",
         rows=arguments.rows,
         seeds=arguments.seeds,
+        rates=rates,
         minutes=(ends - time.monotonic()) / 60,
         overrides=arguments.overrides,
         **sizes,
     )
     with in_this_process() if arguments.smoke else contextlib.nullcontext():
         rows.main(study)
-    summary.main(summary.Arguments(out=study.out, draws=200 if arguments.smoke else 10_000))
+    summary.main(summary.Arguments(out=study.out, tuned=bool(rates), draws=200 if arguments.smoke else 10_000))
 
 
 @contextlib.contextmanager
