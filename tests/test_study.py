@@ -99,7 +99,7 @@ def test_the_whole_table_of_tuned_runs(tmp_path, capsys):
         write_reading(tmp_path, "held_out", f"{row}/seed_0_lr_1e-05", margins)
         write_reading(tmp_path, "development", f"{row}/seed_0_lr_1e-05", [1, -1])
     write_answers(tmp_path, "start", ["a b", "a", "a", ""])
-    write_answers(tmp_path, "dpo/seed_0_lr_1e-05", ["b", "a", "", "c"])
+    write_answers(tmp_path, "dpo/seed_0_lr_1e-05", ["b", "a", "", "c d e " * 3])
     readings.comparisons(tmp_path, "dpo/seed_0_lr_1e-05").write_text("")
     for checkpoint, margin in {"judge": 2, "base": 1}.items():
         write_reading(tmp_path, "judged", "dpo/seed_0_lr_1e-05", [margin], checkpoint)
@@ -112,7 +112,8 @@ def test_the_whole_table_of_tuned_runs(tmp_path, capsys):
     assert "| row | reward accuracy, 1e-05 | NLL of chosen, nats a token, 1e-05 |\n|---|---|---|\n" in printed
     assert "| dpo | 0.500 | 2.000 |" in printed  # nine and eleven nats of five tokens
     assert "| dpo | 1 | 0.625 [" in printed
-    assert " | 0.8 | 1.0 |" in printed  # mean words
+    assert "| start |  |  | 1.0 | 0 |" in printed  # words, and answers that repeat themselves
+    assert " | 2.8 | 1 |" in printed
 
 
 def test_holms_correction():

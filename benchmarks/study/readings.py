@@ -1,6 +1,7 @@
 """What the runs of the study have written of each model."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def wins(out: Path, name: str) -> np.ndarray | None:
 def words(out: Path, name: str) -> float:
     """Mean words of a row's answers."""
     return float(np.mean([len(row["answer"].split()) for row in answers(out, name).values()]))
+
+
+def repeating(out: Path, name: str) -> int:
+    """How many of a row's answers use the same three words in a row at least three times."""
+    found = 0
+    for row in answers(out, name).values():
+        said = row["answer"].lower().split()
+        found += max(Counter(zip(said, said[1:], said[2:], strict=False)).values(), default=0) >= 3
+    return found
 
 
 def by_key(path: Path) -> dict[str, Record]:

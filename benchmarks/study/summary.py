@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 import yaml
-from readings import COST, METRICS, margin, mean_metric, preferred, rates_read, records, wins, words
+from readings import COST, METRICS, margin, mean_metric, preferred, rates_read, records, repeating, wins, words
 from settings import HERE, Primary
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
@@ -184,21 +184,19 @@ def rate_lines(out: Path, rows: Sequence[str], primary: str) -> Iterator[str]:
 
 
 def judged_lines(out: Path, names: Mapping[str, Mapping[int, str]], draw: Bootstrap) -> Iterator[str]:
-    """How often a row's answers are better than those of the start, and their lengths; if there is a judge."""
+    """How often a row's answers are better than those of the start, how long and repetitive they are."""
     lines = []
     for row, its_names in names.items():
         read = {name: wins(out, name) for name in its_names.values()}
         judged = {name: values for name, values in read.items() if values is not None}
         if judged:
-            length = np.mean([words(out, name) for name in judged])
+            length, repeated = (np.mean([count(out, name) for name in judged]) for count in (words, repeating))
             rate = draw.cell(np.stack(list(judged.values())))
-            lines.append(f"| {row} | {len(judged)} | {rate} | {length:.1f} | {words(out, 'start'):.1f} |")
+            lines.append(f"| {row} | {len(judged)} | {rate} | {length:.1f} | {repeated:g} |")
     if lines:
-        yield from (
-            "",
-            "| row | seeds | win rate against the start | words | words of the start |",
-            "|---|---|---|---|---|",
-        )
+        heads = ("row", "seeds", "win rate against the start", "words", "answers that repeat three words three times")
+        yield from ("", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}")
+        yield f"| start |  |  | {words(out, 'start'):.1f} | {repeating(out, 'start')} |"
         yield from lines
 
 
