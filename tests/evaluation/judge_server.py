@@ -28,6 +28,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.under_way += 1
+            self.is_under_way = True
             self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
             self.server.requests.append(body)
             self.server.keys.add(self.headers.get("Authorization"))
@@ -38,8 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         except BrokenPipeError:
             pass  # the client has lost patience
         finally:
-            with self.server.lock:
-                self.server.under_way -= 1
+            self.leave()
+
+    def leave(self) -> None:
+        """Be under way no longer: before the client has the whole answer, since it may then ask again at once."""
+        with self.server.lock:
+            self.server.under_way -= self.is_under_way
+            self.is_under_way = False
 
     def act(self, act: str, text: str) -> None:
         match act:
@@ -74,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        self.leave()
         self.wfile.write(content)
 
     def log_message(self, *arguments):
