@@ -1,7 +1,7 @@
 r"""A picture of the study: what the rows have learned, and what it has cost.
 
     pip install '.[plot]'
-    python benchmarks/study/draw.py --out runs/study --tuned --picture docs/study.svg
+    python benchmarks/study/draw.py --out runs/study --tuned --picture study.svg
 
 Upwards: the chosen answer is more likely than the rejected one, in more of the held-out pairs. To the left: the chosen
 answers are more likely. Intervals are left out, since those of the differences, which count, are in the table.

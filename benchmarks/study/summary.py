@@ -20,8 +20,18 @@ from readings import COST, METRICS, margin, mean_metric, preferred, rates_read, 
 from settings import HERE, Primary
 
 # Rows that train without what a teacher knows are not hypotheses of their own.
-ALONE = {"start", "sft", "dpo", "cdpo", "dpo_nll", "dpo_nll_half", "dpo_nll_tenth", "tis_random"}
-ALONE |= {"tis_shuffled", "tis_shuffled_many"}
+ALONE = {
+    "start",
+    "sft",
+    "dpo",
+    "cdpo",
+    "dpo_nll",
+    "dpo_nll_half",
+    "dpo_nll_tenth",
+    "tis_shuffled",
+    "tis_shuffled_many",
+    "tis_random",
+}
 # Metric -> seed, None for the start -> (n,) a value for each held-out pair, in the same order for all.
 Values = Mapping[str, Mapping[int | None, np.ndarray]]
 
