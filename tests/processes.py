@@ -19,6 +19,7 @@ import torch
 from prefkd.cli.main import main
 
 TIMEOUT = 300  # seconds
+GRACE = 10  # seconds that the others have once one has failed, which may be waiting for it
 
 
 def fork() -> int:
@@ -58,10 +59,10 @@ def run_processes(action: Callable[[], Any], *, processes: int = 2, nodes: int =
                 "MASTER_PORT": port,
             }
             children[rank] = _start(action, environment, Path(folder, str(rank)))
-        results = [_wait(child, Path(folder, str(rank))) for rank, child in children.items()]
-    failures = [trace for trace, _ in results if trace]
+        results = _wait(children, Path(folder))
+    failures = [trace for trace, _ in results.values() if trace]
     assert not failures, "\n".join(failures)
-    return [value for _, value in results]
+    return [results[rank][1] for rank in children]
 
 
 def _start(action: Callable[[], Any], environment: dict[str, Any], result: Path) -> int:
@@ -82,15 +83,25 @@ def _start(action: Callable[[], Any], environment: dict[str, Any], result: Path)
         os._exit(code)  # pytest goes on in the parent alone
 
 
-def _wait(child: int, result: Path) -> tuple[str, Any]:
+def _wait(children: dict[int, int], folder: Path) -> dict[int, tuple[str, Any]]:
+    """The traceback, if it failed, and the result of each process; those that are not done in time are killed."""
     end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return pickle.loads(result.read_bytes()) if result.exists() else (f"process {result.name} died", None)
+    results: dict[int, tuple[str, Any]] = {}
+    while waiting := [rank for rank in children if rank not in results]:
+        late = time.monotonic() > end
+        for rank in waiting:
+            if late:
+                os.kill(children[rank], signal.SIGKILL)
+            if not os.waitpid(children[rank], 0 if late else os.WNOHANG)[0]:
+                continue
+            written = folder / str(rank)
+            results[rank] = (f"process {rank} {'took too long' if late else 'died'}", None)
+            if written.exists():
+                results[rank] = pickle.loads(written.read_bytes())
+            if results[rank][0]:
+                end = min(end, time.monotonic() + GRACE)
         time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return f"process {result.name} was still there after {TIMEOUT} seconds", None
+    return results
 
 
 class ForkedStage:

@@ -1,6 +1,7 @@
 """What the tests of all recipes share: a run through the command line, its metrics, and log-probs by other means."""
 
 import json
+import os
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,9 +14,16 @@ from tests.tiny import SPEEDS
 
 def start(recipe: str, settings: str, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> None:
     """Run a recipe with some YAML, and see how it ends."""
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(f"output_dir: {out}\n{dedent(settings)}", encoding="utf-8")
+    config = write_config(out, f"output_dir: {out}\n{dedent(settings)}")
     assert main(["run", *options, recipe, "--config", str(config), *overrides]) == code
+
+
+def write_config(out: Path, text: str) -> Path:
+    """A config beside the folder of its run, whole at all times, since several processes write and read it at once."""
+    config = out.parent / f"{out.name}.yaml"
+    unfinished = config.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    return unfinished.replace(config)
 
 
 def train(recipe: str, settings: str, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0):

@@ -19,6 +19,7 @@ from tests.evaluation.judge_server import judge_server
 from tests.models.text_server import text_server
 from tests.processes import run_processes
 from tests.recipes import two_models
+from tests.recipes.runs import write_config
 from tests.recipes.test_served_teacher import SECRET, assert_no_secret
 from tests.recipes.two_models import make_world, teacher_logprobs
 from tests.tiny import make_tokenizer
@@ -59,8 +60,8 @@ def world(tmp_path_factory) -> Path:
 
 
 def sample(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> Path:
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(
+    config = write_config(
+        out,
         f"""
         output_dir: {out}
         prompts: {{source: {world}/prompts.jsonl}}
@@ -69,7 +70,7 @@ def sample(world: Path, out: Path, *overrides: str, options: tuple[str, ...] = (
           teacher: {{path: {world}/teacher, dtype: float32}}
         answers: 3
         sampling: {{max_new_tokens: 10, temperature: 1.0, batch_size: 4}}
-        """
+        """,
     )
     assert main(["run", *options, "sample", "--config", str(config), *overrides]) == code
     return out / "candidates"
@@ -80,8 +81,7 @@ def candidates(folder: Path) -> dict[str, dict[str, dict]]:
 
 
 def rank(candidates: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> list[dict]:
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(f"{{output_dir: {out}, candidates: {candidates}, pairing: {{drop_cut: false}}}}")
+    config = write_config(out, f"{{output_dir: {out}, candidates: {candidates}, pairing: {{drop_cut: false}}}}")
     assert main(["run", *options, "rank", "--config", str(config), *overrides]) == code
     return read_lines(out / "pairs.jsonl") if code == 0 and (out / "pairs.jsonl").is_file() else []
 
