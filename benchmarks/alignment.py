@@ -25,7 +25,7 @@ from prefkd.method.parent_tokens import find_parents, find_parents_batch
 
 @dataclass
 class Options:
-    """How long aligning takes, as a share of tokenising with both tokenizers."""
+    """How long aligning takes, as a share of tokenizing with both tokenizers."""
 
     pairs: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """JSON lines with `chosen` and `rejected` strings, gzipped or not."""
@@ -101,20 +101,20 @@ def measure(options: Options) -> dict[str, float]:
 
 def report(found: dict[str, float], console: Console) -> None:
     table = Table(title=f"{found['texts']:,} responses, {found['tokens']:,} tokens of both tokenizers, one thread")
-    for heading in ("step", "seconds", "million tokens/s", "share of tokenising"):
+    for heading in ("step", "seconds", "million tokens/s", "share of tokenizing"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
 
     def row(name: str, seconds: float, share: float | None = None) -> None:
         table.add_row(name, f"{seconds:.3f}", f"{found['tokens'] / seconds / 1e6:.2f}", f"{share:.3f}" if share else "")
 
-    row("tokenise, ids alone", found["ids_s"])
-    row("tokenise, ids and offsets", found["ids_and_offsets_s"])
+    row("tokenize, ids alone", found["ids_s"])
+    row("tokenize, ids and offsets", found["ids_and_offsets_s"])
     row("align, batches of texts", found["align_s"], found["ratio"])
     row("align, text by text", found["align_singly_s"], found["ratio_singly"])
     extra = found["align_s"] + max(found["ids_and_offsets_s"] - found["ids_s"], 0)
     row("align + ask for offsets", extra, found["ratio_with_offsets_as_aligning"])
     console.print(table)
-    console.print("Shares are of tokenising with offsets; in the last row of tokenising without them.")
+    console.print("Shares are of tokenizing with offsets; in the last row of tokenizing without them.")
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ class WeightConfig:
         if not weights.isfinite().all():
             yield "they make weights that are not finite; use smaller ones"
         elif not weights.any():
-            yield "they make all weights 0, so that nothing would be learned; use larger ones"
+            yield "they make all weights 0, so nothing would be learned; use larger ones"
         elif self.method != "origin" and (weights <= 0).all():
             yield "they make no weight positive, which teaches the opposite; use positive ones"
 

@@ -112,7 +112,7 @@ class Run(TrainingRun, Models):
 
 
 def load_data(config: Config, ranks: Ranks) -> TrainingData:
-    """Read the pairs, tokenise them, and share them out among the steps."""
+    """Read the pairs, tokenize them, and share them out among the steps."""
     side = read_side(config.model)
     tokenize = partial(tokenize_pairs, side=side, config=config.data)
     with ranks.main_first():

@@ -69,8 +69,8 @@ class Config(LossSettings):
         reference: The model whose log-probs the student is compared with: the teacher, or the student's own start.
         loss: Called with the log-probs of chosen and rejected answers under the student, then under the reference, (B,)
             each, and with what else it needs.
-        average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose borders are token
-            borders for both models), as IPO needs it, instead of the sum.
+        average_logprobs: An answer's log-prob is the mean over its parents (pieces of text whose boundaries are
+            token boundaries for both models), as IPO needs it, instead of the sum.
     """
 
     output_dir: Path

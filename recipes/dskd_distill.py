@@ -5,7 +5,7 @@ What is learned is a list of terms, each with a weight: how the teacher prefers 
 (align_distil, dckd, adpa, tvkd, pad, distillm2), and the chosen answers themselves (cross_entropy). By default it is
 importance-weighted DPO on parents (CTPD, arXiv 2601.11865) with dual-space distillation (DSKD, arXiv 2406.17328).
 `prefkd.training.terms` explains the terms, and how to write one. With `data.format: answers` it learns from answers
-without a rival, those of recipe sample say: on-policy distillation across tokenizers.
+without a rival, for example those of recipe sample: on-policy distillation across tokenizers.
 
     prefkd run dskd_distill --config demo/dskd_distill
 

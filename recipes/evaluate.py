@@ -1,11 +1,11 @@
 """Compare checkpoints: preference accuracy, and answers under scorers of your choice, in one table with intervals.
 
 Give it what came before and after a training, and the teacher: each number comes with a bootstrap interval, and with
-the paired difference to a baseline, which tells a gain from luck long before the intervals themselves part.
+the paired difference to a baseline, which tells a gain from luck long before the intervals stop overlapping.
 
     prefkd run evaluate --config demo/evaluate
 
-After a kill, the same command resumes where it was; what is finished is only read. A checkpoint that
+After a kill, the same command resumes where it left off; what is finished is only read. A checkpoint that
 is missing or damaged does not stop the others: the table says why it failed.
 """
 
@@ -81,7 +81,7 @@ class Config:
             if name is not None and self.checkpoints and name not in self.checkpoints:
                 yield f"{key}: {name} is not a checkpoint{nearest(name, self.checkpoints)}"
         if self.preferences is None and not self.answers and self.lm_eval is None:
-            yield "preferences: nothing is to be evaluated; give data: {name: {source: ...}}, answers, lm_eval"
+            yield "preferences: there is nothing to evaluate; give data: {name: {source: ...}}, answers, lm_eval"
         for name, task in self.answers.items():
             if task.judge is not None and self.baseline is None:
                 yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"
@@ -185,4 +185,4 @@ def main(config: Config) -> None:
         table = save(config, run)
     if table.failures:
         failed = ", ".join(sorted({failure.checkpoint for failure in table.failures}))
-        raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); fix them and give the same command again")
+        raise PrefkdError(f"{len(table.failures)} parts failed ({failed}); fix them and run the same command again")

@@ -6,7 +6,7 @@ training recipe reads; its column `margin` can tell a loss by how much the chose
 
     prefkd run rank --config demo/rank
 
-A killed run resumes when the same command is given again; what is scored is only read, so that another pairing costs
+A killed run resumes when the same command is run again; what is scored is only read, so that another pairing costs
 nothing.
 """
 
@@ -54,7 +54,8 @@ class Config:
         candidates: Folder `candidates` of a run of recipe sample, or a file of JSON lines with prompt and answer.
         contrast: A teacher ranks by what its pi+ and pi- think of an answer; null = it does not.
         reward_model: A reward model ranks; null = none.
-        judge: A model behind an OpenAI-compatible endpoint ranks, each two candidates in both orders; null = none.
+        judge: A model behind an OpenAI-compatible endpoint ranks, comparing every two candidates in both orders; null =
+            none.
         functions: Name -> a component that is called with `answer` and `references` (`prefkd.evaluation.scorers`, or
             your own) and returns a number.
         pairing: Which two candidates make a pair.
@@ -82,7 +83,7 @@ class Config:
         yield from folder_problems(self.output_dir)
         yield from candidate_problems(self.candidates, "candidates")
         if not (self.contrast or self.reward_model or self.judge or self.functions):
-            yield "contrast: nobody ranks; give contrast, reward_model, judge or functions"
+            yield "contrast: there is no ranker; give contrast, reward_model, judge or functions"
         for name, function in self.functions.items():
             if name in RESERVED:
                 yield f"functions.{name}: is the name of another ranker; rename it"

@@ -6,7 +6,7 @@ gains most from: GKD, arXiv 2306.13649; SimPO, arXiv 2405.14734.
 
     prefkd run sample --config demo/sample
 
-A killed run resumes when the same command is given again; what is answered is only read. Of several processes each
+A killed run resumes when the same command is run again; what is answered is only read. Of several processes each
 answers its part.
 """
 

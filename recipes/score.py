@@ -1,15 +1,14 @@
 """Let the teacher score pairs once, so that students can be trained without it: log-probs of parents, on disk.
 
-For every answer three numbers a parent: its log-prob under the reference, under pi+ and under pi-; and with `keep` the
-most probable next tokens, for terms that compare distributions, or hidden states, for those that project them. The
-reference is the teacher; pi+ and pi- are the teacher under two instructions, or two models trained on or towards
-opposite answers. Their difference is what importance weights are made of, as settings of the training: one scoring
-serves all of them. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
+Three numbers for each parent of every answer: its log-prob under the reference, under pi+ and under pi-; and with
+`keep` the most probable next tokens, for terms that compare distributions, or hidden states, for those that project
+them. The reference is the teacher; pi+ and pi- are the teacher under two instructions, or two models trained on, or
+trained to prefer, opposite answers. Their difference is what importance weights are made of, as settings of the
+training: one scoring serves all of them. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350.
 
     prefkd run score --config demo/score
 
-After a kill, the same command resumes where it was. Of several processes each scores a part of every
-shard.
+After a kill, the same command resumes where it left off. With several processes, each scores a part of every shard.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Distil preferences into a student with another tokenizer: parent-token importance-weighted DPO, teacher as reference.
 
 The student is trained on pairs of answers. Where DPO compares it with its own frozen start, here the reference is the
-teacher, and every parent token (a piece of text whose borders are token borders for both models) has a weight that
-says how much it tells good from bad. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350. The teacher is a model in
+teacher, and every parent token (a piece of text whose boundaries are token boundaries for both models) has a weight
+that says how much it tells good from bad. CTPD, arXiv 2601.11865; TIS-DPO, arXiv 2410.04350. The teacher is a model in
 memory, or the scores that recipe `score` wrote down once.
 
     prefkd run tis_dpo_distill --config demo/tis_dpo_distill

@@ -57,6 +57,6 @@ class Arguments:
     answered: int = 64
     """Held-out prompts that are answered for the judge."""
     answer_tokens: int = 64
-    """Most tokens of such an answer."""
+    """Maximum tokens of such an answer."""
     overrides: tuple[str, ...] = field(default=())
     """Settings of every training, key=value."""

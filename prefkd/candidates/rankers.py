@@ -55,8 +55,8 @@ class ContrastRankerConfig:
         contrast: pi+ and pi-, as in recipe score.
         per: Its score is the `sum` of log pi+ - log pi- over the answer, or this sum per `character`, so that length
             does not decide.
-        max_length: Most tokens of a prompt and an answer together.
-        max_prompt_length: Most tokens of a prompt that is longer; its end is kept.
+        max_length: Maximum tokens of a prompt and an answer together.
+        max_prompt_length: Maximum tokens of a prompt that is longer; its end is kept.
         microbatch_size: Pairs of answers of one forward pass.
         chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
     """

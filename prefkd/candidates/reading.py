@@ -60,7 +60,7 @@ def candidate_problems(path: Path, key: str) -> Iterator[Problem]:
         yield Problem(key, text, about="data", paths=(path,))
     for file in candidate_files(path):
         if is_unfinished(file):
-            text = f"{file} is not finished; give the command of recipe sample again, which resumes"
+            text = f"{file} is not finished; run recipe sample again with the same command; it resumes"
             yield Problem(key, text, about="data", paths=(path,))
 
 

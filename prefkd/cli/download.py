@@ -43,7 +43,8 @@ def download(
 
     Args:
         repo_id: owner/name of a repository, or the word demo.
-        output_dir: Folder to write to; models/NAME by default, for the demo models.
+        output_dir: Folder to write to; models/NAME by default. That of the demo holds both models; models by
+            default.
         ignore_patterns: Files to leave out; by default pickled weights, and copies of the weights in other formats.
         revision: Branch, tag or commit.
     """
@@ -119,7 +120,7 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
         case errors.HfHubHTTPError():
             return f"the Hub answers with error {error.response.status_code}; try again later"
         case _:
-            return "the Hub cannot be reached; check the network and HF_HUB_OFFLINE, then give the same command again"
+            return "the Hub cannot be reached; check the network and HF_HUB_OFFLINE, then run the same command again"
 
 
 def _next_command(folders: list[Path]) -> str:

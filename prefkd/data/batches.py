@@ -122,7 +122,7 @@ class NumberedPairs(Movable):
 
 @dataclass(frozen=True)
 class PairBatch(NumberedPairs):
-    """A microbatch of preference pairs, tokenised for the student and the teacher.
+    """A microbatch of preference pairs, tokenized for the student and the teacher.
 
     Attributes:
         student, teacher: The pairs as each model reads them.
@@ -170,7 +170,7 @@ class PairBatch(NumberedPairs):
 
 @dataclass(frozen=True)
 class TokenPairBatch(NumberedPairs):
-    """A microbatch of preference pairs, tokenised for one model. T: target tokens of the longest answer.
+    """A microbatch of preference pairs, tokenized for one model. T: target tokens of the longest answer.
 
     Attributes:
         tokens: The pairs as the model reads them.

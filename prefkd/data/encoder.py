@@ -1,8 +1,8 @@
-"""Tokens of a part of a conversation, as they are when the whole conversation is tokenised at once.
+"""Tokens of a part of a conversation, as they are when the whole conversation is tokenized at once.
 
 What stands before a text decides about its first tokens: SentencePiece begins a text with a blank, byte-level
 vocabularies join a blank with the word behind it, and some special tokens swallow the blanks around them. So a part is
-never tokenised by itself, but behind what stands before it: from the last special token on, since a tokenizer treats
+never tokenized by itself, but behind what stands before it: from the last special token on, since a tokenizer treats
 the text between two special tokens as a text of its own.
 """
 
@@ -113,7 +113,7 @@ class Encoder:
         return list(zip(ids, np.split(spans.reshape(-1, 2), lengths.cumsum()[:-1]), strict=True))
 
     def cue(self, prompt: str) -> Cue:
-        """What the text behind a prompt is tokenised behind. Special-token text of messages is guarded."""
+        """What the text behind a prompt is tokenized behind. Special-token text of messages is guarded."""
         found, special = None, ""
         if GUARD in prompt:
             for match in self._marked.finditer(prompt):

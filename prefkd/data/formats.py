@@ -183,7 +183,7 @@ def read_conversational(row: Mapping[str, Any]) -> Pair:
     history, *answers = _conversations(row)
     # A prompt may leave out the system message, or earlier turns, that the conversations have.
     if prompt and history and history[-len(prompt) :] != prompt:
-        raise DataError("fields 'chosen' and 'rejected' begin with another conversation than field 'prompt'")
+        raise DataError("fields 'chosen' and 'rejected' begin with a different conversation from field 'prompt'")
     chosen, rejected = answers
     return Pair(history or prompt, chosen, rejected)
 
@@ -194,7 +194,7 @@ def read_ultrafeedback(row: Mapping[str, Any]) -> Pair:
     history, *answers = _conversations(row)
     asked = [normal(turn["content"], "prompt").strip() for turn in history if turn["role"] == "user"]
     if history and normal(prompt, "prompt").strip() not in asked:
-        raise DataError("fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'")
+        raise DataError("fields 'chosen' and 'rejected' answer a different message from the one in field 'prompt'")
     chosen, rejected = answers
     return Pair(history or [_user(prompt)], chosen, rejected)
 

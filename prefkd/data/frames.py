@@ -28,7 +28,7 @@ class Frame:
         before: The prompt. Special-token text of a message is guarded.
         gap: Blanks between prompt and answer. They are in the text of neither, but in the tokens of the answer.
         after: The end of the answer and whatever follows it.
-        cue: The end of the prompt, behind which the answer is tokenised.
+        cue: The end of the prompt, behind which the answer is tokenized.
         tools: The tools that the prompt tells of, or None.
     """
 

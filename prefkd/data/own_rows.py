@@ -42,7 +42,7 @@ def read_own_row(row: Any, function: Function) -> list[dict[str, Any]]:
     """The rows of the form `conversational` that a reader makes of a row.
 
     Raises:
-        DataError: It fails, or returns something else than pairs.
+        DataError: It fails, or returns something other than pairs.
         NoPreference: It returns none.
     """
     try:

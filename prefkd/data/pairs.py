@@ -182,7 +182,7 @@ def load_pairs(config: DataConfig) -> PairSplits:
     mixed = _limited(mixed, config.limit, config.seed)
     if config.weight is not None and not numbers(mixed, "weight").any():
         raise DataError(
-            f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learnt"
+            f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learned"
         )
     lists = (pc.list_flatten(column(rows, "unread")) for rows in read.values())  # pyright: ignore[reportAttributeAccessIssue]
     unread = sum(map(_counts, lists), Counter[str]())

@@ -157,7 +157,7 @@ class DataConfig(Rows):
         max_length: Maximum tokens of a prompt and one answer together, on each side.
         max_prompt_length: Maximum tokens of a prompt whose pair is longer than `max_length`.
         truncation: Which end of such a prompt is kept.
-        workers: Processes that tokenise; None = as many as save time.
+        workers: Processes that tokenize; null = as many as save time.
     """
 
     sources: list[MixedRows] = field(default_factory=list)

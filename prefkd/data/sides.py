@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Part of every fingerprint: raise it when the same template and tokenizer come to give other tokens.
 VERSION = 6
 
-# Where the end of a prompt would merge with an answer, the answer is tokenised behind one of these instead.
+# Where the end of a prompt would merge with an answer, the answer is tokenized behind one of these instead.
 APART = ("\n", "a", ".", "0", "\u4e00")
 # So many characters of an answer decide about the last tokens of its prompt.
 HEAD = 4

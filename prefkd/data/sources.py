@@ -68,7 +68,7 @@ def _faults(source: str) -> Iterator[str]:
             nearby = [file.name for file in path.parent.iterdir() if suffix_of(file)] if path.parent.is_dir() else []
             yield f"{source} does not exist" + (nearest(path.name, nearby) if nearby else "")
         for file in filter(is_unfinished, _data_files(path) if path.is_dir() else [path]):
-            yield f"{file} is not finished; give the command of the recipe that writes it again, which resumes"
+            yield f"{file} is not finished; run the recipe that writes it again; it resumes"
     except OSError as error:
         yield f"{source} cannot be read ({error.strerror})"
 

@@ -34,7 +34,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes | None, ...]:
     """The bytes that each id stands for in a text; None for special tokens and for ids without a token.
 
     A byte that stands in for a character with a token of its own, as <0x41> does for A, is None too: no text is
-    tokenised so.
+    tokenized so.
     """
     tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))  # pyright: ignore
     known, byte_level = set(tokens), is_byte_level(tokenizer)

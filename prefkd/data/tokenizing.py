@@ -106,7 +106,7 @@ def cut_pair(
         answers: Side -> token ids of the chosen answer, and of the rejected one if there is one, without their end.
         parents: (P, 6) of each of them, whole.
         sides: Student and teacher.
-        limits: Most tokens of a prompt and an answer.
+        limits: Maximum tokens of a prompt and an answer.
         is_cut: Whether the answers are not finished as they stand in the data.
 
     Raises:

@@ -86,7 +86,7 @@ def cut_tokens(
         answers: Token ids of the chosen answer, and of the rejected one if there is one, without their end.
         offsets: (tokens, 2) the characters of each token of them. A character of several tokens is kept as a whole.
         side: How the model reads.
-        limits: Most tokens of a prompt and an answer.
+        limits: Maximum tokens of a prompt and an answer.
         is_cut: Whether the answers are not finished as they stand in the data.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pairs as each side writes and tokenises them, whole: nothing of them is cut yet."""
+"""Pairs as each side writes and tokenizes them, whole: nothing of them is cut yet."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class ReadPairs:
 def read_pairs(
     rows: Mapping[str, list], sides: Mapping[str, ModelSide], contrast: tuple[str, str] | None = None
 ) -> ReadPairs:
-    """Write pairs as each side has them and tokenise them.
+    """Write pairs as each side has them and tokenize them.
 
     Args:
         rows: Columns of `prefkd.data.pairs`.

@@ -15,7 +15,7 @@ def available_cores() -> int:
 
 
 def one_thread_in_workers() -> None:
-    """Keep a worker process from tokenising on all cores: its siblings are on them."""
+    """Keep a worker process from tokenizing on all cores: its siblings are on them."""
     if multiprocess.parent_process() is not None:  # pyright: ignore[reportAttributeAccessIssue]
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

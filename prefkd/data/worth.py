@@ -96,7 +96,7 @@ def finite_number(value: Any, name: str) -> float:
 def _value(row: Mapping[str, Any], expression: str, gap: float | None) -> float:
     if expression == GAP:
         if gap is None:
-            raise DataError("the row tells no gap between its answers: name the columns of their scores")
+            raise DataError("the row has no gap between its answers: name the columns of their scores")
         return gap
     names = [expression] if expression in row else worth_columns(expression)
     first, *others = [finite_number(value_at(row, name), name) for name in names]

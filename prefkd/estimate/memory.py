@@ -109,7 +109,7 @@ def find_card(text: str) -> Card:
     except ValueError:
         raise PrefkdError(f"--gpu {text} is not known{nearest(text, GPUS)} (or give its memory in GiB)") from None
     if not 0 < gib < math.inf:
-        raise PrefkdError(f"--gpu {text} is not the memory of a GPU; give GiB, 24 say")
+        raise PrefkdError(f"--gpu {text} is not the memory of a GPU; give GiB, for example 24")
     return Card("a GPU", gib)
 
 

@@ -23,7 +23,7 @@ def read_for_plan(recipe: ModuleType, name: str, path: Path, overrides: Sequence
     """
     if not can_be_planned(recipe):
         names = [shipped.name for shipped in catalog.recipes() if can_be_planned(load_recipe(shipped.path))]
-        raise PrefkdError(f"{name} neither trains nor scores, so that there is no step to plan; use {', '.join(names)}")
+        raise PrefkdError(f"{name} neither trains nor scores, so there is no step to plan; use {', '.join(names)}")
     config, problems = examine_config(recipe.Config, path, overrides)
     wrong = [problem for problem in problems if problem.about not in _ELSEWHERE]
     if wrong:

@@ -25,8 +25,8 @@ class SamplingConfig:
     """How answers are generated.
 
     Attributes:
-        max_new_tokens: Most tokens of an answer.
-        max_prompt_length: Most tokens of a prompt; of a longer one the end is kept.
+        max_new_tokens: Maximum tokens of an answer.
+        max_prompt_length: Maximum tokens of a prompt; of a longer one the end is kept.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
         top_p: Tokens are drawn among the likeliest that have this probability together.
         batch_size: Answers that are written at the same time. A server writes as many as its `concurrency` at most.
@@ -176,7 +176,7 @@ class FiniteLogits(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, V) logits -> the same."""
         if not self.is_known and bool(scores.isnan().any()):
-            raise PrefkdError(f"{self.name}: its logits are not numbers, so that it cannot write; use dtype: float32")
+            raise PrefkdError(f"{self.name}: its logits are not numbers, so it cannot write; use dtype: float32")
         self.is_known = True
         return scores
 

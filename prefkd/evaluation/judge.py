@@ -61,8 +61,8 @@ class JudgeConfig:
         instruction: The text that the judge reads; {prompt}, {answer_a} and {answer_b} are put in. It has to end its
             reply with [[A]], [[B]] or [[tie]].
         arguments: Further arguments of a request, as the endpoint takes them.
-        parallel: Requests under way at the same time.
-        max_requests: Most requests of one run; the next run resumes.
+        parallel: Requests in flight at the same time.
+        max_requests: Maximum requests of one run; the next run resumes.
         timeout: Seconds after which a request is tried again.
         retries: How often one is tried again, after waiting twice as long each time or as long as the endpoint says.
     """
@@ -96,7 +96,7 @@ class JudgeConfig:
         yield from size_problems(self, "max_requests")
         yield from size_problems(self, "parallel", most=MOST_REQUESTS_AT_A_TIME)
         if not 0 < self.timeout <= LONGEST_TIMEOUT:
-            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, 60 say"
+            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, for example 60"
         yield from size_problems(self, "retries", least=0)
 
     def fingerprint(self) -> Fingerprint:

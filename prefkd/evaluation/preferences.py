@@ -43,12 +43,12 @@ from prefkd.training.run import Portions
 
 @dataclass
 class PairsConfig(DataConfig):
-    """Pairs to evaluate on, told as in training.
+    """Pairs to evaluate on, specified as in training.
 
     Attributes:
         part: `all` pairs of `source`; or those that a training with the same settings has `held_out`.
-        by: A field of the rows. The table shows the pairs of each of its values apart, besides all together; without
-            it, those of each of several `sources`.
+        by: A field of the rows. The table shows the pairs of each of its values separately, as well as all together;
+            without it, those of each of several `sources`.
     """
 
     part: Literal["all", "held_out"] = "all"

@@ -24,7 +24,7 @@ class RewardModelConfig:
             conversation in it; another reads prompt and answer as a pair of texts.
         label: Which of its outputs is the reward.
         dtype: Type of the weights in memory.
-        max_length: Most tokens; of a longer conversation the end is read.
+        max_length: Maximum tokens; of a longer conversation the end is read.
         batch_size: Answers that are read at the same time.
         trust_remote_code: Run Python code that comes with the model.
     """
@@ -80,7 +80,7 @@ class RewardModel:
         if report["missing_keys"]:  # transformers makes them up
             missing = ", ".join(sorted(report["missing_keys"]))
             raise PrefkdError(
-                f"reward model {config.path}: it has no weights for {missing}, so that its rewards would be random; "
+                f"reward model {config.path}: it has no weights for {missing}, so its rewards would be random; "
                 "name a model that was trained to give rewards"
             )
         if config.label >= model.config.num_labels:

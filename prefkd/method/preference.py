@@ -195,7 +195,7 @@ def parent_margin(
 ) -> Tensor:
     """Weighted margin of a response over parents: ``M = sum_P w_P (l_policy(P) - stop_gradient(l_reference(P)))``.
 
-    The two sides may tokenise the text differently, since a parent is the same text on both. Tokens serve as well.
+    The two sides may tokenize the text differently, since a parent is the same text on both. Tokens serve as well.
 
     Args:
         policy_parent_logprobs: (B, P) log-probabilities under the model that learns.

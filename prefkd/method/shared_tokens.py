@@ -204,7 +204,8 @@ def hybrid_divergence(
         teacher_logprobs: (..., V_t).
         shared: The shared tokens.
         beta: Parameter of the generalised Jensen-Shannon divergence (`generalised_jsd`).
-        largest: Most tokens on each side that are compared by rank; None is all. The shorter side is filled with zeros.
+        largest: Maximum tokens on each side that are compared by rank; None is all. The shorter side is filled with
+            zeros.
 
     Returns:
         Both parts, (...) each.

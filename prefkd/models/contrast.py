@@ -57,7 +57,7 @@ class ContrastConfig:
             if self.kind != "models" and model is not None:
                 yield f"{name}: goes with kind: models only, and kind is {self.kind}; change one of the two"
         if self.kind == "models" and self.positive is not None and self.positive == self.negative:
-            yield "negative: is the same model as positive, so that all weights would be 1; name another"
+            yield "negative: is the same model as positive, so all weights would be 1; name another"
 
     def fingerprint(self) -> Fingerprint:
         """What the scores of pi+ and pi- depend on."""
@@ -117,6 +117,6 @@ def require_one_tokenizer(teacher: ModelSide, models: Mapping[str, TeacherConfig
     for name, config in models.items():
         if load_tokenizer(config).get_vocab() != teacher.tokenizer.get_vocab():
             raise PrefkdError(
-                f"contrast.{name}: {config.label} has another tokenizer than the teacher {teacher.name}; "
+                f"contrast.{name}: {config.label} has a different tokenizer from the teacher {teacher.name}; "
                 "name a model of the teacher's family"
             )

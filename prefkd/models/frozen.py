@@ -1,4 +1,4 @@
-"""Models that are only read: loaded, quantised, and split over the processes where the config wants it."""
+"""Models that are only read: loaded, quantized, and split over the processes where the config wants it."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +31,7 @@ class FrozenModel:
         adapter: Name of the adapter in the base.
 
     Attributes:
-        storage: How its weights are stored, and what quantisation gained and lost, in a few words.
+        storage: How its weights are stored, and what quantization gained and lost, in a few words.
     """
 
     def __init__(self, base: LogprobModel, adapter: str | None):
@@ -75,14 +75,14 @@ def load_frozen(
     """Load models that are only read. Those on the same base share it: it is in memory once, whatever stands on it.
 
     Where one is split over the ranks, each forward pass of it is a meeting of all of them. On the meta device, where
-    `prefkd plan` asks for them, they are outlines: nothing is read, checked or quantised.
+    `prefkd plan` asks for them, they are outlines: nothing is read, checked or quantized.
 
     Args:
         probe: A pair of the teacher's tokens, on which each model is checked.
         reading: Settings of `LogprobModel` for each model: `chunk_size`, `attention`, `compile`.
 
     Raises:
-        PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantised as its config wants.
+        PrefkdError: One cannot be loaded, is not what it seems, or cannot be quantized as its config wants.
     """
     planned = ranks.device.type == "meta"
     for config in configs if not planned else ():
@@ -129,14 +129,14 @@ def is_split(config: TeacherConfig, ranks: Ranks) -> bool:
 
 
 def should_split(config: TeacherConfig, exact_bytes: int, gpu_bytes: float) -> bool:
-    """What `placement` says of a model of so many bytes before it is quantised, on several GPUs."""
+    """What `placement` says of a model of so many bytes before it is quantized, on several GPUs."""
     if config.placement != "auto" or config.quantization not in SHARDED_SIZE:
         return config.placement == "shard"
     return exact_bytes * SHARDED_SIZE[config.quantization] > LARGE * gpu_bytes
 
 
 def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch) -> Tensor | None:
-    """What a model says that is going to be quantised; None where there is only its outline."""
+    """What a model says that is going to be quantized; None where there is only its outline."""
     device = next(model.base.parameters()).device
     if config.quantization == "none" or device.type == "meta":
         return None
@@ -144,7 +144,7 @@ def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch
 
 
 def _store(config: TeacherConfig, base: LogprobModel, ranks: Ranks) -> str:
-    """Quantise a base and split it, as its config wants; adapters, which lie on it already, stay exact.
+    """Quantize a base and split it, as its config wants; adapters, which lie on it already, stay exact.
 
     Returns:
         What became of it, in a few words.

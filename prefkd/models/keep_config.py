@@ -22,7 +22,7 @@ from prefkd.models.logprob_model import TokenStates
 
 @dataclass
 class KeepConfig:
-    """What is kept besides log-probs, for terms that ask more of a teacher and are to do without it in memory.
+    """What is kept besides log-probs, for terms that need more from a teacher but should work without it in memory.
 
     Attributes:
         top_k: The most probable tokens of each target; 0 = none, where states are kept.
@@ -99,7 +99,7 @@ class KeepConfig:
         free = shutil.disk_usage(next(path for path in there if path.exists())).free
         if size * left > free:
             raise PrefkdError(
-                f"keep: {size * left / 1e9:,.2f} GB are going to be written, but the disk of {folder} has only "
+                f"keep: {size * left / 1e9:,.2f} GB would be written, but the disk of {folder} has only "
                 f"{free / 1e9:,.2f} GB left; free some, or keep less"
             )
         parts = [f"{self.top_k} tokens of {' and '.join(self.distributions)}"] if self.distributions else []

@@ -98,7 +98,7 @@ class LearnerConfig(ModelConfig):
 
     Attributes:
         quantization: The linear layers of the base that adapters are trained on, all but the output layer, are stored
-            in fewer bits: int8, or nf4 (QLoRA, arXiv 2305.14314). It goes with `lora` alone.
+            in fewer bits: int8, or nf4 (QLoRA, arXiv 2305.14314). It works only with `lora`.
     """
 
     quantization: Literal["none", "int8", "nf4"] = "none"
@@ -113,7 +113,7 @@ class TeacherConfig(ModelConfig):
         server: A server that has the model in memory, in place of `path`. It gives log-probs and answers, but neither
             hidden states nor logits.
         tokenizer: Folder or Hub id of the tokenizer of the server's model.
-        dtype: Type of the weights in memory. (A student always keeps float32 masters.)
+        dtype: Type of the weights in memory. (A student keeps float32 weights unless `training.weights` is bfloat16.)
         quantization: Linear layers, all but the output layer, are stored in fewer bits (`prefkd.models.quantize`): int8
             and nf4 everywhere; float8, whose products are made in float8 too, and int4 on GPUs that can. The kernel of
             int4 is made for one token at a time: whole texts should be slower with it than with any other kind. What it
@@ -159,7 +159,7 @@ class TeacherConfig(ModelConfig):
         if self.adapter is not None:
             yield "adapter: goes with path; name the adapter that the server serves in server.model"
         if self.quantization != "none":
-            yield "quantization: goes with path; how the server stores its weights is told to the server"
+            yield "quantization: goes with path; set that on the server"
         if self.tokenizer is None:
             yield "tokenizer: missing; give the folder or the Hub id of the tokenizer of the server's model"
             return

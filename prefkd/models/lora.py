@@ -53,7 +53,7 @@ class LoraConfig:
     def problems(self) -> Iterator[str]:
         yield from size_problems(self, "rank")
         if self.alpha <= 0:
-            yield f"alpha: {self.alpha} would switch the adapters off; use a positive number, twice the rank say"
+            yield f"alpha: {self.alpha} would switch the adapters off; use a positive number, such as twice the rank"
         if not 0 <= self.dropout < 1:
             yield f"dropout: {self.dropout} is not a share; use 0.0 or more, and less than 1"
         if self.target_modules == []:

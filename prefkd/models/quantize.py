@@ -1,4 +1,4 @@
-"""Quantise the linear layers of a model that is only read, with torchao; embeddings and output layer stay exact."""
+"""Quantize the linear layers of a model that is only read, with torchao; embeddings and output layer stay exact."""
 
 import math
 import warnings
@@ -35,14 +35,14 @@ _GPU = {"float8": ((8, 9), "an L4, L40S or H100"), "int4": ((8, 0), "an A100 or 
 
 
 def quantization_problems(kind: Quantization, dtype: torch.dtype, device_type: str) -> Iterator[Problem]:
-    """Why a model cannot be quantised so on a device, `cpu` or `cuda`."""
+    """Why a model cannot be quantized so on a device, `cpu` or `cuda`."""
     yield from _device_problems(kind, device_type)
     if kind in ("int4", "float8") and dtype != torch.bfloat16:
         yield Problem("quantization", f"{kind} goes with dtype: bfloat16 only; change one of the two")
 
 
 def _device_problems(kind: Quantization, device_type: str) -> Iterator[Problem]:
-    """Why a device, `cpu` or `cuda`, cannot work with weights that are quantised so."""
+    """Why a device, `cpu` or `cuda`, cannot work with weights that are quantized so."""
     instead = "use int8 or nf4, which run everywhere"
     if kind in _GPU:
         capability, example = _GPU[kind]
@@ -58,12 +58,12 @@ def misfit(lm: nn.Module, kind: Quantization, *, shards: int = 1) -> str | None:
     for name, layer in linear_layers(lm):
         if reason := _misfit(layer, kind, shards):
             where = lm.name_or_path if isinstance(lm, PreTrainedModel) else "a decoder layer"
-            return f"{where} cannot be quantised as {kind}: {name}: {reason}"
+            return f"{where} cannot be quantized as {kind}: {name}: {reason}"
     return None
 
 
 def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1, under_adapters: bool = False) -> None:
-    """Quantise all linear layers but the output layer and LoRA's, in place.
+    """Quantize all linear layers but the output layer and LoRA's, in place.
 
     Args:
         lm: A model, or a part of one.
@@ -80,7 +80,7 @@ def quantize(lm: nn.Module, kind: Quantization, *, shards: int = 1, under_adapte
     if kind == "nf4":
         for layer in layers.values():
             blocks = layer.weight.numel() // _NF4_BLOCK
-            # The scales are quantised as well, up to 256 of them together.
+            # The scales are quantized as well, up to 256 of them together.
             quantized = to_nf4(layer.weight.detach(), _NF4_BLOCK, math.gcd(blocks // shards, 256))
             layer.weight = nn.Parameter(quantized, requires_grad=False)
             layer.__class__ = _ConstantLinear
@@ -167,7 +167,7 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor, or of this rank's part of it, with the scales of a quantised one."""
+    """Bytes of a tensor, or of this rank's part of it, with the scales of a quantized one."""
     if isinstance(tensor, DTensor):
         return tensor_bytes(tensor.to_local())
     if is_quantized(tensor):  # it consists of several
@@ -187,7 +187,7 @@ def is_quantized(tensor: Tensor) -> bool:
 
 
 def linear_layers(lm: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Those layers that are quantised, by name: all linear ones but the output layer and LoRA's."""
+    """Those layers that are quantized, by name: all linear ones but the output layer and LoRA's."""
     head = lm.get_output_embeddings() if isinstance(lm, PreTrainedModel) else None
     for name, module in lm.named_modules():
         if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:
@@ -219,7 +219,7 @@ def _widened(weight: Tensor) -> Tensor:
 
 
 def _misfit(layer: nn.Linear, kind: Quantization, shards: int) -> str:
-    """Why a layer cannot be quantised, empty if it can."""
+    """Why a layer cannot be quantized, empty if it can."""
     rows, inputs = layer.weight.shape
     if kind == "nf4" and rows * inputs % _NF4_BLOCK:
         return f"its weights are not a multiple of {_NF4_BLOCK}; use int8"

@@ -179,7 +179,7 @@ class ServedModel:
             for token, position in zip(ids[1:], positions[1:], strict=True):
                 if str(token) not in position:
                     raise self._nonsense(
-                        f"log-probs of other tokens than were sent ({', '.join(position)}, not {token})"
+                        f"log-probs of tokens other than those sent ({', '.join(position)}, not {token})"
                     )
                 found.append((position[str(token)]["logprob"], position[str(token)].get("decoded_token")))
         except (LookupError, TypeError, AttributeError):
@@ -190,7 +190,7 @@ class ServedModel:
         try:
             positions = said["meta_info"]["input_token_logprobs"]
             if [token for _, token, _ in positions] != list(ids):
-                raise self._nonsense("log-probs of other tokens than were sent")
+                raise self._nonsense("log-probs of tokens other than those sent")
         except (LookupError, TypeError, ValueError):
             raise self._nonsense("no input_token_logprobs; check server.engine") from None
         return [(value, text) for value, _, text in positions]

@@ -36,9 +36,9 @@ class ServerConfig:
         model: The name that it serves the model under. An adapter has a name of its own on vLLM, and is
             `model:adapter` on SGLang.
         engine: vLLM gives log-probs of a text through /v1/completions, SGLang through /generate.
-        key_env: Variable of the environment, or of a file .env in the current folder, that holds the key. None for a
+        key_env: Variable of the environment, or of a file .env in the current folder, that holds the key. null for a
             server without keys.
-        concurrency: Requests under way at the same time, on each process of the run.
+        concurrency: Requests in flight at the same time, on each process of the run.
         timeout: Seconds after which a request is sent again.
         patience: Seconds for which a server may be away, overloaded or out of order before the run ends.
     """
@@ -70,9 +70,9 @@ class ServerConfig:
             yield Problem("key_env", text, about="device")
         yield from size_problems(self, "concurrency", most=MOST_REQUESTS_AT_A_TIME)
         if not 0 < self.timeout <= LONGEST_WAIT:
-            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, 120 say"
+            yield f"timeout: {self.timeout} is not a time to wait for an answer; use seconds, for example 120"
         if not 0 <= self.patience <= LONGEST_WAIT:
-            yield f"patience: {self.patience} is not a time to wait for a server; use seconds, 900 say"
+            yield f"patience: {self.patience} is not a time to wait for a server; use seconds, for example 900"
 
     @property
     def address(self) -> str:
@@ -150,7 +150,7 @@ class Server:
                 if waited + pause > self.config.patience or self._stopped.wait(pause):
                     raise self.error(
                         f"{later.reason}, for {waited:.0f} s now; start it or look into its log, and give the same "
-                        "command again, which keeps what is finished (server.patience says how long it is waited for)"
+                        "command again, which keeps what is finished (server.patience says how long to wait)"
                     ) from None
                 wait, was_away = wait * 2, was_away or later.seconds is None
         if was_away and self._on_return is not None:

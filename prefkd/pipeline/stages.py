@@ -151,7 +151,7 @@ def _load(path: Path, overrides: Sequence[str]) -> Any:
         raise ConfigError([f"{path}: values: {shown(values)} is not a section of keys and values"])
     names = [name for name in stages if not (isinstance(name, str) and name.isidentifier() and not iskeyword(name))]
     if names:
-        rule = "not a name; use letters, digits and _, a letter first, and no word of Python"
+        rule = "not a name; use letters, digits and _, a letter first, and not a Python keyword"
         raise ConfigError([f"stages.{name}: {rule}" for name in names])
     unknown = {
         key: f"{key}: there is no stage {name}{nearest(name, stages)}"

@@ -1,4 +1,4 @@
-"""The page of a training run: what it has learnt, its curves, its answers, and how the two models split text."""
+"""The page of a training run: what it has learned, its curves, its answers, and how the two models split text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from prefkd.errors import PrefkdError
 from prefkd.ranks import Ranks
-from prefkd.training.snapshots import RECORD, STEPS, learnt, step_name
+from prefkd.training.snapshots import RECORD, STEPS, learned, step_name
 
 FOLDER = "best"
 
@@ -43,7 +43,7 @@ class BestWeights:
         alone = self._ranks.world_size == 1
         with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
             writer = FileSystemWriter(unfinished)
-            save({"model": learnt(self._model)}, storage_writer=writer, process_group=self._ranks.group, no_dist=alone)
+            save({"model": learned(self._model)}, storage_writer=writer, process_group=self._ranks.group, no_dist=alone)
         self._ranks.wait()
         if self._ranks.is_main:
             shutil.rmtree(final, ignore_errors=True)
@@ -63,7 +63,7 @@ class BestWeights:
         folder = self._folder / step_name(step)
         if not folder.is_dir():
             raise PrefkdError(f"{folder} is missing, which holds the best weights; name another output_dir")
-        state: dict[str, Any] = {"model": learnt(self._model)}
+        state: dict[str, Any] = {"model": learned(self._model)}
         with warnings.catch_warnings(action="ignore"):  # torch wonders at a single process
             load(state, checkpoint_id=folder, no_dist=self._ranks.world_size == 1)
 

@@ -55,13 +55,13 @@ from prefkd.training.snapshots import (
     Snapshot,
     digests,
     get_random_state,
-    learnt,
+    learned,
     set_random_state,
     step_name,
     write_snapshot,
 )
 
-# Settings that may change on the way: they decide about memory, speed and files, not about what is learnt.
+# Settings that may change on the way: they decide about memory, speed and files, not about what is learned.
 FREE = (
     *("metric_logger", "push_to_hub", "data.workers", "training.device", "training.microbatch_size"),
     *("training.microbatch_tokens", "training.attention", "training.compile"),
@@ -144,7 +144,7 @@ class Checkpoints:
         resume = config.training.resume
         own = sorted(self._folder.glob(STEPS), reverse=True) if resume == "auto" else []
         self._candidates: list[Path] = ranks.gather(own if resume in ("auto", "none") else [Path(resume)])[0]
-        shapes = {name: list(value.shape) for name, value in learnt(self._model).items()}
+        shapes = {name: list(value.shape) for name, value in learned(self._model).items()}
         self._run = {
             "settings": _settings(config),
             "parts": pairs_fingerprint(pairs) | {"weights": fingerprint("weights", shapes)},
@@ -263,7 +263,7 @@ class Checkpoints:
     def _state(self) -> dict[str, Any]:
         others = {name: getattr(part, "tensors", {}) for name, part in self._remembering.items()}
         return {
-            "model": learnt(self._model),
+            "model": learned(self._model),
             "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
             **{name: dict(tensors) for name, tensors in others.items() if tensors},
         }

@@ -119,8 +119,8 @@ class FollowingReference:
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        learnt, self._learns = self._learns, False
-        if learnt and (self._lr_schedule.last_epoch + 1) % self._settings.every == 0:
+        learned, self._learns = self._learns, False
+        if learned and (self._lr_schedule.last_epoch + 1) % self._settings.every == 0:
             for weight, copy in self._pairs:
                 copy.copy_(refreshed_reference(copy, weight, self._settings.alpha))
 

@@ -66,7 +66,7 @@ def _learning_problems(config: Any) -> Iterator[str]:
         return
     name, lr = config.optimizer["_component_"], config.optimizer.get("lr")
     if isinstance(lr, (int, float)) and not 0 < lr < math.inf:
-        yield f"optimizer.lr: {lr} would stop all learning or spoil the weights; use a positive number, 1e-6 say"
+        yield f"optimizer.lr: {lr} would stop all learning or spoil the weights; use a positive number, such as 1e-6"
         return
     # Adapters are matrices alone; models and projectors have vectors too, which not every optimizer takes.
     only_matrices = setting(config, LoraConfig) is not None and setting(config, ProjectorConfig) is None
@@ -108,7 +108,7 @@ def _failed_step(optimizer: Optimizer, weight: nn.Parameter) -> str | None:
     if torch.equal(weight, before):
         return "changes no weight; use a larger lr or other settings"
     if (weight > before).any():
-        return "climbs the loss, which teaches the opposite; remove maximize, or use other settings"
+        return "maximizes the loss, which teaches the opposite; remove maximize, or use other settings"
     return None
 
 
@@ -138,7 +138,7 @@ def _schedule_problems(component: dict[str, Any], optimizer: Optimizer) -> Itera
     elif min(rates) < 0:
         yield f"{name} makes a learning rate of {min(rates):g}, which teaches the opposite; use other settings"
     elif not any(rates):
-        yield f"{name} keeps the learning rate at 0, so that nothing would be learned; use other settings"
+        yield f"{name} keeps the learning rate at 0, so nothing would be learned; use other settings"
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -30,7 +30,7 @@ class DynamicBeta:
 
     Attributes:
         sensitivity: How much beta follows; the a of the paper.
-        left_out: Share of the pairs of a step that teach nothing: those far from the running mean, by lot.
+        left_out: Share of the pairs of a step that teach nothing: those far from the running mean, drawn at random.
         momentum: Momentum of the running mean and deviation.
     """
 
@@ -43,7 +43,7 @@ class DynamicBeta:
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}: {getattr(self, name)} is not a share; use at least 0 and less than 1"
         if not 0 <= self.sensitivity < math.inf:
-            yield f"sensitivity: {self.sensitivity} would turn beta around or spoil it; use 0 or more, 0.6 say"
+            yield f"sensitivity: {self.sensitivity} would turn beta around or spoil it; use 0 or more, for example 0.6"
 
 
 @dataclass(kw_only=True)
@@ -51,9 +51,9 @@ class LossSettings:
     """Settings that go with a loss that compares answers.
 
     Attributes:
-        centre: Take out by how much a parent's log-prob is off that of the reference, a running mean over steps. So a
-            loss that looks at each answer apart can have a teacher as its reference. Each step's pairs are read twice,
-            as they are for `dynamic_beta`, bco_loss and the aot losses.
+        centre: Subtract the mean difference of a parent's log-prob from the reference's, a running mean over steps. So
+            a loss that looks at each answer separately can have a teacher as its reference. Each step's pairs are read
+            twice, as they are for `dynamic_beta`, bco_loss and the aot losses.
         nll_weight: Weight of the negative log-likelihood of the chosen answer, a mean over its tokens, besides the loss
             of each pair (RPO, arXiv 2404.19733, with 1.0; ORPO and CPO want it as well).
         long_answer_weight: Weight of an answer beyond the length of the other one (LD-DPO, arXiv 2409.06411).
@@ -112,7 +112,7 @@ def loss_problems(
     infinite = [f"loss.{line}" for line in infinite_arguments(component)]
     yield from infinite or _trial_problems(component, inputs)
     if teacher_is_reference is not None and not needs & {"reference", "margins"}:
-        yield f"loss: {name} compares with no reference, so that a teacher has no part in it; use recipe dpo"
+        yield f"loss: {name} compares with no reference, so a teacher has no part in it; use recipe dpo"
     if "means" in needs and unit is None:
         yield f"loss: {name} compares means, which weighted margins are not; use recipe dpo_distill"
     elif "means" in needs and not averages:
@@ -157,7 +157,7 @@ def _trial_problems(component: Component, inputs: Mapping[str, Tensor]) -> Itera
     elif not found[0].isfinite().all():
         yield f"loss: {name} makes {found[0].item()} of a pair, which is not a finite number; use other settings"
     elif not _has_gradient(found[0], inputs):
-        yield f"loss: {name} has no gradient, so that nothing would be learned; use other settings"
+        yield f"loss: {name} has no gradient, so nothing would be learned; use other settings"
 
 
 def _is_per_pair(value: Any) -> bool:

@@ -66,7 +66,7 @@ def _term_problems(
     vocabularies = cache(vocabularies)
     sound = [is_sound(component) for component in components]
     if all(sound) and not any(component.get("weight", 1.0) > 0 for component in components):
-        yield "objective: no term has a weight above 0, so that nothing would be learned; give one"
+        yield "objective: no term has a weight above 0, so nothing would be learned; give one"
     needs = sound_objective(components).needs
     if needs >= PROJECTORS:
         yield "objective: dual_space and dual_space_v2 have projectors of two kinds; use one of the two"

@@ -49,7 +49,7 @@ class ProjectorConfig:
 
     def problems(self) -> Iterator[Problem | str]:
         if self.lr is not None and not 0 < self.lr < math.inf:
-            yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, 1e-3 say"
+            yield f"lr: {self.lr} would stop the projectors from learning; use a positive number, for example 1e-3"
         if self.warmup_steps < 0:
             yield f"warmup_steps: {self.warmup_steps} is negative; use 0 for none"
         if self.path is not None and not self.path.is_file():

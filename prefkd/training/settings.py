@@ -40,10 +40,10 @@ class TrainingConfig:
         microbatch_size: Pairs of one forward pass on one rank. It changes memory and speed, never the result.
         microbatch_tokens: Maximum tokens of one forward pass, padding not counted, instead of a number of pairs. A pass
             takes many short pairs or a few long ones, so no pass needs much more memory than another.
-        max_grad_norm: Gradients are scaled so that their joint norm is at most this, those of projectors apart.
+        max_grad_norm: Gradients are scaled so that their joint norm is at most this; projectors are clipped separately.
         precision: Type in which the student computes.
         weights: Type of the weights that learn. Those in float32 are cast to `precision` for each layer. Steps are far
-            smaller than a unit of bfloat16, so that bfloat16 takes an optimizer that rounds stochastically:
+            smaller than a unit of bfloat16, so bfloat16 needs an optimizer that rounds stochastically:
             `torchao.optim.AdamW8bit` and its like with `bf16_stochastic_round: true`. It halves weights and gradients.
         export: How the trained weights are saved. `bfloat16` rounds them stochastically, so that steps smaller than a
             unit of bfloat16 are kept on average, `float32` does not round them, `checkpoint` rounds to the nearest
@@ -66,7 +66,8 @@ class TrainingConfig:
         cpu_offload: The student's weights, gradients and optimizer states wait in main memory; with --nproc-per-node.
         evaluate_every: Optimizer steps between evaluations on the held-out pairs; also before and after training.
         keep_best: The held-out metric by which the best of all evaluations is found; its weights are saved at the end.
-            null = those of the last step. `loss` is best where it is lowest, the others where they are highest.
+            null = those of the last step. `loss` and `perplexity` are best where they are lowest, the others where they
+            are highest.
         stop_after: End after this many evaluations without a better `keep_best`.
         export_every: Optimizer steps between exports of the whole model or adapter, as at the end, to
             exports/step_... in the output folder; they stay.
@@ -81,8 +82,9 @@ class TrainingConfig:
         async_checkpoints: Whether a checkpoint is copied to main memory first, and written during the next steps:
             `true`, `false`, or `auto`, on a GPU.
         profile: Write a trace of steps 3 to 5 into the folder `profile` of the run, for https://ui.perfetto.dev.
-        resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and else begins;
-            `none` always begins; the path of a checkpoint resumes from that one.
+        resume: `auto` resumes in an output folder that holds an unfinished run with these settings, and begins
+            otherwise; `none` never resumes, and a folder with an unfinished run is an error; the path of a checkpoint
+            resumes from that one.
         seed: Seed of shuffling and of every random choice.
         device: `auto` takes the GPU where there is one.
     """
@@ -134,12 +136,12 @@ class TrainingConfig:
         yield from size_problems(self, "stop_after", "export_every", "sample_tokens")
         yield from size_problems(self, "sample_answers", least=0, most=MOST_SAMPLES)
         if self.stop_after is not None and self.keep_best is None:
-            yield "stop_after: goes with keep_best, which is missing; name a metric there, loss say"
+            yield "stop_after: goes with keep_best, which is missing; name a metric there, for example loss"
         yield from self._win_rate_problems()
         yield from size_problems(self, "epochs", most=MOST_EPOCHS)
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.max_grad_norm <= 0:
-            yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, 1.0 say"
+            yield f"max_grad_norm: {self.max_grad_norm} would stop all learning; use a positive number, such as 1.0"
         if self.sync_once and self.cpu_offload:
             yield "sync_once: keeps on the GPU what cpu_offload moves to main memory; remove one of the two"
         if self.weights == "bfloat16" and self.precision != "bfloat16":

@@ -98,7 +98,7 @@ def x_token(
             map leads to; `h_kl` compares pairs that the map is sure of, and all other tokens by sorted probabilities.
         temperature: Temperature of both sides.
         reverse: KL(student || teacher) in place of KL(teacher || student).
-        largest: Most tokens of each side that h_kl compares by rank; at most those of the side that has fewer.
+        largest: Maximum tokens of each side that h_kl compares by rank; at most those of the side that has fewer.
     """
     assert signals.vocabularies is not None
     vocabularies, tokens, device = signals.vocabularies, token_counts(signals), signals.student.hidden.device

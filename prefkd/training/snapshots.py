@@ -133,7 +133,7 @@ def write_snapshot(snapshot: Snapshot, *, folder: Path, keep: int, ranks: Ranks)
     ranks.wait()
 
 
-def learnt(model: nn.Module) -> dict[str, Any]:
+def learned(model: nn.Module) -> dict[str, Any]:
     """What of a model may change in training, each tensor once; they share memory with the model."""
     learns = {name for name, value in model.named_parameters() if value.requires_grad}
     others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - learns

@@ -68,7 +68,7 @@ def measure_written(
     if differs:
         display.say(
             f"the saved folder is not the model that was trained: its held-out loss is {loss:.4f}, in memory it is "
-            f"{memory:.4f}, before training it was {start:.4f}; training.export=float32 saves all that was learnt"
+            f"{memory:.4f}, before training it was {start:.4f}; training.export=float32 saves all that was learned"
         )
     return outcome
 

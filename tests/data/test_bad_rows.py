@@ -65,7 +65,7 @@ BAD_ROWS = {
     "no weight": (GOOD, {"weight": "w"}, "column 'w' is missing"),
     "a negative weight": (GOOD | {"w": -1}, {"weight": "w"}, "the weight in 'w' is -1: expected 0 or more"),
     "a margin in words": (GOOD | {"m": "big"}, {"margin": "m"}, "field 'm' is text: expected a number"),
-    "no gap": (GOOD, {"margin": "gap"}, "the row tells no gap between its answers"),
+    "no gap": (GOOD, {"margin": "gap"}, "the row has no gap between its answers"),
     "a column": (GOOD, {"columns": {"prompt": "question"}}, "column 'question' is missing"),
     "a reader": (GOOD, {"reader": OWN}, "data.reader fails with KeyError: 'q'"),
 }
@@ -125,7 +125,7 @@ def test_a_field_that_is_there_twice_is_not_dropped(tmp_path):
 
 
 NOTHING_LEFT = {
-    "weights": ({"weight": "w"}, "no pair has a weight above 0 in 'w', so nothing could be learnt"),
+    "weights": ({"weight": "w"}, "no pair has a weight above 0 in 'w', so nothing could be learned"),
     "filters": ({"filters": Filters(length=1)}, "no pairs are left to train on (20 left out by filters.length)"),
     "ties": ({"source": "ties.jsonl"}, "no pairs are left to train on (1 without a preference)"),
     "a source": (

@@ -190,12 +190,12 @@ BAD = {
     "another prompt": (
         "conversational",
         {"prompt": TALK, "chosen": [user("A?"), assistant("B")], "rejected": [user("A?"), assistant("C")]},
-        "fields 'chosen' and 'rejected' begin with another conversation than field 'prompt'",
+        "fields 'chosen' and 'rejected' begin with a different conversation from field 'prompt'",
     ),
     "ultrafeedback with another prompt": (
         "ultrafeedback",
         {"prompt": "Why?", "chosen": [user("A?"), assistant("B")], "rejected": [user("A?"), assistant("C")]},
-        "fields 'chosen' and 'rejected' answer another message than the one in field 'prompt'",
+        "fields 'chosen' and 'rejected' answer a different message from the one in field 'prompt'",
     ),
     "no conversations": ("sharegpt", GOOD_SHAREGPT | {"conversations": None}, "field 'conversations' is missing"),
     "sharegpt role": (
@@ -416,7 +416,7 @@ def test_an_answer_that_is_no_conversation_stays_text(answer):
     assert read_pair(row, detect_format(row)).chosen == answer
 
 
-def test_messages_that_are_broken_off_are_never_learnt_as_text():
+def test_messages_that_are_broken_off_are_never_learned_as_text():
     row = GOOD | {"chosen": '[{"role": "user", "content": "Hi"}, {"role": "assis'}
     with pytest.raises(DataError, match="field 'chosen' looks like messages written as text, and is neither JSON nor"):
         detect_format(row)

@@ -374,7 +374,7 @@ def test_fields_that_are_not_read_are_counted_and_said_once(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_messages_in_csv_are_not_learnt_as_text(tmp_path):
+def test_messages_in_csv_are_not_learned_as_text(tmp_path):
     whole = "[{{'content': 'Hi', 'role': 'user'}}, {{'content': '{}', 'role': 'assistant'}}]"
     rows = [{"prompt": "Hi", "chosen": whole.format(f"Good {i}"), "rejected": whole.format("Bad")} for i in range(3)]
     pairs = load_pairs(DataConfig(str(write(tmp_path / "p.csv", rows)), **ALL)).train

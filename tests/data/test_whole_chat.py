@@ -1,7 +1,7 @@
 """Prompt, answer and end are the tokens of the whole conversation: templates x tokenizers x conversations.
 
 Conversations are `merged`, and not compared, where one token of the whole conversation has characters of both prompt
-and answer. No prefix of it ends where the prompt does, so that the answer is tokenised apart there.
+and answer. No prefix of it ends where the prompt does, so that the answer is tokenized apart there.
 """
 
 from collections import Counter

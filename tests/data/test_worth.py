@@ -53,7 +53,7 @@ BAD = {
     "words": ({"m": "high"}, {"margin": "m"}, "field 'm' is text: expected a number"),
     "infinite": ({"m": "inf"}, {"margin": "m"}, "field 'm' is inf: expected a finite number"),
     "negative": ({"w": -1}, {"weight": "w"}, "the weight in 'w' is -1: expected 0 or more"),
-    "no gap": ({}, {"margin": "gap"}, "the row tells no gap between its answers"),
+    "no gap": ({}, {"margin": "gap"}, "the row has no gap between its answers"),
 }
 
 

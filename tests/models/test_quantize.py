@@ -1,4 +1,4 @@
-"""Quantised teachers: half the memory, nearly the same log-probs, adapters exact on top, and a clear no elsewhere."""
+"""Quantized teachers: half the memory, nearly the same log-probs, adapters exact on top, and a clear no elsewhere."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_linear_layers_shrink_and_the_rest_stays(world, kind, bytes_per_weight, 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_quantising_leaves_the_process_as_it_was(world, kind):
-    """A student whose teacher is quantised computes what it computes with an exact one."""
+    """A student whose teacher is quantized computes what it computes with an exact one."""
 
     def settings() -> tuple:
         inductor = {name: str(value) for name, value in torch._inductor.config.shallow_copy_dict().items()}
@@ -68,7 +68,7 @@ def test_no_kind_of_torchao_changes_the_process(monkeypatch):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_quantised_model_in_float32(world, kind, dtype):
-    """The quantised weights themselves, widened: the same log-probs but for rounding, and nothing stays behind."""
+    """The quantized weights themselves, widened: the same log-probs but for rounding, and nothing stays behind."""
     lm = AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=dtype).requires_grad_(False)
     quantize(lm, kind)
     tokens = torch.arange(40)[None]
@@ -139,7 +139,7 @@ def test_an_old_gpu_and_a_type_that_does_not_fit(monkeypatch):
 def test_a_shape_that_does_not_fit(tmp_path):
     make_model(tmp_path, "llama", "byte_level", hidden_size=36, head_dim=10, intermediate_size=50)
     lm = AutoModelForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(PrefkdError, match=r"cannot be quantised as nf4: model.layers.0.self_attn.q_proj"):
+    with pytest.raises(PrefkdError, match=r"cannot be quantized as nf4: model.layers.0.self_attn.q_proj"):
         quantize(lm, "nf4")
 
 

@@ -160,7 +160,7 @@ AT_ONCE = [
     ("nan", "sends the log-prob nan"),
     ("positive", "sends the log-prob 3.0"),
     ("text", "sends the log-prob low"),
-    ("ids", "sends log-probs of other tokens than were sent"),
+    ("ids", "sends log-probs of tokens other than those sent"),
     ("fewer", "sends log-probs of "),
     ("no choices", "check server.engine"),
     ("null", "check server.engine"),

@@ -104,7 +104,7 @@ def test_mistakes(world, tmp_path, capsys):
     shutil.copy(world / "pairs_answers.jsonl", begun)
     begun.with_suffix(".settings.json").write_text('{"finished": false}')
     two_models.run("dskd_distill", world, tmp_path / "out", *answers(world, "begun"), code=2)
-    assert f"data.source: {begun} is not finished; give the command of the recipe" in capsys.readouterr().err
+    assert f"data.source: {begun} is not finished; run the recipe" in capsys.readouterr().err
     source = f"data.source={world}/pairs_answers.jsonl"
     two_models.run("dskd_distill", world, tmp_path / "out", source, code=2)
     assert "are missing: rank answers with recipe rank first, or give format: answers" in capsys.readouterr().err

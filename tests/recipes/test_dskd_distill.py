@@ -362,7 +362,7 @@ def errors(capsys) -> list[str]:
 MODELS = ("contrast.kind=models", "contrast.positive.path={world}/positive", "contrast.negative.path={world}/teacher")
 DUAL = "prefkd.training.terms.dual_space"
 MISTAKES = {
-    ("objective=[]",): "objective: no term has a weight above 0, so that nothing would be learned; give one",
+    ("objective=[]",): "objective: no term has a weight above 0, so nothing would be learned; give one",
     ("objective=tis_dpo",): "objective: 'tis_dpo' is not a list, each a component, a section with _component_: "
     "dotted.path",
     ("objective=[{beta: 0.1}]",): "objective[0]._component_: missing; give the dotted path of a class or a function",

@@ -262,7 +262,7 @@ def test_truncation_is_told(world, tmp_path):
         ),
         (("preferences.data.pairs.by=knd",), "there is no field knd; did you mean kind?"),
         (("preferences.data={}",), "preferences.data: names no pairs"),
-        (("~preferences",), "preferences: nothing is to be evaluated"),
+        (("~preferences",), "preferences: there is nothing to evaluate"),
         (("resamples=3",), "resamples: 3 is too small"),
     ],
 )

@@ -76,8 +76,7 @@ REFUSED = {
     "torch.optim.lr_scheduler.ReduceLROnPlateau fails at step 1 (",
     (
         "lr_schedule={_component_: torch.optim.lr_scheduler.ConstantLR, factor: 0.0, total_iters: 100000}",
-    ): "lr_schedule:"
-    " torch.optim.lr_scheduler.ConstantLR keeps the learning rate at 0, so that nothing would be learned; ",
+    ): "lr_schedule: torch.optim.lr_scheduler.ConstantLR keeps the learning rate at 0, so nothing would be learned; ",
     ("lr_schedule={_component_: builtins.dict}",): "lr_schedule: builtins.dict ",
     ("optimizer.lr=.nan",): "optimizer.lr: nan is not a number; give one",
     ("training.max_grad_norm=.nan",): "training.max_grad_norm: nan is not a number; give one",
@@ -88,9 +87,7 @@ REFUSED = {
     "torchtune.training.metric_logging",
     ("loss={_component_: torch.zeros}",): "loss: ",
     ("loss.beta=1e308",): "loss: prefkd.method.preference.dpo_loss makes ",
-    (
-        "loss.beta=1e-300",
-    ): "loss: prefkd.method.preference.dpo_loss has no gradient, so that nothing would be learned; ",
+    ("loss.beta=1e-300",): "loss: prefkd.method.preference.dpo_loss has no gradient, so nothing would be learned; ",
 }
 
 
@@ -103,7 +100,7 @@ def test_settings_that_teach_nothing_are_refused(overrides, worlds, tmp_path, ca
 
 
 WEIGHTS = {
-    "weights.parameters={k: 0.0}": "weights.parameters: they make all weights 0, so that nothing would be learned; ",
+    "weights.parameters={k: 0.0}": "weights.parameters: they make all weights 0, so nothing would be learned; ",
     "weights.parameters={k: -1.0}": "weights.parameters: they make no weight positive, which teaches the opposite; ",
     "weights.parameters={low: -.inf, high: .nan}": "weights.parameters.high: nan is not a number; give one",
     "weights.eos_weight=.inf": "weights.eos_weight: inf leaves nothing to the text; use 1.0",

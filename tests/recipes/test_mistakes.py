@@ -61,7 +61,8 @@ SETTINGS = {
     "data.source=pears.jsonl": "data.source: pears.jsonl does not exist; did you mean pairs.jsonl?",
     "output_dir=pairs.jsonl": "output_dir: pairs.jsonl is a file; name a folder",
     "training.batch_size=0": "training.batch_size: 0 is too small; use 1 or more",
-    "training.max_grad_norm=0": "training.max_grad_norm: 0.0 would stop all learning; use a positive number, 1.0 say",
+    "training.max_grad_norm=0": "training.max_grad_norm: 0.0 would stop all learning; use a positive number, "
+    "such as 1.0",
     "training.precision=half": "training.precision: 'half' is not one of float32, bfloat16",
     "data.max_length=100": "data.max_length: 100 leaves no room for an answer after 256 tokens of prompt; raise it or "
     "lower max_prompt_length",
@@ -77,7 +78,7 @@ SETTINGS = {
     "loss.label_smoothing=0.9": "loss: label_smoothing is 0.9, but must be at least 0 and below 0.5",
     "optimizer=torch.optim.AdanW": "optimizer._component_: torch.optim.AdanW: torch.optim has no AdanW; did you mean "
     "AdamW?",
-    "optimizer.maximize=true": "optimizer: a step of torch.optim.AdamW climbs the loss, which teaches the opposite; "
+    "optimizer.maximize=true": "optimizer: a step of torch.optim.AdamW maximizes the loss, which teaches the opposite; "
     "remove maximize, or use other settings",
     "lr_schedule.num_warmup_steps=-5": "lr_schedule.num_warmup_steps: -5 is negative; use 0 for none",
     "nll_weight=.inf": "nll_weight: inf leaves nothing to the loss of the pairs; use a number",

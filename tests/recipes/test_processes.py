@@ -25,7 +25,7 @@ SHORT = (*SETTINGS, "training.max_steps=2")
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[str, Path]:
-    """The models of both kinds of recipe, and a teacher broad enough to be quantised and compared in size."""
+    """The models of both kinds of recipe, and a teacher broad enough to be quantized and compared in size."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("single", "two", "broad")}
     single_model.make_world(folders["single"])
     two_models.make_world(folders["two"])
@@ -110,7 +110,7 @@ def test_a_quantised_teacher_is_split(worlds, tmp_path, capfd):
     one = start(tmp_path / "one", *nf4)
     two, _ = run_processes(lambda: start(tmp_path / "two", *nf4, "teacher.placement=shard"))
     assert "split over 2 processes" in " ".join(capfd.readouterr().out.split())
-    # The scales, which are quantised too, are those of other blocks.
+    # The scales, which are quantized too, are those of other blocks.
     assert two[0]["held_out/loss"] == pytest.approx(one[0]["held_out/loss"], rel=1e-2)
 
 

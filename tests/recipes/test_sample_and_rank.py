@@ -290,7 +290,7 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().err
     for line in (
         f"candidates: {tmp_path}/nowhere does not exist; write it with recipe sample",
-        "contrast: nobody ranks",
+        "contrast: there is no ranker",
         "functions.judge: is the name of another ranker",
         "functions.x: 3 is not a component",
         "pairing.threshold: missing",
@@ -306,8 +306,8 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys, monkeypatch):
         "; the prompt has no references",
         "test_sample_and_rank.leaves fails for an answer to “Question ",
         "/reward: a reward is not a finite number; use dtype: float32",
-        f"{begun}/student.jsonl is not finished; give the command of recipe sample again",
-        "it has no weights for score.weight, so that its rewards would be random",
+        f"{begun}/student.jsonl is not finished; run recipe sample again with the same command",
+        "it has no weights for score.weight, so its rewards would be random",
     ):
         assert line in printed, line
     assert "Traceback" not in printed

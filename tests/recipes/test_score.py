@@ -193,7 +193,7 @@ def test_an_adapter_of_another_base(world, tmp_path, capsys):
 def test_models_of_another_tokenizer(world, tmp_path, capsys):
     student = f"contrast.negative={{path: {world}/student, dtype: float32}}"
     score(world, tmp_path / "out", "contrast.kind=models", models(world)[1], student, code=2)
-    assert "has another tokenizer than the teacher" in capsys.readouterr().err
+    assert "has a different tokenizer from the teacher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

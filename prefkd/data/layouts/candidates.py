@@ -14,7 +14,7 @@ Pairing = Literal["best_worst", "best_random", "all"]
 
 
 class NoPreference(DataError):
-    """The answers of a row are worth the same. Nothing is wrong with it, and nothing can be learnt from it."""
+    """The answers of a row are worth the same. Nothing is wrong with it, and nothing can be learned from it."""
 
 
 class Candidates(NamedTuple):

@@ -159,7 +159,7 @@ def _list_in_text(row: Row, name: str) -> list[Any]:
     if isinstance(value, str):
         raise DataError(f"field '{name}' is not a JSON list of turns")
     if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
-        raise DataError(f"field '{name}' is {kind(value)} with something else than text: expected a list of turns")
+        raise DataError(f"field '{name}' is {kind(value)} with something other than text: expected a list of turns")
     return value
 
 

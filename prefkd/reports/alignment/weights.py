@@ -90,7 +90,7 @@ def scored_pairs(pairs: Dataset, scores: Scores) -> Dataset:
         PrefkdError: There are none, or no contrast was scored.
     """
     if not scores.has_contrast:
-        raise PrefkdError(f"{scores.folder} was written without a contrast, so that all weights are 1; score with one")
+        raise PrefkdError(f"{scores.folder} was written without a contrast, so all weights are 1; score with one")
     known = scores.splits()
     found = [i for i, place in enumerate(zip(pairs["file"], pairs["row"], strict=True)) if place in known]
     if not found:

@@ -157,7 +157,7 @@ def test_scores_that_do_not_fit_are_refused(hard_file, sides, scores, tmp_path):
     with pytest.raises(PrefkdError, match=r"data\.max_length: is 300 here, but was 512 when the scores were made"):
         look(scores, max_length=300)
     without = make_scores(tmp_path / "without", hard_file, sides, contrast="none")
-    with pytest.raises(PrefkdError, match="was written without a contrast, so that all weights are 1"):
+    with pytest.raises(PrefkdError, match="was written without a contrast, so all weights are 1"):
         look(without)
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
