@@ -62,7 +62,7 @@ def test_weights_that_the_last_step_spoils():
 
 REFUSED = {
     ("optimizer.lr=0.0",): "optimizer.lr: 0.0 would stop all learning or spoil the weights; use a positive number, "
-    "1e-6 say",
+    "such as 1e-6",
     ("optimizer={_component_: torch.optim.AdamW, lr: 0.1, betas: [2, 2]}",): "optimizer: torch.optim.AdamW refuses its "
     "arguments: Invalid beta parameter at index 0: 2",
     (
