@@ -14,7 +14,7 @@ def running_mean(mean: float, count: int, value: float) -> tuple[float, int]:
 def offset_per_parent(
     chosen_ratio: Tensor, rejected_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor
 ) -> Tensor:
-    """``kappa``, the mean log-ratio of a parent: the mean over pairs of (a + b) / (n_w + n_l).
+    """``kappa``, the mean log-ratio of a parent: the mean over pairs of (a + b) / (n_w + n_l), if n_w + n_l > 0.
 
     Args:
         chosen_ratio: (B,) log-ratio a of the chosen answer.
@@ -23,9 +23,11 @@ def offset_per_parent(
         rejected_length: (B,) the same n_l of the rejected answer.
 
     Returns:
-        A scalar; NaN for no pairs.
+        A scalar; NaN if no pair has a length.
     """
-    return ((chosen_ratio + rejected_ratio) / (chosen_length + rejected_length)).mean()
+    lengths = chosen_length + rejected_length
+    has_length = lengths > 0  # all parents of a pair may weigh 0
+    return ((chosen_ratio + rejected_ratio)[has_length] / lengths[has_length]).mean()
 
 
 def centred(policy: Tensor, lengths: Tensor, kappa: Tensor | float) -> Tensor:

@@ -15,7 +15,7 @@ from prefkd.method.answer_losses import (
     nca_loss,
     sppo_loss,
 )
-from prefkd.method.logprobs import predicting_logits
+from prefkd.method.logprobs import NO_TARGET, predicting_logits
 from prefkd.method.loss_needs import log_ratio, logistic_loss, preference_loss, require_positive
 from prefkd.method.loss_settings import (
     centred,
@@ -225,6 +225,8 @@ def position_kl(
     Returns:
         (B,) in nats, float32 or wider. Entries of the vocabulary that the policy masks with -inf add nothing.
     """
+    if weights is not None:  # where the reference allows nothing that the policy allows, the divergence is infinite
+        labels = labels.masked_fill(weights == 0, NO_TARGET)
     policy, _, mask = predicting_logits(policy_logits, labels)
     reference, _, _ = predicting_logits(reference_logits, labels)
     log_policy, log_reference = policy.log_softmax(-1), reference.log_softmax(-1)

@@ -188,8 +188,9 @@ class PairLoss:
         before, drawn, beta = state.steps, torch.ones(len(rows)), None
         state.steps += 1
         if self._config.centre:
-            kappa = offset_per_parent(*(policy - reference), *offsets).item()
-            state.kappa, _ = running_mean(state.kappa, before, kappa)
+            if (offsets.sum(0) > 0).any():
+                kappa = offset_per_parent(*(policy - reference), *offsets).item()
+                state.kappa, _ = running_mean(state.kappa, before, kappa)
             policy = centred(policy, offsets, state.kappa)
         if "delta" in self.needs:
             _, *rewards = self._losses(policy, reference, torch.ones_like(policy))

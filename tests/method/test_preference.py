@@ -248,6 +248,17 @@ def test_position_kl_ignores_masked_vocabulary_padding_and_other_positions():
     close(position_kl(*wider, torch.nn.functional.pad(labels, (0, 2), value=-100)), short)
 
 
+def test_position_kl_at_a_target_of_weight_0_is_0_even_if_the_reference_forbids_what_the_policy_allows():
+    policy = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(1, 3, 4, dtype=torch.float64)
+    reference[0, 0, 1] = -math.inf
+    labels, weights = torch.tensor([[-100, 2, 3]]), torch.tensor([[0.0, 0.0, 1.0]])
+    found = position_kl(policy, reference, labels, weights)
+    close(found, position_kl(policy, reference, labels.masked_fill(weights == 0, -100)))
+    found.sum().backward()
+    assert found.isfinite().all() and policy.grad.isfinite().all()
+
+
 def test_position_kl_of_equal_models_is_zero():
     logits = torch.randn(2, 4, 7, dtype=torch.float64, requires_grad=True)
     found = position_kl(logits, logits.detach(), torch.randint(7, (2, 4)))

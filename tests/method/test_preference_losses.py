@@ -484,6 +484,8 @@ def test_an_offset_of_each_parent_is_taken_out():
     kappa = p.offset_per_parent(chosen, rejected, *lengths)
     assert kappa.item() == pytest.approx(-1.0)
     assert p.centred(torch.stack([chosen, rejected]), lengths, kappa).abs().max() < 1e-6
+    weightless = torch.tensor([[7.0, 0], [5, 0]])  # all parents of the second pair weigh 0
+    assert p.offset_per_parent(chosen, rejected, *weightless).item() == pytest.approx(-1.0)
 
 
 def test_drawing_pairs_never_runs_out_of_them():
