@@ -11,11 +11,13 @@ import copy
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from difflib import get_close_matches
 from functools import partial
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefkd.config.fields import flat
@@ -96,6 +98,32 @@ def import_dotpath(dotpath: str) -> Callable[..., Any]:
     if not callable(found):
         raise PrefkdError(f"{dotpath} is a {type(found).__name__} and cannot be called; name a class or a function")
     return found
+
+
+def source_file(dotpath: str) -> Path | None:
+    """The file in which the callable at a dotted path is written, None where Python knows of none.
+
+    Raises:
+        PrefkdError: There is no such callable.
+    """
+    found = inspect.unwrap(import_dotpath(dotpath))
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:  # built in, or an object that can be called: the module that holds it stands for it
+        file = getattr(sys.modules.get(dotpath.rpartition(".")[0]), "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def own_file(dotpath: str) -> Path | None:
+    """The file of the user's own in which a component is written, None where it belongs to an installed package."""
+    first = dotpath.partition(".")[0]
+    if first == "prefkd" or first in sys.stdlib_module_names:
+        return None
+    try:
+        file = source_file(dotpath)
+    except PrefkdError:  # checking the config will say so
+        return None
+    return None if file is None or {"site-packages", "dist-packages"} & set(file.parts) else file
 
 
 def component_problems(

@@ -15,13 +15,13 @@ It gets each row as the file has it, a dictionary, and returns one `Pair`, or a 
 the row holds no preference. What it raises is told with the file and the row. `examples/04_own_format.py` shows more.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefkd.config import Component, bind, component_problems, import_dotpath
+from prefkd.config import Component, bind, component_problems
+from prefkd.config.components import source_file
 from prefkd.data.formats import Pair, read_pair
 from prefkd.data.layouts.candidates import NoPreference
 from prefkd.data.messages import Message, kind
@@ -83,8 +83,8 @@ def reader_problems(component: Component, source: str, split: str) -> Iterator[s
 
 def reader_fingerprint(component: Component) -> list[Any]:
     """What the pairs of a reader depend on: its settings and the file that it lies in."""
-    file = inspect.getsourcefile(inspect.unwrap(import_dotpath(component["_component_"])))
-    return [component, sha256(Path(file)) if file and Path(file).is_file() else None]
+    file = source_file(component["_component_"])
+    return [component, sha256(file) if file else None]
 
 
 def _as_row(pair: Pair) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a stage of a pipeline was made from, kept in its folder, so that what is finished need not run again.
 
 A stage is made from the text of its recipe, the settings of its resolved config, and the content of every file and
-folder that a setting names: data, models, and what earlier stages have written.
+folder that a setting names: data, models, what earlier stages have written, and the user's own readers and terms.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, get_origin, get_type_hints
 
+from prefkd.config.components import own_file
 from prefkd.config.fields import flat
 from prefkd.config.hints import members
 from prefkd.errors import PrefkdError
@@ -93,16 +94,28 @@ def paths_in(config: Any, key: str = "") -> Iterator[tuple[str, Path]]:
     """The texts of a config, by dotted key, that name a file or a folder if there is one.
 
     A few fixed words are not paths, and neither are arguments of a component: a metric logger's folder is not an input.
+    The file of the user's own in which a component is written is one.
     """
     hints = get_type_hints(type(config))
     for part in fields(config):
-        value, path = vars(config)[part.name], f"{key}.{part.name}" if key else part.name
-        if is_dataclass(value):
-            yield from paths_in(value, path)
-        elif not isinstance(value, dict) and not any(get_origin(hint) is Literal for hint in members(hints[part.name])):
-            for name, item in flat(value, path):
-                if isinstance(item, (str, Path)) and str(item) and path != "output_dir":
-                    yield name, Path(item)
+        path = f"{key}.{part.name}" if key else part.name
+        if path != "output_dir" and not any(get_origin(hint) is Literal for hint in members(hints[part.name])):
+            yield from _paths(vars(config)[part.name], path)
+
+
+def _paths(value: Any, key: str) -> Iterator[tuple[str, Path]]:
+    """The paths in one setting, in the sections of a list or a dictionary too."""
+    if is_dataclass(value):
+        yield from paths_in(value, key)
+    elif isinstance(value, dict) and "_component_" in value:
+        for name, item in flat(value, key):
+            if name.endswith("._component_") and isinstance(item, str) and (file := own_file(item)) is not None:
+                yield name, file
+    elif isinstance(value, (dict, list, tuple)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(item, f"{key}.{name}")
+    elif isinstance(value, (str, Path)) and str(value):
+        yield key, Path(value)
 
 
 class Contents:

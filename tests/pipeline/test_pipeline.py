@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefkd import catalog
+from prefkd.pipeline.records import Contents, read_record, record_end
 from prefkd.pipeline.stages import read_pipeline
 from tests.cli.conftest import Ended
 from tests.processes import ForkedStage
@@ -105,6 +106,31 @@ def test_a_chain_runs_in_the_order_of_its_needs_and_a_second_time_does_nothing(c
 
     Path("join.py").write_text(Path("join.py").read_text() + "\n")
     assert states(prefkd(*dry))["left"] == "runs: changed: the recipe"
+
+
+def test_a_changed_checkpoint_or_source_of_a_mixture_runs_its_stage_again(folder, prefkd):
+    for name in ("model.bin", "pairs.jsonl", "held.jsonl"):
+        Path(name).write_text("first")
+    Path("sft.yaml").write_text("model: {path: model.bin}\ndata: {sources: [{source: pairs.jsonl}]}")
+    Path("table.yaml").write_text("checkpoints: {a: {path: model.bin}}\npreferences: {data: {b: {source: held.jsonl}}}")
+    Path("two.yaml").write_text(
+        "output_dir: runs\nstages:\n"
+        "  left: {recipe: sft, config: ./sft.yaml}\n  right: {recipe: evaluate, config: ./table.yaml}\n"
+    )
+    contents = Contents(Path("cache.json"))
+    for stage in read_pipeline(Path("two.yaml")).stages:
+        record_end(stage.output_dir, stage.fingerprint(contents), 1.0)
+    assert states(prefkd("pipeline", "two.yaml", "--dry-run")) == {"left": "finished", "right": "finished"}
+    Path("pairs.jsonl").write_text("second")
+    Path("held.jsonl").write_text("second")
+    assert [
+        record.fingerprint.changes(stage.fingerprint(contents))
+        for stage in read_pipeline(Path("two.yaml")).stages
+        if (record := read_record(stage.output_dir))
+    ] == [
+        ["the content of data.sources.0.source (pairs.jsonl)"],
+        ["the content of preferences.data.b.source (held.jsonl)"],
+    ]
 
 
 def test_inputs_that_are_gone_do_not_matter_to_what_is_finished(chain, prefkd):
