@@ -16,6 +16,7 @@ from prefkd.data.own_rows import reader_problems
 from prefkd.data.sources import part_problems, source_problems, split_problems
 from prefkd.data.worth import SCORES
 from prefkd.errors import Problem, nearest
+from prefkd.keys import without_keys
 
 # What formats read: the left sides of `columns`.
 NAMES = sorted(
@@ -223,7 +224,7 @@ class DataConfig(Rows):
             yield f"held_out_split: {self.held_out_split} means nothing to a file; name a held_out_source instead"
         elif held_out and (held_out.source, held_out.split) == (self.source, self.split):
             key = "held_out_source" if self.held_out_source else "held_out_split"
-            yield f"{key}: {getattr(self, key)} is what is trained on; name another or leave it out"
+            yield f"{key}: {without_keys(getattr(self, key))} is what is trained on; name another or leave it out"
         if not 0 <= self.held_out_fraction < 1:
             yield f"held_out_fraction: {self.held_out_fraction} is not a part of the data; use 0.1 for a tenth"
         if not 0 <= self.margin_scale < float("inf"):

@@ -15,9 +15,12 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from prefkd.data.containers import KINDS, Rows, file_problems, read_file, suffix_of
 from prefkd.errors import DataError, Problem, first_line, nearest
 from prefkd.files import fingerprint, sha256, whole
+from prefkd.keys import without_keys
 
 # A path of another file system, s3://bucket/pairs.jsonl say, which fsspec opens.
 REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
+# An address with a password, or with a query, which may hold a key. It would be written to files and to the model card.
+WITH_KEYS = re.compile(r"https?://([^/]*@|.*\?)|[a-z]*ftp://[^/]*:[^/]*@", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = ("train", "test", "validation", "valid", "dev", "eval", "held_out")
 # What `datasets` writes next to the rows of a folder.
@@ -56,6 +59,11 @@ def _faults(source: str) -> Iterator[str]:
     try:
         if not source.strip():
             yield "an empty text names no data"
+        elif WITH_KEYS.match(source):
+            yield (
+                f"{without_keys(source)} has a password or a query, which would be written to files; fetch the data "
+                "yourself and name the file, or put the password where fsspec looks for it (~/.config/fsspec)"
+            )
         elif remote := REMOTE.fullmatch(source):
             yield from _protocol_faults(source, remote[1])
         elif path.is_dir():

@@ -20,7 +20,7 @@ from prefkd.data.templates import PlainTemplate
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.records import Records
 from prefkd.files import fingerprint
-from prefkd.keys import find_key
+from prefkd.keys import address_problems, find_key
 
 # So many requests in a row without an answer, each after all its retries: the endpoint is not coming back.
 GIVE_UP = 10
@@ -80,8 +80,7 @@ class JudgeConfig:
     def problems(self) -> Iterator[str]:
         if find_spec("openai") is None:
             yield "model: a judge needs the package openai; pip install 'prefkd[judge]'"
-        if not re.match(r"https?://", self.base_url):
-            yield f"base_url: {self.base_url} is not an address; write one such as http://localhost:8000/v1"
+        yield from address_problems("base_url", self.base_url, "http://localhost:8000/v1")
         if self.api_key_variable is not None and not find_key(self.api_key_variable):
             yield (
                 f"api_key_variable: {self.api_key_variable} is neither in the environment nor in .env; set it, or use "

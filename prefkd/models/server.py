@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from prefkd.config.hints import size_problems
 from prefkd.errors import PrefkdError, Problem, first_line
-from prefkd.keys import find_key
+from prefkd.keys import address_problems, find_key
 
 Found = TypeVar("Found")
 Item = TypeVar("Item")
@@ -54,9 +54,7 @@ class ServerConfig:
     def problems(self) -> Iterator[Problem | str]:
         if find_spec("openai") is None:
             yield "url: a server is asked through the package openai; pip install 'prefkd[server]'"
-        if not re.fullmatch(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", self.url):
-            shown = re.split(r"[?#]", self.url.rpartition("@")[2])[0]  # the rest may hold a password or a key
-            yield f"url: {shown} is not an address; write one such as http://localhost:8000"
+        yield from address_problems("url", self.url, "http://localhost:8000")
         if not self.model.strip():
             yield "model: is empty; give the name that the server lists under /v1/models"
         # A key that stands here by mistake is not shown.

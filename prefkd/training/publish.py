@@ -19,7 +19,7 @@ from prefkd.config import read_yaml
 from prefkd.config.fields import setting
 from prefkd.errors import PrefkdError, first_line
 from prefkd.files import sha256
-from prefkd.keys import hub_token
+from prefkd.keys import hub_token, without_keys
 from prefkd.models.load import LearnerConfig, ModelConfig, TeacherConfig
 from prefkd.models.lora import CONFIG
 from prefkd.ranks import Ranks
@@ -28,6 +28,7 @@ from prefkd.training.metrics import Outcome
 
 # Settings about this machine and its user, which say nothing of the model.
 _LOCAL = ("output_dir", "metric_logger", "push_to_hub")
+_SERVERS = ("url", "base_url")
 
 
 @dataclass
@@ -111,14 +112,15 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
 def public_name(path: str, *, read_folder: bool = False) -> str:
     """What others may call a file or a folder of this machine: its base name, and of a file a part of its SHA-256.
 
-    Shipped files have the name that a config gives them. What is not here, the id of a repository say, stays as it is.
+    Shipped files have the name that a config gives them. What is not here, the id of a repository say, stays as it is,
+    but for what an address may hold of a password or a key.
 
     Args:
         read_folder: Whether a folder, of data say, is told by the content of its files too.
     """
     place = Path(os.path.expanduser(path))
     if not os.path.exists(place):  # unlike Path.exists, for a long text too
-        return place.name if place.is_absolute() else path
+        return place.name if place.is_absolute() else without_keys(path)
     if place.resolve().is_relative_to(CONFIGS):
         return place.resolve().relative_to(CONFIGS).as_posix()
     name = place.resolve().name
@@ -185,7 +187,7 @@ def _results(outcome: Outcome) -> list[str]:
 def _without_folders(value: Any) -> Any:
     """A setting in which no path names the folders of this machine."""
     if isinstance(value, Mapping):
-        return {name: _without_folders(part) for name, part in value.items() if name != "url"}  # that of a server
+        return {name: _without_folders(part) for name, part in value.items() if name not in _SERVERS}
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return public_name(value) if isinstance(value, str) and "/" in value else value

@@ -401,6 +401,28 @@ def test_files_of_another_file_system_are_fetched_once(tmp_path, monkeypatch):
     assert problem.startswith("source: nos3://bucket/p.jsonl: fsspec knows no nos3://")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://me:hunter2@host/p.jsonl",
+        "https://hunter2@host/p.jsonl",
+        "HTTPS://me:hunter2@host/p.jsonl",
+        "https://host/p.jsonl?key=hunter2",
+        "sftp://me:hunter2@host/p.jsonl",
+    ],
+)
+def test_an_address_with_a_password_or_a_key_is_refused_without_showing_it(source):
+    problems = [str(problem) for problem in DataConfig(source, held_out_source=source).problems()]
+    assert all("://host/p.jsonl has a password or a query" in problem for problem in problems[:2])
+    assert len(problems) == 3 and "hunter2" not in "".join(problems)
+
+
+def test_an_account_without_a_password_is_no_secret():
+    assert sources.WITH_KEYS.match("sftp://me@host/p.jsonl") is None
+    assert sources.WITH_KEYS.match("abfs://container@account.dfs.core.windows.net/p.jsonl") is None
+    assert sources.WITH_KEYS.match("https://host/package@1.0/p.jsonl") is None
+
+
 # --------------------------------------------------------------------------------------------------------- mixtures
 
 

@@ -129,6 +129,13 @@ def test_the_key_is_sent_and_kept_nowhere(server, tmp_path):
     assert all("sk-secret" not in file.read_text() for file in tmp_path.iterdir())
 
 
+def test_an_address_with_a_password_or_a_key_is_refused_without_showing_it(server):
+    addresses = (server.url.replace("://", "://me:sk-secret@"), f"{server.url}?key=sk-secret", "host:8000")
+    for address in addresses:
+        [problem] = JudgeConfig(address, "j", api_key_variable="JUDGE_KEY").problems()
+        assert problem.startswith("base_url: ") and "is not an address" in problem and "secret" not in problem
+
+
 def test_the_key_may_lie_in_a_file(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JUDGE_KEY")

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from prefkd.training.publish import _without_folders, public_name
 from tests.recipes import single_model, two_models
 from tests.recipes.single_model import run
 
@@ -99,6 +100,13 @@ def test_a_pushed_adapter_does_not_tell_where_its_base_lay(world, tmp_path, uplo
     assert uploads[1][2]["ignore_patterns"] == [name]
     assert here["base_model_name_or_path"] == str(world / "model")
     assert files == {name: here | {"base_model_name_or_path": "model"}}
+
+
+def test_addresses_on_a_card_tell_no_secrets():
+    assert public_name("https://me:hunter2@host/p.jsonl?key=hunter2") == "https://host/p.jsonl"
+    assert public_name("s3://bucket/p.jsonl") == "s3://bucket/p.jsonl"
+    settings = {"win_rate": {"base_url": "http://10.0.0.7/v1", "model": "j"}, "own": ["http://me:hunter2@host/v1"]}
+    assert _without_folders(settings) == {"win_rate": {"model": "j"}, "own": ["http://host/v1"]}
 
 
 def test_a_hub_that_says_no(world, tmp_path, uploads, capsys, monkeypatch):
