@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from prefkd.data.encoder import Cue, Encoder, Line, Tokens
 from prefkd.data.frames import Frame, Framing
 from prefkd.data.messages import Answer, Message
-from prefkd.data.template_settings import TemplateSettings, template_settings
+from prefkd.data.template_settings import TemplateSettings, template_settings, unread_arguments
 from prefkd.data.templates import HELLO, PLAIN, PROBE, ChatTemplate, PlainTemplate, Template, Tools
 from prefkd.errors import DataError, PrefkdError
 from prefkd.files import fingerprint
@@ -113,6 +113,8 @@ class ModelSide:
         # As a part of the template they hold for whoever uses the trained model. Jinja takes the line breaks off.
         given = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in settings.arguments.items())
         if given and not own.startswith(given):
+            for problem in unread_arguments(own, settings.arguments):
+                raise PrefkdError(f"{self.name}: template{problem}")
             self.tokenizer.chat_template = given + own
 
     def frame(self, messages: Sequence[Message], *, thoughts: bool = False, tools: Tools | None = None) -> Frame:

@@ -1,16 +1,21 @@
 """Settings of a model's template."""
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jinja2
+from jinja2 import meta, nodes
 
 from prefkd.config.hints import shown
 from prefkd.errors import PrefkdError, first_line, nearest
 
 Kind = Literal["auto", "chat", "plain"]
+# What every template is given; the rest of what it reads are arguments.
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ def template_problems(value: Any) -> Iterator[str]:
     arguments = value.get("arguments", {})
     if not isinstance(arguments, Mapping) or not all(str(name).isidentifier() for name in arguments):
         yield f".arguments: {shown(arguments)} is not a section of names and values"
+    else:
+        for name in (name for name, given in arguments.items() if not _is_json(given)):
+            yield f".arguments.{name}: {shown(arguments[name])} is not a value of JSON; give a text or a finite number"
     path = value.get("path")
     if path is not None and not isinstance(path, str):
         yield f".path: {shown(path)} is not a path; name a file"
@@ -67,14 +75,38 @@ def template_problems(value: Any) -> Iterator[str]:
         yield ".kind: plain writes role headings and takes neither path nor arguments; remove it or them"
 
 
+def unread_arguments(template: str, arguments: Iterable[str]) -> Iterator[str]:
+    """Which arguments a chat template does not read, each as `.arguments.name: problem; remedy`."""
+    try:
+        read = meta.find_undeclared_variables(_parsed(template))
+    except jinja2.TemplateSyntaxError:  # writing with it will say so
+        return
+    for name in arguments:
+        if name not in read:
+            yield f".arguments.{name}: the chat template does not read it{nearest(name, read - _GIVEN)}"
+
+
+def _parsed(template: str) -> nodes.Template:
+    """A template without the tag `generation`, which transformers adds to Jinja and which changes no text."""
+    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
+    return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _path_problems(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        _parsed(text)
         if not text.strip():
             yield f".path: {path} is empty; write a chat template into it"
     except (OSError, UnicodeDecodeError) as error:
         yield f".path: {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"
     except jinja2.TemplateSyntaxError as error:
-        if "generation" not in str(error):  # a tag of transformers
-            yield f".path: {path} is not a Jinja template ({first_line(error)}, line {error.lineno})"
+        yield f".path: {path} is not a Jinja template ({first_line(error)}, line {error.lineno})"

@@ -1,6 +1,7 @@
 """Tools, calls and thoughts: the tokens are those of the whole chat; what a template does not write is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -8,7 +9,7 @@ from transformers import AutoTokenizer
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.shared_answers import write_answers
 from prefkd.data.sides import ModelSide
-from prefkd.data.template_settings import template_problems
+from prefkd.data.template_settings import template_problems, unread_arguments
 from prefkd.data.templates import DAY, merge_system, with_short_ids
 from prefkd.data.tokenizing import align_pairs
 from prefkd.errors import DataError, PrefkdError
@@ -204,6 +205,8 @@ PROBLEMS = {
     "key": ({"pth": "a"}, ".pth: unknown key; did you mean path?"),
     "thoughts": ({"thoughts": "hide"}, ".thoughts: 'hide' is not one of keep, drop"),
     "arguments": ({"arguments": [1]}, ".arguments: [1] is not a section of names and values"),
+    "infinite": ({"arguments": {"a": float("inf")}}, ".arguments.a: inf is not a value of JSON"),
+    "no JSON": ({"arguments": {"a": [Path("b")]}}, ".arguments.a: [PosixPath('b')] is not a value of JSON"),
     "no file": ({"path": "no.jinja"}, ".path: no.jinja cannot be read (No such file or directory)"),
     "no template": ({"path": "bad.jinja"}, ".path: bad.jinja is not a Jinja template"),
     "plain": ({"kind": "plain", "arguments": {"a": 1}}, ".kind: plain writes role headings and takes neither path nor"),
@@ -218,6 +221,24 @@ def test_wrong_settings_of_a_template_are_told(tmp_path, monkeypatch, value, pro
     assert found.startswith(problem)
     with pytest.raises(PrefkdError, match=r"^template"):
         side(CHAT_TEMPLATES["chatml"], settings=value)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% macro say(text) %}{{ prefix }}{{ text }}{% endmacro %}", r"; did you mean prefix\?"),
+        ("{% if prefix is not defined %}{% set prefix = '' %}{% endif %}", r"; did you mean prefix\?"),
+        ("{% set prefix = prefix | default('') %}", r"; did you mean prefix\?"),
+        ("{% set prefix = 'a' %}", r"; known: eos_token"),
+        ("{% generation %}{{ prefix }}{% endgeneration %}", r"; did you mean prefix\?"),
+    ],
+)
+def test_an_argument_that_the_template_does_not_read_is_told(template, problem):
+    chatml = CHAT_TEMPLATES["chatml"] + "{{ eos_token[:0] }}"
+    with pytest.raises(PrefkdError, match=rf"template\.arguments\.prefx: the chat template does not read it{problem}"):
+        side(template + chatml, settings={"arguments": {"prefx": "a"}})
+    if "known" not in problem:
+        assert list(unread_arguments(template + chatml, ["prefix"])) == []
 
 
 def test_tools_reach_the_tokens_of_both_sides(tmp_path):
