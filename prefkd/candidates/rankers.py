@@ -16,13 +16,14 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from prefkd.candidates.reading import Question
 from prefkd.config.components import Component, bind
 from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.collate import collate_pairs
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
+from prefkd.data.messages import pack_calls
 from prefkd.data.pairs import COLUMNS, DataConfig
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
@@ -239,15 +240,18 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 def _aligned(questions: Sequence[Question], side: ModelSide, config: ContrastRankerConfig) -> Dataset:
     """The candidates of each question two by two, as pairs; of an odd number the last one together with the first."""
-    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    features = Features({**COLUMNS, "calls": Value("string")})
+    rows: dict[str, list[Any]] = {name: [] for name in features}
     for question in questions:
+        texts = [{"role": turn["role"], "content": turn["content"]} for turn in question.messages]
+        calls = pack_calls(question.messages, {}, None)
         answers = [candidate.answer for candidate in question.candidates]
         for first in range(0, len(answers) if len(answers) > 1 else 0, 2):
             second = first + 1 if first + 1 < len(answers) else 0
-            values = (question.messages, answers[first], answers[second], f"{question.key}:{first}:{second}", first)
-            for name, value in zip(COLUMNS, values, strict=True):
+            values = (texts, answers[first], answers[second], f"{question.key}:{first}:{second}", first, calls)
+            for name, value in zip(features, values, strict=True):
                 rows[name].append(value)
-    pairs = Dataset.from_dict(rows, features=COLUMNS)
+    pairs = Dataset.from_dict(rows, features=features)
     data = DataConfig(
         "candidates",
         on_bad_row="skip",

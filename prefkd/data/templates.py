@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from prefkd.data.messages import Answer, Message
+from prefkd.data.messages import Answer, Message, answer_text
 from prefkd.errors import DataError, PrefkdError, first_line
 from prefkd.files import fingerprint
 
@@ -69,6 +69,13 @@ class PlainTemplate:
 
 
 PLAIN = (PlainTemplate.jinja, PlainTemplate.jinja_with_bos)
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """A conversation for a reader who knows no template: under headings, calls of tools as JSON."""
+    turns = [Message(role=turn["role"], content=answer_text(turn)) for turn in messages]
+    template = PlainTemplate()
+    return template.write(turns).removesuffix(f"{template.headings['assistant']}:\n").rstrip()
 
 
 class ChatTemplate:

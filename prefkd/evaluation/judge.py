@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from prefkd.config.hints import size_problems
 from prefkd.data.fingerprints import Fingerprint
 from prefkd.data.formats import Message
-from prefkd.data.templates import PlainTemplate
+from prefkd.data.templates import plain_text
 from prefkd.errors import PrefkdError
 from prefkd.evaluation.records import Records
 from prefkd.files import fingerprint
@@ -261,9 +261,7 @@ def _nonsense(error: Exception) -> str:
 
 def _filled(instruction: str, messages: Sequence[Message], answer_a: str, answer_b: str) -> str:
     """The instruction with its three texts; none is searched for the names of the others."""
-    template = PlainTemplate()
-    prompt = template.write(messages).removesuffix(f"{template.headings['assistant']}:\n").rstrip()
-    texts = {"{prompt}": prompt, "{answer_a}": answer_a, "{answer_b}": answer_b}
+    texts = {"{prompt}": plain_text(messages), "{answer_a}": answer_a, "{answer_b}": answer_b}
     return re.sub(r"\{prompt\}|\{answer_a\}|\{answer_b\}", lambda place: texts[place[0]], instruction)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.formats import Message
-from prefkd.data.templates import PlainTemplate
+from prefkd.data.templates import ChatTemplate, plain_text
 from prefkd.errors import PrefkdError, Problem, first_line
 from prefkd.models.tokenizers import may_be_hub_id, no_folder
 
@@ -85,6 +85,8 @@ class RewardModel:
             )
         if config.label >= model.config.num_labels:
             raise PrefkdError(f"reward model {config.path}: it has {model.config.num_labels} outputs; lower label")
+        has_template = bool(self.tokenizer.chat_template)
+        self.template = ChatTemplate(self.tokenizer, f"reward model {config.path}") if has_template else None
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         # Decoders read the reward at the last token that is not padding.
@@ -97,15 +99,18 @@ class RewardModel:
 
         Args:
             conversations: Messages and the answer to them.
+
+        Raises:
+            DataError: The chat template refuses one.
         """
-        if self.tokenizer.chat_template:
-            turns = [[*messages, Message(role="assistant", content=answer)] for messages, answer in conversations]
-            texts: tuple[list[str], ...] = (self.tokenizer.apply_chat_template(turns, tokenize=False),)
+        if self.template is not None:
+            written = [self.template.write(messages, answer) for messages, answer in conversations]
+            texts: tuple[list[str], ...] = (written,)
         else:
             texts = [_prompt_text(messages) for messages, _ in conversations], [answer for _, answer in conversations]
         encoded = self.tokenizer(
             *texts,
-            add_special_tokens=not self.tokenizer.chat_template,
+            add_special_tokens=self.template is None,
             truncation=True,
             max_length=self.config.max_length,
             padding=True,
@@ -116,7 +121,4 @@ class RewardModel:
 
 def _prompt_text(messages: Sequence[Message]) -> str:
     """A question as it is; a longer conversation with headings."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    template = PlainTemplate()
-    return template.write(messages).removesuffix(f"{template.headings['assistant']}:\n").rstrip()
+    return messages[0]["content"] if len(messages) == 1 else plain_text(messages)

@@ -241,6 +241,21 @@ def test_rewards_are_those_of_the_classifier_one_at_a_time(tmp_path, chat):
             assert found[i] == pytest.approx(plain(torch.tensor([ids])).logits[0, 1].item(), abs=1e-5)
 
 
+def test_a_reward_model_reads_what_its_template_refuses_another_way_or_says_so(tmp_path):
+    folder = make_reward_model(tmp_path / "reward", chat=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for role in ("system", "tool"):
+        refused = "{% if messages | selectattr('role', 'equalto', '" + role + "') | list %}"
+        tokenizer.chat_template = refused + "{{ raise_exception('No!') }}{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    model = RewardModel(RewardModelConfig(str(folder)), CPU)
+    user, system = Message(role="user", content="Hi"), Message(role="system", content="Be kind.")
+    joined = Message(role="user", content="Be kind.\n\nHi")
+    assert model.score([([system, user], "Hello.")]) == model.score([([joined], "Hello.")])
+    with pytest.raises(DataError, match=r"the chat template of reward model .*reward refuses the conversation: No!"):
+        model.score([([user, Message(role="tool", content="1")], "Hello.")])
+
+
 def test_a_reward_model_that_is_none(tmp_path):
     folder = make_reward_model(tmp_path / "reward", chat=True)
     with pytest.raises(PrefkdError, match="it has 1 outputs; lower label"):

@@ -57,6 +57,15 @@ def test_a_judge_that_likes_a_place_decides_nothing(server, tmp_path):
     assert found.counts == {"undecided": 2}
 
 
+def test_a_judge_reads_calls_of_tools(server, tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    [pair] = comparisons((LONG, SHORT))
+    called = Message(role="assistant", content="", tool_calls=[call])
+    ask(server, tmp_path, [pair._replace(messages=[*pair.messages, called, Message(role="tool", content="Sunny")])])
+    read = server.requests[0]["messages"][0]["content"]
+    assert '{"name": "weather", "arguments": {"city": "Oslo"}}\n\nTool:\nSunny' in read
+
+
 def test_what_may_pass_is_tried_again(server, tmp_path):
     server.script = ["slow", "limit", "", "broken", "limit", "limit"]
     found = ask(server, tmp_path, comparisons((LONG, SHORT), (SHORT, LONG)), timeout=1.0)

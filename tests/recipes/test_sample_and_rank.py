@@ -15,6 +15,7 @@ from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.evaluation import checkpoints as checkpoints_module
 from prefkd.evaluation.prompts import Prompt
 from prefkd.evaluation.reward_model import RewardModel
+from tests.data.tool_templates import TOOL_TEMPLATES
 from tests.evaluation.judge_server import judge_server
 from tests.models.text_server import text_server
 from tests.processes import run_processes
@@ -249,6 +250,23 @@ def test_a_judge_ranks(sampled, tmp_path):
     by_length = rank(sampled, tmp_path / "length", function("length"))
     assert [len(pair["chosen"]) for pair in pairs] == [len(pair["chosen"]) for pair in by_length]
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOLD = [
+    {"role": "user", "content": "How is the weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "Sunny"},
+]
+
+
+def test_a_history_with_calls_of_tools_is_ranked(world, tmp_path):
+    rows = [{"prompt": TOLD, "answer": answer} for answer in ("It is sunny.", "I do not know.")]
+    (tmp_path / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "calls.jinja").write_text(TOOL_TEMPLATES["qwen2.5"])
+    teacher = f"contrast.teacher={{path: {world}/teacher, dtype: float32, template: {{path: {tmp_path}/calls.jinja}}}}"
+    [pair] = rank(tmp_path / "told.jsonl", tmp_path / "out", teacher)
+    assert pair["prompt"][1]["tool_calls"][0]["function"] == CALL["function"]
 
 
 def test_rankers_that_disagree_give_no_pair(sampled, tmp_path, capsys):
