@@ -88,19 +88,20 @@ def min_ed_loss(
         student_tokens: One string per id.
         teacher_tokens: One string per id.
         teacher_to_student: (V_t,) the student's id for each of the teacher's, as `minimal_edit_vocabulary_map` finds
-            them. Where several share one, the lowest of the teacher's lends it its logit.
+            them. Where several share one, the lowest of the teacher's lends it its logit. Ids that a head has no row
+            for, since a tokenizer may have more tokens than its head, lend and borrow nothing.
         temperature: Temperature of both sides.
 
     Returns:
         The sum over the student's targets, a scalar in float32 or wider.
 
     Raises:
-        ValueError: `temperature` is not positive, or the map names an id outside the student's vocabulary.
+        ValueError: `temperature` is not positive, or the map names an id below 0.
     """
     vocabulary = student_logits.shape[-1]
     teacher_to_student = teacher_to_student.to(student_logits.device)
-    if ((teacher_to_student < 0) | (teacher_to_student >= vocabulary)).any():
-        raise ValueError(f"teacher_to_student names an id outside the student's vocabulary, 0..{vocabulary - 1}")
+    if (teacher_to_student < 0).any():
+        raise ValueError("teacher_to_student names an id below 0")
     student_mask, teacher_mask = student_labels != NO_TARGET, teacher_labels != NO_TARGET
     paired = student_mask.any(1) & teacher_mask.any(1)
     student_mask, teacher_mask = student_mask & paired.unsqueeze(1), teacher_mask & paired.unsqueeze(1)
@@ -183,8 +184,10 @@ def _single_matches(student_tokens: Sequence[str], teacher_tokens: Sequence[str]
 
 def _carry(teacher_logits: Tensor, teacher_to_student: Tensor, vocabulary: int) -> Tensor:
     """(n, V_s) from (n, V_t) logits: each of the student's tokens gets that of the first teacher's that maps to it."""
-    ids = torch.arange(len(teacher_to_student), device=teacher_to_student.device)
-    lender = ids.new_full((vocabulary,), len(ids)).scatter_reduce(0, teacher_to_student, ids, "amin")
+    own = teacher_to_student[: teacher_logits.shape[-1]]
+    ids = torch.arange(len(own), device=own.device)
+    # Those of the student that its head has no row for are gathered in one column more, which is dropped.
+    lender = ids.new_full((vocabulary + 1,), len(ids)).scatter_reduce(0, own.clamp_max(vocabulary), ids, "amin")[:-1]
     return teacher_logits.to(_wide(teacher_logits))[:, lender.clamp_max(len(ids) - 1)].where(
         lender < len(ids), IMPOSSIBLE
     )

@@ -258,10 +258,19 @@ def test_min_ed_is_finite_where_a_vocabulary_is_masked():
     assert student.grad.isfinite().all()
 
 
-def test_a_map_out_of_the_students_vocabulary_is_refused():
+def test_min_ed_of_tokenizers_with_more_tokens_than_their_heads():
     case = min_ed_case()
-    case["teacher_to_student"][3] = 10
-    with pytest.raises(ValueError, match=r"outside the student's vocabulary, 0\.\.9"):
+    expected = min_ed_loss(**case)
+    case["teacher_to_student"][10] = 10  # `!`, which lends to nobody and is in neither text
+    case["teacher_to_student"] = torch.cat([case["teacher_to_student"], torch.tensor([9, 11])])
+    case |= {"student_tokens": [*STUDENT_TOKENS, "!", "?"], "teacher_tokens": [*TEACHER_TOKENS, "▁a", "?"]}
+    assert min_ed_loss(**case) == expected
+
+
+def test_a_map_to_an_id_below_0_is_refused():
+    case = min_ed_case()
+    case["teacher_to_student"][3] = -1
+    with pytest.raises(ValueError, match="names an id below 0"):
         min_ed_loss(**case)
 
 
