@@ -51,6 +51,9 @@ def shared_tokens(
         sides = lumped(student, teacher, shared=shared, temperature=temperature)
         if form == "renormalised":
             sides = [side[:, :-1] for side in sides]  # kept tokens alone
+            # Where none of them is shared there is nothing to compare: two equal distributions, whose divergence is 0.
+            nothing = torch.stack(sides).isneginf().all(-1, keepdim=True).any(0)
+            sides = [side.masked_fill(nothing, 0.0) for side in sides]
         return divergence_of(divergence, *sides, **how)
 
     return _at_one_token_parents(signals, loss, shared)

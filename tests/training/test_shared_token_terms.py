@@ -1,6 +1,6 @@
 """Terms across tokenizers: once more from whole logits, parent by parent, and what is logged."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,8 +8,11 @@ import torch.nn.functional as F
 
 from prefkd.data.batches import StepCounts
 from prefkd.data.vocabulary import Vocabularies
+from prefkd.method.divergences import DIVERGENCES
 from prefkd.method.shared_tokens import common_pairs
+from prefkd.method.top_rows import rows_of
 from prefkd.models.logprob_model import TokenStates
+from prefkd.models.top_states import TopStates
 from prefkd.training import terms as terms
 from prefkd.training.objective import Objective
 from prefkd.training.shared_token_terms import SURE, token_counts
@@ -90,6 +93,21 @@ def test_the_renormalised_divergence_of_each_pair(signals):
     for pair in (0, 1):
         p, q = (mass / mass.sum() for mass in shared_probabilities(signals, pair))
         torch.testing.assert_close(values[pair], (p * (p / q).log()).sum())
+
+
+def test_places_where_no_kept_token_is_shared_count_as_0(signals):
+    teacher, shared = signals.teacher, VOCABULARIES.shared.teacher
+    unshared = torch.tensor([id for id in range(len(TOKENIZERS[1])) if id not in set(shared.tolist())])
+    ids = shared[:4].repeat(len(teacher.targets), 1)
+    ids[ALONE[0][1]] = unshared[:4]  # at the one place of the first pair
+    rows = rows_of(teacher.logits().detach().log_softmax(-1), ids, 1.0)
+    parts = {part.name: getattr(teacher, part.name) for part in fields(teacher)}
+    kept = replace(signals, teacher=TopStates(**parts, rows=rows))
+    for name in DIVERGENCES:
+        values, _ = terms.shared_tokens(kept, form="renormalised", divergence=name)
+        assert values[0] == 0 and values[1] > 0
+        (gradient,) = torch.autograd.grad(values.sum(), signals.student.hidden)
+        assert gradient.isfinite().all() and (gradient[: len(STUDENT[0])] == 0).all()
 
 
 def test_gold_of_each_pair(signals):
