@@ -28,6 +28,7 @@ ALONE = {
     "dpo_nll",
     "dpo_nll_half",
     "dpo_nll_tenth",
+    "dpo_nll_twentieth",
     "tis_shuffled",
     "tis_shuffled_many",
     "tis_random",
