@@ -188,8 +188,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
     lr_schedule = build_schedule(config.lr_schedule, optimizer, len(data.steps))
     pairs = {"train": data.train_pairs, "held_out": data.held_out_pairs}
     prepared = {"optimizer": optimizer, "lr_schedule": lr_schedule, "ranks": ranks, "display": display}
-    remembering = {"teacher": teacher}
-    checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering=remembering, **prepared)
+    checkpoints = Checkpoints(config, model=student, pairs=pairs, remembering={"teacher": teacher}, **prepared)
     watch = Watch(config, student, ranks, display, Samples(config, student, data.side, ranks))
     run = Run(**vars(data), **vars(models), **prepared, checkpoints=checkpoints, watch=watch)
     begin_output(config, data, ranks)
@@ -252,9 +251,11 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     sums = PairSums()
+    run.student.eval()
     for batch in run.batches(run.collate, "held_out", run.held_out_rows):
         _, metrics = compare(config, run, batch)
         sums.add(metrics | by_source(metrics, batch.sources), batch)
+    run.student.train()
     return sums.held_out(run.ranks, step)
 
 

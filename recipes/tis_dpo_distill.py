@@ -221,9 +221,11 @@ def compare(config: Config, run: Run, batch: PairBatch) -> tuple[Tensor, dict[st
 def evaluate(config: Config, run: Run, step: int) -> HeldOut:
     """Means over the held-out pairs after a step."""
     sums = PairSums()
+    run.student.eval()
     for batch in run.batches(run.collate, "held_out", run.held_out_rows):
         _, metrics = compare(config, run, batch)
         sums.add(metrics | by_source(metrics, batch.sources), batch)
+    run.student.train()
     return sums.held_out(run.ranks, step)
 
 

@@ -54,6 +54,14 @@ def test_an_adapter_is_trained_written_and_read_back(worlds, tmp_path, capsys, r
     assert any(value.any() for name, value in weights.items() if ".lora_B" in name)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dropout_is_for_training_alone(worlds, tmp_path, recipe):
+    plain = runner(recipe, worlds)(tmp_path / "plain", LORA)
+    metrics = runner(recipe, worlds)(tmp_path / "out", "lora={rank: 4, dropout: 0.5}")
+    assert metrics[-1]["loss"] != plain[-1]["loss"]
+    assert metrics[-1]["written/loss"] == metrics[-1]["held_out/loss"]  # of the same weights, read twice
+
+
 @pytest.mark.parametrize("kind", ["none", "nf4"])
 def test_the_students_own_start_is_its_base_without_adapters(worlds, tmp_path, kind):
     """By peft, from whole logits: the loss after training against the base as it was trained on, quantized or not."""

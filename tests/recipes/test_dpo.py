@@ -163,17 +163,6 @@ def test_reference_free_reads_no_reference(world, tmp_path, monkeypatch, adapter
     assert len(calls) == 1 + 1 + 3 * 2 and len(set(map(id, calls))) == 1
 
 
-def test_dropout_is_for_training_alone(world, lora, tmp_path):
-    metrics = run("dpo", world, tmp_path / "out", "lora.dropout=0.5")
-    assert metrics[0]["held_out/loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert metrics[2]["loss"] != lora[1][2]["loss"]
-    base = load_model(world / "model")
-    with torch.no_grad():
-        start = log_ratios(base, world, "held_out.jsonl")
-        after = log_ratios(PeftModel.from_pretrained(base, tmp_path / "out" / "adapter"), world, "held_out.jsonl")
-    assert metrics[-1]["held_out/loss"] == pytest.approx(-F.logsigmoid(0.1 * (after - start)).mean().item(), rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
