@@ -6,7 +6,7 @@ it; the methods that transformers has for it (`add_adapter` and others) refuse t
 
 import filecmp
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -146,11 +147,15 @@ def use_adapter(lm: PreTrainedModel, name: str) -> None:
 @contextmanager
 def adapters_off(lm: PreTrainedModel) -> Iterator[None]:
     """Inside, the model is its own base."""
-    _switch(lm, on=False)
+    # Whole layers that an adapter has of its own (peft's modules_to_save) are of another kind than its matrices. Those
+    # that the active adapter has not are off already, and peft could not read them if they were switched on.
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    active = [module for module in lm.modules() if isinstance(module, kinds) and not module.disable_adapters]
+    _switch(lm, active, on=False)
     try:
         yield
     finally:
-        _switch(lm, on=True)
+        _switch(lm, active, on=True)
 
 
 def _inject(lm: PreTrainedModel, adapter: PeftConfig, name: str) -> None:
@@ -160,13 +165,12 @@ def _inject(lm: PreTrainedModel, adapter: PeftConfig, name: str) -> None:
     cast_adapter_dtype(lm, name)
 
 
-def _switch(lm: PreTrainedModel, *, on: bool) -> None:
+def _switch(lm: PreTrainedModel, modules: Sequence[BaseTunerLayer | AuxiliaryTrainingWrapper], *, on: bool) -> None:
     # peft also switches gradients on and off. FSDP2 asks for that at the first forward pass and remembers the answer,
     # so that adapters which are off then would never learn.
     learns = {parameter: parameter.requires_grad for parameter in lm.parameters()}
-    for module in lm.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.enable_adapters(on)
+    for module in modules:
+        module.enable_adapters(on)
     for parameter, requires_grad in learns.items():
         parameter.requires_grad_(requires_grad)
 

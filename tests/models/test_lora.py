@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,12 +41,17 @@ def make_adapter(base: Path, folder: Path, seed: int) -> torch.Tensor:
     """Write an adapter that changes its base; returns the logits of the two together."""
     lm = load(base)
     add_adapter(lm, LoraConfig(rank=4), seed=seed)
-    with torch.no_grad():
-        for parameter in lm.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
+    disturb(lm, seed)
     save(lm, base, folder)
     return logits(lm)
+
+
+@torch.no_grad()
+def disturb(lm, seed: int) -> None:
+    """Give everything that learns other weights."""
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
 
 
 def save(lm, base: Path, folder: Path) -> None:
@@ -147,6 +153,34 @@ def test_two_adapters_stand_on_one_base(base, tmp_path):
         with adapters_off(lm):
             assert torch.equal(logits(lm), start)
         assert torch.equal(logits(lm), expected)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_off_is_the_base_where_an_adapter_has_a_whole_layer_of_its_own(tmp_path, layer):
+    """One of two adapters on a base, by peft. The head is also read as a weight."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    base = make_model(tmp_path / "base", "llama", "byte_level", seed=1, tie_word_embeddings=False)
+    expected = {"plain": make_adapter(base, tmp_path / "plain", seed=3)}
+    settings = PeftLoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM", modules_to_save=[layer])
+    by_peft: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).eval()
+    disturb(by_peft, seed=4)
+    by_peft.save_pretrained(tmp_path / "more")
+    expected["more"] = logits(by_peft)
+
+    lm = load(base)
+    start, head = logits(lm), lm.get_output_embeddings().weight.clone()
+    for name in expected:
+        load_adapter(lm, str(tmp_path / name), name=name)
+    for name in ("more", "plain", "more"):
+        use_adapter(lm, name)
+        torch.testing.assert_close(logits(lm), expected[name])
+        with adapters_off(lm):
+            assert torch.equal(logits(lm), start)
+            assert torch.equal(lm.get_output_embeddings().weight, head)
+        torch.testing.assert_close(logits(lm), expected[name])
+        assert torch.equal(lm.get_output_embeddings().weight, head) == (name == "plain" or layer != "lm_head")
 
 
 def problems(base: Path, adapter: Path) -> list[str]:
