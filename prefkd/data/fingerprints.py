@@ -19,6 +19,8 @@ from prefkd.files import fingerprint, sha256
 # A name, which is that of a setting where there is one -> its value, or a hash of what it stands for.
 Fingerprint = dict[str, str | float | int | bool | None]
 HASHED = (".tokenizer", ".template", ".model", ".adapter", ".content", ".probe")
+# Bytes that are read of each tensor.
+SAMPLED = 4096
 # Mean difference in nats a token of two readings of a probe by the same model. Rounding to bfloat16 makes it 0.02.
 SAME_MODEL = 0.1
 
@@ -50,6 +52,28 @@ def folder_fingerprint(folder: Path) -> str:
     return fingerprint("folder", digests)
 
 
+def sampled_fingerprint(folder: Path) -> str:
+    """The same as `folder_fingerprint`, but of each tensor a part is read: seconds for weights that take minutes.
+
+    Any training moves its tensors all over, so that it tells two models apart as well.
+    """
+    samples = hashlib.sha256()
+    for pattern in ("config.json", "adapter_config.json"):
+        for file in folder.glob(pattern):
+            samples.update(file.read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            head = content.read(int.from_bytes(content.read(8), "little"))
+            start = content.tell()
+            samples.update(head)
+            for tensor in json.loads(head).values():
+                if "data_offsets" in tensor:  # or it is the metadata
+                    begin, end = tensor["data_offsets"]
+                    content.seek(start + begin)
+                    samples.update(content.read(min(end - begin, SAMPLED)))
+    return samples.hexdigest()[:32]
+
+
 def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
     """How many pairs there are in each split, and what they are."""
     parts: Fingerprint = {}
@@ -59,10 +83,28 @@ def pairs_fingerprint(aligned: Mapping[str, Dataset]) -> Fingerprint:
     return parts
 
 
-def row_contents(aligned: Dataset) -> list[int]:
-    """A hash of each row's scored tokens and parents, 8 bytes; of the trained model's where there are no others."""
+def learner_fingerprint(pairs: Mapping[str, Dataset]) -> Fingerprint:
+    """What `pairs_fingerprint` leaves out, by which scores do not change, but a training does."""
+    parts: Fingerprint = {}
+    for split, rows in pairs.items():
+        contents = Contents.of(rows)
+        if "teacher" in contents.sides:
+            tokens = row_contents(rows, contents.learner)
+            parts[f"{split}.{contents.learner}_tokens"] = fingerprint("tokens", tokens)
+        parts[f"{split}.worth"] = fingerprint("worth", {name: rows[name][:] for name in contents.worth})
+    return parts
+
+
+def row_contents(aligned: Dataset, side: str | None = None) -> list[int]:
+    """A hash of each row's tokens and parents, 8 bytes.
+
+    Args:
+        side: Whose; None = those that are scored, or those of the trained model where there are no others.
+    """
     contents = Contents.of(aligned)
-    names = _read_columns(aligned, "teacher" if "teacher" in contents.sides else contents.learner)
+    if side is None:
+        side = "teacher" if "teacher" in contents.sides else contents.learner
+    names = _read_columns(aligned, side)
     hashes = []
     for table in aligned.select_columns(names).with_format("arrow").iter(batch_size=1000):
         lists = [cast(pa.Table, table)[name].combine_chunks() for name in names]

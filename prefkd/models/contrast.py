@@ -1,6 +1,6 @@
 """The contrast of TIS-DPO (arXiv 2410.04350): two models pi+ and pi- that find good text differently likely."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,18 +69,27 @@ class ContrastConfig:
         return parts
 
 
-def weights_fingerprint(config: ModelConfig) -> str:
-    """Which weights a model has: those of a folder by content, those from the Hub by commit."""
+def weights_fingerprint(config: ModelConfig, of_folder: Callable[[Path], str] = folder_fingerprint) -> str:
+    """Which weights a model has: those of a folder by content, those from the Hub by commit.
+
+    Args:
+        of_folder: How closely a folder is looked at; `sampled_fingerprint` is fast.
+    """
     if Path(config.path).is_dir():
-        return folder_fingerprint(Path(config.path))
+        return of_folder(Path(config.path))
     hub = AutoConfig.from_pretrained(config.path, **config.hub)
     return fingerprint("hub", config.path, hub._commit_hash)
 
 
-def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
+def model_fingerprint(
+    name: str, config: TeacherConfig, of_folder: Callable[[Path], str] = folder_fingerprint
+) -> Fingerprint:
     """What a frozen model says depends on: its weights, its adapter and how both are stored.
 
     Of a model behind a server that is its name, and what it says of a text of ours.
+
+    Args:
+        of_folder: As for `weights_fingerprint`.
 
     Raises:
         PrefkdError: The server does not say it.
@@ -91,8 +100,8 @@ def model_fingerprint(name: str, config: TeacherConfig) -> Fingerprint:
             f"{name}.probe": probe_server(config.server, read_side(config)),
         }
     return {
-        f"{name}.model": weights_fingerprint(config),
-        f"{name}.adapter": folder_fingerprint(Path(config.adapter)) if config.adapter else None,
+        f"{name}.model": weights_fingerprint(config, of_folder),
+        f"{name}.adapter": of_folder(Path(config.adapter)) if config.adapter else None,
         f"{name}.dtype": config.dtype,
         f"{name}.quantization": config.quantization,
     }

@@ -14,10 +14,12 @@ from datasets import Dataset
 from torch import Tensor
 
 from prefkd.data.batches import PairBatch, ParentScores, TokenBatch
-from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.fingerprints import Fingerprint, sampled_fingerprint
 from prefkd.data.rows import INSTRUCTIONS
 from prefkd.data.scores import Scores, open_scores
 from prefkd.data.sides import ModelSide
+from prefkd.files import fingerprint
+from prefkd.models.contrast import model_fingerprint
 from prefkd.models.frozen import FrozenModel, load_frozen
 from prefkd.models.kept_states import KeptHead, kept_hidden_size, load_head
 from prefkd.models.load import ModelConfig, TeacherConfig, load_tokenizer, parameter_count, read_side
@@ -207,6 +209,16 @@ class Teacher:
         output, logprobs = self._read(batch)
         self._kept.keep(batch, logprobs)
         return output
+
+    def fingerprint(self) -> Fingerprint:
+        """What it says depends on: its models, as far as they are asked, and its scores."""
+        names = ["teacher"] * self.asked.of_teacher + [f"contrast.{name}" for name in self.asked.pair]
+        parts: Fingerprint = {}
+        for name, config in zip(names, self.configs, strict=True):
+            parts |= model_fingerprint(name, config, sampled_fingerprint)
+        if self.stored is not None:
+            parts["teacher.scores"] = fingerprint("scores", self.stored.fingerprint)
+        return parts
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept of its readings, for a checkpoint."""

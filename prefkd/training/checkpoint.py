@@ -37,10 +37,19 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prefkd.config.fields import settings_of
-from prefkd.data.fingerprints import pairs_fingerprint
+from prefkd.config.fields import name_of, setting, settings_of
+from prefkd.data.fingerprints import (
+    Fingerprint,
+    learner_fingerprint,
+    pairs_fingerprint,
+    same_part,
+    sampled_fingerprint,
+)
 from prefkd.errors import PrefkdError, Problem
 from prefkd.files import fingerprint, read_object, write_json
+from prefkd.models.contrast import weights_fingerprint
+from prefkd.models.load import LearnerConfig
+from prefkd.models.teacher import Teacher
 from prefkd.ranks import Ranks, together
 from prefkd.training.best import FOLDER
 from prefkd.training.display import Display
@@ -111,13 +120,13 @@ class Checkpoints:
     Args:
         config: The recipe's config, with `output_dir` and `training`.
         model: All that learns, sharded or not; of what does not learn nothing is stored.
-        pairs: The aligned pairs of each split; a checkpoint resumes with the same ones only.
+        pairs: The aligned pairs of each split; a checkpoint resumes with the same ones only, and the same models.
         remembering: Objects with a state besides model, optimizer and schedule, by name: a loss with running
             means, a teacher that keeps its readings. Where one has `tensors`, sharded as the model is or not, these are
             written and loaded in place.
 
     Raises:
-        PrefkdError: The run in the folder was started on other pairs, or with a model of another shape.
+        PrefkdError: The run in the folder was started on other pairs, or from other models or scores.
     """
 
     def __init__(
@@ -147,14 +156,18 @@ class Checkpoints:
         shapes = {name: list(value.shape) for name, value in learned(self._model).items()}
         self._run = {
             "settings": _settings(config),
-            "parts": pairs_fingerprint(pairs) | {"weights": fingerprint("weights", shapes)},
+            "parts": pairs_fingerprint(pairs)
+            | learner_fingerprint(pairs)
+            | together(ranks, self._models if ranks.is_main else dict)[0]
+            | {"shapes": fingerprint("shapes", shapes)},
         }
         begun = self._candidates[0] / RUN if self._candidates else self._folder / RUN
         if begun.is_file():
-            parts = json.loads(begun.read_text(encoding="utf-8"))["parts"]
-            other = [name for name, value in self._run["parts"].items() if parts.get(name) != value]
+            was, parts = json.loads(begun.read_text(encoding="utf-8"))["parts"], self._run["parts"]
+            other = [name for name in parts if name in was and not same_part(name, was[name], parts[name])]
             if other:
-                raise PrefkdError(f"{begun.parent} was made with other {', '.join(other)}; name another output_dir")
+                remedy = "restore that, or name another output_dir"
+                raise PrefkdError(f"{begun.parent} was made with other {', '.join(other)}; {remedy}")
         ranks.wait()  # none writes while another still looks
         if ranks.is_main:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -229,6 +242,17 @@ class Checkpoints:
             shutil.rmtree(self._folder)
             shutil.rmtree(self._config.output_dir / FOLDER, ignore_errors=True)
         self._ranks.wait()
+
+    def _models(self) -> Fingerprint:
+        """Which weights the model that learns starts from, and what the teacher says."""
+        learner = setting(self._config, LearnerConfig)
+        parts: Fingerprint = {}
+        if learner is not None:
+            parts[name_of(self._config, learner)] = weights_fingerprint(learner, sampled_fingerprint)
+        for part in self._remembering.values():
+            if isinstance(part, Teacher):
+                parts |= part.fingerprint()
+        return parts
 
     def _note(self, number: int, _frame: object) -> None:
         if number == self._signal == signal.SIGINT:

@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_model(folder, capsys):
         main(["run", "tis_dpo_distill", "--config", "config.yaml", "training.batch_size=2", killer])
     make_model(folder / "student", "qwen2", "metaspace", hidden_size=16)
     assert errors(capsys, "training.batch_size=2") == [
-        "out/checkpoints/step_00000001 was made with other weights; name another output_dir"
+        "out/checkpoints/step_00000001 was made with other student, shapes; restore that, or name another output_dir"
     ]
 
 

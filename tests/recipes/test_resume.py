@@ -11,7 +11,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from prefkd.training import snapshots
 from tests.faults.random_kills import compare
@@ -246,12 +249,73 @@ def test_what_is_refused(world, stopped, tmp_path, capsys):
     shutil.copy(pairs, tmp_path / "kept")
     try:
         pairs.write_text("\n".join(pairs.read_text().splitlines()[::-1]) + "\n")
-        assert "was made with other train.content; name another output_dir" in error(stopped)
+        assert "was made with other train.content; restore that, or name another output_dir" in error(stopped)
     finally:
         shutil.copy(tmp_path / "kept", pairs)
     assert (stopped / "metrics.jsonl").read_text() == before
     run("dpo", world, stopped, *LORA)
     assert error(stopped) == f"output_dir: {stopped} holds an earlier run; name another folder or remove that one"
+
+
+def write_base(world: Path, version: int) -> None:
+    make_model(world / "model", "llama", "byte_level", seed=version)
+
+
+def write_teacher(world: Path, version: int) -> None:
+    make_model(world / "teacher", "llama", "byte_level", seed=version)
+
+
+def write_adapter(world: Path, version: int) -> None:
+    torch.manual_seed(version)
+    settings = PeftLoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(world / "teacher"), settings).save_pretrained(world / "adapter")
+
+
+def write_scores(world: Path, version: int) -> None:
+    write_teacher(world, version)
+    shutil.rmtree(world / "scored", ignore_errors=True)
+    two_models.score(world, world / "scored")
+
+
+def write_worth(world: Path, version: int) -> None:
+    for name in ("pairs.jsonl", "held_out.jsonl"):
+        rows = [row | {"w": 1 + version * (i % 2)} for i, row in enumerate(single_model.read_rows(world / name))]
+        (world / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_template(world: Path, version: int) -> None:
+    turn = f"{{{{ m.role }}}} {version}:\n{{{{ m.content }}}}\n\n"
+    prompt = f"{{% if add_generation_prompt %}}assistant {version}:\n{{% endif %}}"
+    (world / "template.jinja").write_text(f"{{% for m in messages %}}{turn}{{% endfor %}}{prompt}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "write", "settings", "said"),
+    [
+        ("sft", write_base, ("lora={}",), "model"),
+        ("tis_dpo_distill", write_teacher, (), "teacher.model"),
+        ("dpo_distill", write_adapter, ("teacher.adapter=WORLD/adapter",), "teacher.adapter"),
+        ("dpo_distill", write_scores, ("~teacher.path", "teacher.scores=WORLD/scored/scores"), "teacher.scores"),
+        ("dpo", write_worth, ("data.weight=w",), "train.worth, held_out.worth"),
+        (
+            *("dpo_distill", write_template, ("student.template={path: WORLD/template.jinja}",)),
+            "train.student_tokens, held_out.student_tokens",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_something_else_under_the_same_path(tmp_path, capsys, recipe, write, settings, said):
+    helper: Any = two_models if "distill" in recipe else single_model
+    world, out = helper.make_world(tmp_path), tmp_path / "out"
+    settings = ("training.max_steps=2", *(text.replace("WORLD", str(world)) for text in settings))
+    write(world, 1)
+    with pytest.raises(SystemExit):
+        helper.run(recipe, world, out, *settings, killer(1, "SIGTERM"))
+    write(world, 2)
+    helper.run(recipe, world, out, *settings, code=2)
+    assert f"was made with other {said}; restore that, or name another output_dir" in capsys.readouterr().err
+    write(world, 1)  # the same again, in other files
+    helper.run(recipe, world, out, *settings)
+    assert "resuming after step 1" in capsys.readouterr().out
 
 
 def test_two_processes_stop_together_and_one_goes_on(world, whole, tmp_path):
