@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoConfig
+from huggingface_hub import hf_hub_download
 
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.rows import INSTRUCTIONS
@@ -77,8 +77,9 @@ def weights_fingerprint(config: ModelConfig, of_folder: Callable[[Path], str] = 
     """
     if Path(config.path).is_dir():
         return of_folder(Path(config.path))
-    hub = AutoConfig.from_pretrained(config.path, **config.hub)
-    return fingerprint("hub", config.path, hub._commit_hash)
+    # It lies in a folder that is named for the commit, which not every transformers tells.
+    outline = Path(hf_hub_download(config.path, "config.json", revision=config.hub["revision"]))
+    return fingerprint("hub", config.path, outline.parent.name)
 
 
 def model_fingerprint(

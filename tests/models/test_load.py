@@ -1,10 +1,14 @@
 """Weights are read where they are needed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from prefkd.errors import PrefkdError
+from prefkd.files import fingerprint
+from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import ModelConfig, load_causal_lm
 from tests.tiny import make_model
 
@@ -29,3 +33,20 @@ def test_no_weights_are_read_for_an_outline(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("read"))
     lm = load_causal_lm(ModelConfig(str(folder)), dtype=torch.bfloat16, device=torch.device("meta"))
     assert {parameter.device.type for parameter in lm.parameters()} == {"meta"}
+
+
+def test_the_weights_of_a_model_of_the_hub_are_known_by_their_commit(tmp_path, monkeypatch):
+    hub(tmp_path, monkeypatch, v2=512, main=64)
+    found = [weights_fingerprint(ModelConfig("me/mine", revision=revision)) for revision in ("v2", None)]
+    assert found == [fingerprint("hub", "me/mine", commit.ljust(40, "0")) for commit in ("v2", "main")]
+
+
+def hub(folder: Path, monkeypatch, **positions: int) -> None:
+    """A cache of the Hub with revisions of me/mine that have so many positions."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    cache = folder / "models--me--mine"
+    (cache / "refs").mkdir(parents=True)
+    for revision, count in positions.items():
+        commit = revision.ljust(40, "0")
+        (cache / "refs" / revision).write_text(commit)
+        make_model(cache / "snapshots" / commit, "llama", "byte_level", max_position_embeddings=count)
