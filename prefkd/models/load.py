@@ -210,8 +210,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         PrefkdError: If there is none, or it is not a fast one (offsets are needed to find parent tokens).
     """
-    hub: Any = config.hub if config.tokenizer_path == config.path else {"trust_remote_code": config.trust_remote_code}
-    return read_tokenizer(config.tokenizer_path, **hub)
+    return read_tokenizer(config.tokenizer_path, **config.hub)
 
 
 def embedding_count(config: ModelConfig) -> int | None:
@@ -256,7 +255,7 @@ def text_config(config: ModelConfig) -> Any:
         PrefkdError: It cannot be read.
     """
     try:
-        outline = AutoConfig.from_pretrained(str(config.path), trust_remote_code=config.trust_remote_code)
+        outline = AutoConfig.from_pretrained(str(config.path), **config.hub)
     except Exception as error:  # transformers raises a dozen unrelated types for a broken file
         raise PrefkdError(f"cannot read the config.json of {config.path}: {first_line(error)}") from error
     return outline.get_text_config()

@@ -61,11 +61,12 @@ class LoraConfig:
             yield "target_modules: names no layer; leave it out for all linear layers"
 
 
-def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
+def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int, revision: str | None = None) -> None:
     """Freeze a model and put new adapters into it, float32, that change nothing yet (B = 0).
 
     Args:
         seed: A is drawn with it, the same on each rank.
+        revision: Commit, tag or branch of the model on the Hub, by which a reader of the adapter finds its base.
 
     Raises:
         PrefkdError: A name in `target_modules` is that of no linear layer, or of the output layer; or the rank is
@@ -78,6 +79,7 @@ def add_adapter(lm: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
         torch.manual_seed(seed)
         adapter = PeftLoraConfig(
             base_model_name_or_path=lm.name_or_path,
+            revision=revision,
             task_type="CAUSAL_LM",
             r=config.rank,
             lora_alpha=config.alpha,

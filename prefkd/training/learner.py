@@ -67,7 +67,7 @@ def load_learner(
     dtype = base_dtype(config, training.compute_dtype) if lora else getattr(torch, training.weights)
     lm = load_causal_lm(config, dtype=dtype, device=ranks.assembly_device)
     if lora:
-        add_adapter(lm, lora, seed=training.seed)
+        add_adapter(lm, lora, seed=training.seed, revision=config.revision)
     recompute(lm, training.activation_checkpointing)
     model = LogprobModel(lm, precision=training.compute_dtype, projectors=projectors, **training.reading)
     prepare = None

@@ -103,7 +103,7 @@ def card(recipe: str, config: Any, settings: Mapping[Any, Any], kind: str, outco
             f"Trained with recipe `{recipe}` of prefkd {prefkd.__version__}.",
             *("", *(f"- **{name}**: {value}" for name, value in made_from.items()), ""),
             *("## Held-out pairs", "", *_results(outcome), ""),
-            *("## Use", "", "```python", *_use(kind, base.path if on_hub else f"path of {name}"), "```", ""),
+            *("## Use", "", "```python", *_use(kind, base.path if on_hub else f"path of {name}", base), "```", ""),
             *("## Settings", "", "```yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), "```", ""),
         ]
     )
@@ -220,11 +220,12 @@ def _teacher(config: Any) -> dict[str, str]:
     return {"Teacher": f"`{public_name(teacher.path)}`{adapter}, {teacher.dtype}{quantized}"}
 
 
-def _use(kind: str, base: str) -> list[str]:
+def _use(kind: str, path: str, base: ModelConfig) -> list[str]:
+    pinned = f', revision="{base.revision}"' if base.revision else ""
     load = {
         "adapter": [
             "from peft import PeftModel",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f'base = AutoModelForCausalLM.from_pretrained("{path}"{pinned})',
             'model = PeftModel.from_pretrained(base, "this folder")',
             'model.generation_config = GenerationConfig.from_pretrained("this folder")  # its ends',
         ]

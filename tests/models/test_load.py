@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from prefkd.errors import PrefkdError
 from prefkd.files import fingerprint
 from prefkd.models.contrast import weights_fingerprint
-from prefkd.models.load import ModelConfig, load_causal_lm
+from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm, read_side
+from prefkd.models.server import ServerConfig
 from tests.tiny import make_model
 
 
@@ -39,6 +40,16 @@ def test_the_weights_of_a_model_of_the_hub_are_known_by_their_commit(tmp_path, m
     hub(tmp_path, monkeypatch, v2=512, main=64)
     found = [weights_fingerprint(ModelConfig("me/mine", revision=revision)) for revision in ("v2", None)]
     assert found == [fingerprint("hub", "me/mine", commit.ljust(40, "0")) for commit in ("v2", "main")]
+
+
+def test_what_is_said_of_a_model_of_the_hub_is_said_of_its_revision(tmp_path, monkeypatch):
+    """Bounds that `main` has by now are those of another model."""
+    hub(tmp_path, monkeypatch, v2=512, main=64)
+    assert read_side(ModelConfig("me/mine", revision="v2")).positions == 512
+    assert read_side(ModelConfig("me/mine")).positions == 64
+    behind = TeacherConfig(server=ServerConfig("http://127.0.0.1:1", "mine"), tokenizer="me/mine", revision="v3")
+    with pytest.raises(PrefkdError, match="cannot load the tokenizer of me/mine"):
+        read_side(behind)
 
 
 def hub(folder: Path, monkeypatch, **positions: int) -> None:

@@ -1,13 +1,14 @@
 """Adapters in every recipe that trains: on a base as it is stored, or on one in fewer bits (QLoRA)."""
 
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -60,6 +61,18 @@ def test_dropout_is_for_training_alone(worlds, tmp_path, recipe):
     metrics = runner(recipe, worlds)(tmp_path / "out", "lora={rank: 4, dropout: 0.5}")
     assert metrics[-1]["loss"] != plain[-1]["loss"]
     assert metrics[-1]["written/loss"] == metrics[-1]["held_out/loss"]  # of the same weights, read twice
+
+
+def test_an_adapter_tells_the_revision_of_its_base(worlds, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache, commit = tmp_path / "models--me--mine", "a" * 40
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "v2").write_text(commit)
+    shutil.copytree(worlds["model"] / "model", cache / "snapshots" / commit)
+    runner("sft", worlds)(tmp_path / "out", "model.path=me/mine", "model.revision=v2", LORA, "training.max_steps=1")
+    adapter = tmp_path / "out" / "adapter"
+    assert PeftConfig.from_pretrained(adapter).revision == "v2"
+    assert 'from_pretrained("me/mine", revision="v2")' in (adapter / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["none", "nf4"])
