@@ -85,6 +85,8 @@ class Config:
         for name, task in self.answers.items():
             if task.judge is not None and self.baseline is None:
                 yield f"answers.{name}.judge: compares with the baseline, and there is none; name one"
+        if self.lm_eval is not None:
+            yield from self.lm_eval.template_problems(self.checkpoints)
         if self.resamples < 100:
             yield f"resamples: {self.resamples} is too small for an interval; use 1000 or more"
         yield from size_problems(self, "resamples", most=MOST_RESAMPLES)

@@ -21,6 +21,7 @@ import numpy as np
 
 from prefkd.config.hints import LARGEST_SEED, size_problems
 from prefkd.data.fingerprints import Fingerprint
+from prefkd.data.template_settings import template_problems, template_settings
 from prefkd.errors import PrefkdError, Problem
 from prefkd.evaluation.checkpoints import Checkpoint, CheckpointConfig
 from prefkd.evaluation.records import Records
@@ -44,7 +45,7 @@ class HarnessConfig:
         num_fewshot: Examples before each question; null = as the task has it.
         limit: Questions of each task, to try things out; null = all.
         batch_size: Questions that are read at the same time; null = as many as fit.
-        apply_chat_template: Ask in the chat template of each checkpoint.
+        apply_chat_template: Ask in the chat template that lies with each checkpoint's tokenizer; false = in none.
         model_args: Further arguments of the backend, as lm-eval calls them.
         seed: Seed of few-shot examples and draws.
     """
@@ -76,6 +77,18 @@ class HarnessConfig:
         yield from size_problems(self, "seed", least=0, most=LARGEST_SEED)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             yield f"num_fewshot: {self.num_fewshot} is negative; use 0 for none"
+
+    def template_problems(self, checkpoints: Mapping[str, CheckpointConfig]) -> Iterator[str]:
+        """Where lm-eval would ask in another template than a checkpoint is to be asked in."""
+        for name, checkpoint in checkpoints.items() if self.apply_chat_template else ():
+            if any(template_problems(checkpoint.template)):
+                continue
+            settings = template_settings(checkpoint.template)
+            if settings.kind == "plain" or settings.path is not None or settings.arguments:
+                yield (
+                    f"checkpoints.{name}.template: lm_eval.apply_chat_template takes the tokenizer's own alone; use "
+                    "auto, or lm_eval.apply_chat_template=false"
+                )
 
     def fingerprint(self) -> Fingerprint:
         """What results depend on; a task file of the user's by its content."""
@@ -232,6 +245,9 @@ def _model_args(checkpoint: CheckpointConfig, config: HarnessConfig) -> dict[str
         "dtype": checkpoint.dtype,
         "trust_remote_code": checkpoint.trust_remote_code,
     }
+    if checkpoint.revision is not None:
+        names = ("revision",) if config.backend == "hf" else ("revision", "tokenizer_revision")
+        arguments |= dict.fromkeys(names, checkpoint.revision)
     if checkpoint.adapter is not None:
         arguments["peft" if config.backend == "hf" else "lora_local_path"] = checkpoint.adapter
     return arguments | config.model_args

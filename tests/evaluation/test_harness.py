@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install 'prefkd[lm-eval]'")
 
 from prefkd.cli.main import main
-from prefkd.evaluation.harness import OWN_TASKS
+from prefkd.evaluation.checkpoints import CheckpointConfig
+from prefkd.evaluation.harness import OWN_TASKS, HarnessConfig, _model_args
 from tests.recipes import single_model
 from tests.recipes.evaluations import pick, run_evaluation, table
 from tests.tiny import TEXTS, make_model, write_pairs
@@ -213,6 +214,22 @@ def test_mistakes_are_one_line(world, tmp_path, capsys, override, message):
     printed = capsys.readouterr().err
     assert f"error: {message}" in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("template", ["plain", "{arguments: {enable_thinking: false}}"])
+def test_lm_eval_asks_in_the_template_of_the_tokenizer_alone(world, tmp_path, capsys, template):
+    settings = (f"checkpoints.base.template={template}", "lm_eval.apply_chat_template=true")
+    evaluate(world, tmp_path / "out", *settings, code=2)
+    assert "error: checkpoints.base.template: lm_eval.apply_chat_template takes " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pinned_revision_reaches_the_backend():
+    checkpoint = CheckpointConfig("me/mine", revision="v2")
+    assert _model_args(checkpoint, HarnessConfig())["revision"] == "v2"
+    of_vllm = _model_args(checkpoint, HarnessConfig(backend="vllm"))
+    assert of_vllm["revision"] == of_vllm["tokenizer_revision"] == "v2"
+    assert "revision" not in _model_args(CheckpointConfig("model"), HarnessConfig())
 
 
 def test_tasks_are_those_of_lm_eval_and_of_the_paper(world, tmp_path, capsys, monkeypatch):
