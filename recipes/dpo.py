@@ -41,7 +41,7 @@ from prefkd.training.display import Display
 from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
 from prefkd.training.learner import describe_learning, learning, load_learner
-from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.learning import describe_plan, learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.losses import SUPPLIED, LossSettings, loss_problems
 from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
@@ -171,7 +171,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "reference": describe_own_reference(config.refresh) if run.loss.has_reference else "none",
             "preference": "REVERSED: the rejected answers" if config.data.reverse else "the chosen answers",
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
+            "plan": describe_plan(config, len(data.steps), "pairs", ranks),
             "output": config.output_dir,
         },
     )

@@ -51,7 +51,7 @@ from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
 from prefkd.training.following import Refresh
 from prefkd.training.learner import describe_learning, load_learner
-from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.learning import describe_plan, learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums, brief, describe
 from prefkd.training.objective import TERM_SETTINGS, Objective, sound_objective
@@ -201,7 +201,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "objective": models.objective,
             "projectors": f"{parameter_count(student.projectors)} parameters" if student.projectors else "none",
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} pairs on {ranks.processes}",
+            "plan": describe_plan(config, len(data.steps), "pairs", ranks),
             "output": config.output_dir,
         },
     )

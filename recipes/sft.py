@@ -41,7 +41,7 @@ from prefkd.training.display import Display
 from prefkd.training.export import save_trained
 from prefkd.training.finish import finish
 from prefkd.training.learner import describe_learning, learning, load_learner
-from prefkd.training.learning import learning_rates, require_learning, training_problems, weight_sums
+from prefkd.training.learning import describe_plan, learning_rates, require_learning, training_problems, weight_sums
 from prefkd.training.meter import Meter
 from prefkd.training.metrics import HeldOut, MetricsWriter, PairSums
 from prefkd.training.optimizer import build_optimizer, build_schedule, clip_gradients
@@ -160,7 +160,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
             "trained": describe_learning(model, config.model, config.lora),
             "answers": config.target,
             **data.description,
-            "plan": f"{len(data.steps)} steps of {training.batch_size} answers on {ranks.processes}",
+            "plan": describe_plan(config, len(data.steps), "answers", ranks),
             "output": config.output_dir,
         },
     )

@@ -23,6 +23,8 @@ from prefkd.training.optimizer import build_optimizer, build_schedule
 from prefkd.training.projectors import ProjectorConfig
 
 TRIED_STEPS = 1000
+# A share by which a learning rate may miss another and count as the same.
+NEARLY = 1e-6
 
 
 def training_problems(config: Any) -> Iterator[Problem | str]:
@@ -139,6 +141,27 @@ def _schedule_problems(component: dict[str, Any], optimizer: Optimizer) -> Itera
         yield f"{name} makes a learning rate of {min(rates):g}, which teaches the opposite; use other settings"
     elif not any(rates):
         yield f"{name} keeps the learning rate at 0, so nothing would be learned; use other settings"
+
+
+def describe_plan(config: Any, steps: int, unit: str, ranks: Ranks) -> str:
+    """The steps of a run in a few words, and its highest learning rate where that is not the one of its optimizer.
+
+    Args:
+        config: A recipe's config with `training`, `optimizer` and `lr_schedule`.
+        unit: The name of the rows in a batch, in the plural.
+    """
+    plan = f"{steps} steps of {config.training.batch_size} {unit} on {ranks.processes}"
+    optimizer = build_optimizer(config.optimizer, [nn.Parameter(torch.ones(2, 2))])
+    group = optimizer.param_groups[0]
+    own, highest = float(group["lr"]), 0.0
+    with warnings.catch_warnings(action="ignore"):  # the optimizer does not step here
+        schedule = build_schedule(config.lr_schedule, optimizer, steps)
+        for _ in range(steps):
+            highest = max(highest, float(group["lr"]))
+            if highest >= own * (1 - NEARLY):
+                return plan
+            schedule.step()
+    return f"{plan}; the learning rate will reach {highest:.3g} at most, not the {own:g} of optimizer.lr"
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

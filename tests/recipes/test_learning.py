@@ -26,12 +26,21 @@ def worlds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_rate_of_a_step_is_logged_with_it(recipe, worlds, tmp_path):
+def test_the_rate_of_a_step_is_logged_with_it(recipe, worlds, tmp_path, capsys):
     kind = RECIPES[recipe]
     _, *steps = kind.run(recipe, worlds[kind], tmp_path / "out", *WARM_UP, "training.max_steps=3")
     assert [step["lr"] for step in steps] == pytest.approx([0, 1e-4, 2e-4])
     if recipe == "dskd_distill":  # projectors have a rate of their own, 1e-3, which the schedule scales as well
         assert [step["projectors_lr"] for step in steps] == pytest.approx([0, 1e-4, 2e-4])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on one process; the learning rate will reach 0.0002 at most, not the 0.001 of optimizer.lr" in printed
+
+
+@pytest.mark.parametrize("schedule", ["get_constant_schedule_with_warmup", "get_cosine_schedule_with_warmup"])
+def test_a_rate_that_is_reached_is_not_spoken_of(schedule, worlds, tmp_path, capsys):
+    warm_up = (*WARM_UP, f"lr_schedule=transformers.{schedule}", "lr_schedule.num_warmup_steps=2")
+    single_model.run("sft", worlds[single_model], tmp_path / "out", *warm_up, "training.max_steps=3")
+    assert "at most" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
