@@ -10,6 +10,7 @@ Shapes: B pairs, N target tokens, T of the longest answer. Of two answers, 0 is 
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from transformers import set_seed
 from prefkd.config import Component, component
 from prefkd.data.batches import TokenPairBatch
 from prefkd.data.collate import collate_tokens
+from prefkd.data.data_report import data_line, data_report
 from prefkd.data.pair_worth import by_source
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths
@@ -62,7 +64,7 @@ class Config(LossSettings):
     Beta and learning rate are those of the DPO paper (appendix B).
 
     Attributes:
-        output_dir: Folder of the trained model or adapter, metrics.jsonl and the resolved config.
+        output_dir: Folder of the trained model or adapter, metrics.jsonl, the resolved config, the data report.
         data: With `reverse: true` the model learns to prefer the rejected answers.
         lora: Train adapters on a frozen base; null = train all weights.
         loss: Called with the log-probs of chosen and rejected answers under the model, then under the reference, (B,)
@@ -117,9 +119,11 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     tokenize = partial(tokenize_pairs, side=side, config=config.data)
     with ranks.main_first():
         pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = tokenize(pairs.train), tokenize(pairs.held_out)
+        left_out: Counter[str] = Counter()
+        train_pairs, held_out_pairs = tokenize(pairs.train, left_out=left_out), tokenize(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = data_report(train_pairs, pairs, left_out, max_length=config.data.max_length)
     count = partial(learner_tokens, shares_prompt=config.model.share_prompt)
     return TrainingData(
         side=side,
@@ -128,11 +132,8 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         steps=epochs_of_steps(pair_lengths(train_pairs), config.training),
         held_out_rows=longest_first(pair_lengths(held_out_pairs)),
         portions=Portions.of(config.training, count, train=train_pairs, held_out=held_out_pairs),
-        report=None,
-        description={
-            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}"
-        },
+        report=report,
+        description={"data": data_line(report, held_out_pairs, pairs.omissions)},
     )
 
 

@@ -10,6 +10,7 @@ Shapes: B answers of a microbatch, N target tokens (response tokens, EOS include
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from transformers import set_seed
 from prefkd.config import Component, component
 from prefkd.data.batches import AnswerBatch
 from prefkd.data.collate import collate_answers
+from prefkd.data.data_report import data_line, data_report
 from prefkd.data.pair_worth import weighted_sum
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.steps import Microbatch
@@ -58,7 +60,7 @@ class Config:
     The learning rate is that of Zephyr (arXiv 2310.16944) for all weights; adapters want about ten times as much.
 
     Attributes:
-        output_dir: Folder of the trained model or adapter, metrics.jsonl and the resolved config.
+        output_dir: Folder of the trained model or adapter, metrics.jsonl, the resolved config, the data report.
         target: Which of the two answers of a pair is learned.
         lora: Train adapters on a frozen base; null = train all weights.
     """
@@ -107,9 +109,11 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
     tokenize = partial(tokenize_pairs, side=side, config=config.data)
     with ranks.main_first():
         pairs = load_pairs(config.data)
-        train_pairs, held_out_pairs = tokenize(pairs.train), tokenize(pairs.held_out)
+        left_out: Counter[str] = Counter()
+        train_pairs, held_out_pairs = tokenize(pairs.train, left_out=left_out), tokenize(pairs.held_out)
     if not len(train_pairs):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
+    report = data_report(train_pairs, pairs, left_out, max_length=config.data.max_length, answers=(config.target,))
     count = partial(answer_lengths, config, with_prompt=True)
     return TrainingData(
         side=side,
@@ -118,10 +122,9 @@ def load_data(config: Config, ranks: Ranks) -> TrainingData:
         steps=epochs_of_steps(count(train_pairs), config.training),
         held_out_rows=longest_first(count(held_out_pairs)),
         portions=Portions.of(config.training, count, train=train_pairs, held_out=held_out_pairs),
-        report=None,
+        report=report,
         description={
-            "data": f"{len(train_pairs)} pairs to train on, {len(held_out_pairs)} held out, "
-            f"{len(pairs.train) - len(train_pairs)} dropped, {pairs.omissions}",
+            "data": data_line(report, held_out_pairs, pairs.omissions),
             **({"margins": "not used: nothing is compared"} if config.data.has_margins else {}),
         },
     )

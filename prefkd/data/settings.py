@@ -115,7 +115,7 @@ class MixedRows(Rows):
 
 @dataclass
 class Filters:
-    """Pairs to leave out. How many each of these leaves out is counted in the alignment report.
+    """Pairs to leave out. How many each of these leaves out is counted in the data report.
 
     Attributes:
         gap: Minimum gap between the scores of both answers; a pair whose gap is not known is left out.

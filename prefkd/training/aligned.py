@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from prefkd.data.alignment_report import alignment_report
 from prefkd.data.collate import count_targets
+from prefkd.data.data_report import data_line, data_report
 from prefkd.data.fingerprints import reading_fingerprint
 from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
@@ -25,8 +26,8 @@ class AlignedPairs:
 
     Attributes:
         train, held_out: The two splits, with log-probs of the teacher where scores were given.
-        report: The alignment report of the pairs to train on, the rows that were left out, and the fields not read.
-        omissions: Everything that is left out of the data, in one line for the terminal.
+        report: The data report and the alignment report of the pairs to train on.
+        omissions: Everything that reading left out of the data, in one line for the terminal.
     """
 
     train: Dataset
@@ -38,8 +39,7 @@ class AlignedPairs:
     def description(self) -> dict[str, str]:
         """How many there are and how well they align, in two lines for the terminal."""
         return {
-            "data": f"{len(self.train)} pairs to train on, {len(self.held_out)} held out, "
-            f"{self.report['dropped_pairs']} dropped, {self.omissions}",
+            "data": data_line(self.report, self.held_out, self.omissions),
             "alignment": f"{self.report['share_of_text_aligned_one_to_one']:.0%} of the text token to token",
         }
 
@@ -65,5 +65,6 @@ def load_aligned_pairs(data: DataConfig, *, student: ModelSide, teacher: Teacher
         train, held_out = teacher.attach(train, "train"), teacher.attach(held_out, "held_out")
     if not len(train):
         raise PrefkdError("no pair is left after truncation; raise data.max_length")
-    report = alignment_report(train, pairs.train, left_out) | pairs.report
+    report = data_report(train, pairs, left_out, max_length=data.max_length)
+    report |= alignment_report(train, pairs.train, left_out)
     return AlignedPairs(train, held_out, report, pairs.omissions)

@@ -50,9 +50,8 @@ def finish(
         **(files or {}),
         "metrics": config.output_dir / "metrics.jsonl",
         "config": config.output_dir / "config.yaml",
+        run.report_name: run.report_file(config.output_dir),
     }
-    if run.report is not None:
-        written["alignment"] = config.output_dir / "alignment_report.json"
     written |= report(outcome)
     run.checkpoints.remove()  # not before all is written: a run that is killed on the way resumes and writes it
     display.result(outcome, written, _next_step(config, folder))

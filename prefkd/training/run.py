@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prefkd.config import save_config
 from prefkd.data.packing import Movable
+from prefkd.data.rows import Contents
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, learner_tokens, pair_lengths, plan_epochs, split_step
 from prefkd.errors import PrefkdError
@@ -87,7 +89,7 @@ class TrainingData:
         steps: The rows of `train_pairs` that make each optimizer step.
         held_out_rows: All rows of `held_out_pairs`, the longest first.
         portions: How rows are shared out among forward passes.
-        report: The alignment report, None where one model reads them.
+        report: Counts of what became of the pairs, and how they align where two models read them.
         description: Lines for the terminal.
     """
 
@@ -97,8 +99,17 @@ class TrainingData:
     steps: list[list[int]]
     held_out_rows: list[int]
     portions: Portions
-    report: dict[str, Any] | None
+    report: dict[str, Any]
     description: dict[str, str]
+
+    @property
+    def report_name(self) -> str:
+        """What the report is called: only what two models read is aligned."""
+        return "alignment" if len(Contents.of(self.train_pairs).sides) > 1 else "data"
+
+    def report_file(self, folder: Path) -> Path:
+        """Where the report is, in an output folder."""
+        return folder / f"{self.report_name}_report.json"
 
 
 @dataclass
@@ -210,9 +221,8 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def begin_output(config: Any, data: TrainingData, ranks: Ranks) -> None:
-    """Write the resolved config of a run, and the alignment report if there is one, into its output folder."""
+    """Write the resolved config of a run, and the report of its data into its output folder."""
     if ranks.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.output_dir / "config.yaml")
-        if data.report is not None:
-            write_json(config.output_dir / "alignment_report.json", data.report)
+        write_json(data.report_file(config.output_dir), data.report)

@@ -63,6 +63,16 @@ def test_it_trains_and_writes_what_it_says(world, plain):
     assert metrics[-1]["held_out/loss"] == pytest.approx(after, rel=1e-5)
 
 
+@pytest.mark.parametrize(("recipe", "count"), [("sft", 12), ("dpo", 24)])
+def test_answers_that_are_cut_are_said(world, tmp_path, capsys, recipe, count):
+    lengths = ["data.max_length=40", "data.max_prompt_length=34", "training.max_steps=1"]
+    run(recipe, world, tmp_path / "out", *lengths)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"0 dropped, {count} answers and 4 prompts cut to max_length, 0 bad rows skipped" in printed
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())
+    assert (report["pairs"], report["answers_cut"], report["formats"]) == (12, count, {"standard": 17})
+
+
 @pytest.mark.parametrize(("answer", "weighted"), [("chosen", False), ("rejected", True)])
 def test_the_loss_is_that_of_transformers(world, tmp_path, capsys, answer, weighted):
     settings = ["training.batch_size=12", "training.microbatch_size=5", f"target={answer}"]
