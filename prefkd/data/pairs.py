@@ -104,8 +104,10 @@ class PairSplits:
         unread: Fields with content that are not read, and are not known to be metadata -> how many rows have them.
         sources: Name of each source -> its pairs to train on and their share, and its held-out pairs.
         filtered: How many pairs each of `data.filters` left out.
-        repeated_prompts: Training pairs whose prompt occurred before; `data.duplicates` drops them.
-        leaked_prompts: Training pairs whose prompt is held out; `data.leakage` drops them.
+        repeated_prompts: Pairs in `train` whose prompt occurred before in it.
+        leaked_prompts: Pairs in `train` whose prompt is held out.
+        repeated_prompts_dropped, leaked_prompts_dropped: Pairs that `data.duplicates` and `data.leakage` left out; one
+            that both would leave out counts as leaked.
     """
 
     train: Dataset
@@ -118,6 +120,8 @@ class PairSplits:
     filtered: dict[str, int] = field(default_factory=dict)
     repeated_prompts: int = 0
     leaked_prompts: int = 0
+    repeated_prompts_dropped: int = 0
+    leaked_prompts_dropped: int = 0
 
     @property
     def report(self) -> dict[str, Any]:
@@ -131,6 +135,8 @@ class PairSplits:
             "filtered": self.filtered,
             "repeated_prompts": self.repeated_prompts,
             "leaked_prompts": self.leaked_prompts,
+            "repeated_prompts_dropped": self.repeated_prompts_dropped,
+            "leaked_prompts_dropped": self.leaked_prompts_dropped,
             "skipped_rows": skipped,
         }
 
@@ -140,10 +146,15 @@ class PairSplits:
         ties = f", {self.ties} without a preference" if self.ties else ""
         fields = f", not read: {in_rows(self.unread)}" if self.unread else ""
         filtered = "".join(f", {count} by filters.{name}" for name, count in self.filtered.items() if count)
-        leaked = f", {self.leaked_prompts} with a held-out prompt" if self.leaked_prompts else ""
+        prompts = {
+            "with a held-out prompt left out": self.leaked_prompts_dropped,
+            "with a repeated prompt left out": self.repeated_prompts_dropped,
+            "with a held-out prompt kept": self.leaked_prompts,
+        }
+        same = "".join(f", {count} {what}" for what, count in prompts.items() if count)
         shares = [f"{part['share']:.1%} {name}" for name, part in self.sources.items() if part["pairs"]]
         mixed = f"; {', '.join(shares)}" if len(shares) > 1 else ""
-        return f"{len(self.skipped)} bad rows skipped{ties}{filtered}{leaked}{fields}{mixed}"
+        return f"{len(self.skipped)} bad rows skipped{ties}{filtered}{same}{fields}{mixed}"
 
 
 def in_rows(fields: Mapping[str, int]) -> str:
@@ -159,24 +170,19 @@ def load_pairs(config: DataConfig) -> PairSplits:
     """
     parts, filtered, bad = config.parts, Counter[str](), list[BadRow]()
     read = {part.label: _read_source(part, config) for part in parts}
-    train = {name: _usable(rows, config, bad, filtered) for name, rows in read.items()}
+    train = [_usable(rows, config, bad, filtered) for rows in read.values()]
     if config.held_out is not None:
         read["held out"] = _read_source(config.held_out, config)
         held_out = [_usable(read["held out"], config, bad, filtered)]
     else:
-        splits = {name: _hold_out(pairs, config.held_out_fraction, config.seed) for name, pairs in train.items()}
-        train = {name: kept for name, (kept, _) in splits.items()}
-        held_out = [pairs for _, pairs in splits.values()]
+        train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
     evaluated = _limited(_together(held_out), config.held_out_limit, config.seed)
-    leaked = {name: _held(pairs, evaluated) for name, pairs in train.items()}
-    again = {name: repeated(numbers(pairs, "key")) for name, pairs in train.items()}
-    for name, pairs in train.items():
-        dropped = leaked[name] & (config.leakage == "drop") | again[name] & (config.duplicates == "drop")
-        train[name] = _select(pairs, (~dropped).nonzero()[0])
-    mixed = _together(_mixed(list(train.values()), parts, config.seed))
+    train, leaked, again = _without_known_prompts(train, evaluated, config)
+    mixed = _together(_mixed(train, parts, config.seed))
     ties = sum(int(numbers(rows, "tie").sum()) for rows in read.values())
     if not len(mixed):
         gone = {"bad": len(bad), "without a preference": ties, "held out": len(evaluated)}
+        gone |= {"with a held-out prompt": leaked, "with a repeated prompt": again}
         gone |= {f"left out by filters.{name}": count for name, count in filtered.items()}
         raise _nothing_left(config.label, gone)
     mixed = _limited(mixed, config.limit, config.seed)
@@ -197,8 +203,10 @@ def load_pairs(config: DataConfig) -> PairSplits:
         ties=ties,
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
-        repeated_prompts=sum(int(places.sum()) for places in again.values()),
-        leaked_prompts=sum(int(places.sum()) for places in leaked.values()),
+        repeated_prompts=int(repeated(numbers(mixed, "key")).sum()),
+        leaked_prompts=int(_held(mixed, evaluated).sum()),
+        repeated_prompts_dropped=again,
+        leaked_prompts_dropped=leaked,
     )
 
 
@@ -304,8 +312,18 @@ def _passing(rows: Dataset, filters: Filters, usable: np.ndarray, filtered: Coun
     return left
 
 
-def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split by prompt: the prompts that a seeded hash puts first are held out until the fraction is reached."""
+def _hold_out(parts: Sequence[Dataset], fraction: float, seed: int) -> tuple[list[Dataset], list[Dataset]]:
+    """Split each source by prompt. A prompt that is held out of one is held out of all."""
+    keys = np.concatenate([_held_out_keys(pairs, fraction, seed) for pairs in parts])
+    held_out = [np.isin(numbers(pairs, "key"), keys) for pairs in parts]
+    return tuple(
+        [_select(pairs, (held == part).nonzero()[0]) for pairs, held in zip(parts, held_out, strict=True)]
+        for part in (False, True)
+    )
+
+
+def _held_out_keys(pairs: Dataset, fraction: float, seed: int) -> np.ndarray:
+    """The prompts that a seeded hash puts first, until the fraction is reached."""
     order = np.fromiter(
         (
             int(fingerprint(seed, json.dumps(prompt))[:16], 16)
@@ -315,8 +333,20 @@ def _hold_out(pairs: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
         dtype=np.uint64,
         count=len(pairs),
     )
-    held_out = held_out_rows(numbers(pairs, "key"), order, fraction)
-    return _select(pairs, (~held_out).nonzero()[0]), _select(pairs, held_out.nonzero()[0])
+    keys = numbers(pairs, "key")
+    return keys[held_out_rows(keys, order, fraction)]
+
+
+def _without_known_prompts(
+    parts: Sequence[Dataset], held_out: Dataset, config: DataConfig
+) -> tuple[list[Dataset], int, int]:
+    """The training pairs of each source that `leakage` and `duplicates` leave, and how many each of the two drops."""
+    leaked = np.concatenate([_held(pairs, held_out) for pairs in parts]) & (config.leakage == "drop")
+    # A prompt counts once, whichever of the sources has it.
+    again = repeated(np.concatenate([numbers(pairs, "key") for pairs in parts])) & (config.duplicates == "drop")
+    kept = np.split(~(leaked | again), np.cumsum([len(pairs) for pairs in parts])[:-1])
+    left = [_select(pairs, places.nonzero()[0]) for pairs, places in zip(parts, kept, strict=True)]
+    return left, int(leaked.sum()), int((again & ~leaked).sum())
 
 
 def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> list[Dataset]:

@@ -145,12 +145,13 @@ class DataConfig(Rows):
         held_out_source: Pairs to evaluate on. Without it a part of `source`, or of each source, is held out.
         held_out_split: The split of the held-out pairs, in `held_out_source` if given, else in `source`.
         held_out_fraction: The part that is held out where neither of the two is given. Pairs with the same prompt stay
-            together, so that no prompt is both trained on and evaluated on.
+            together, whichever source has them, so that no prompt is both trained on and evaluated on.
         limit, held_out_limit: At most this many pairs, chosen at random; a smaller limit takes a part of a larger one.
         weight: The column with the weight of a pair in the loss; a mean over the pairs of a step is weighted by it.
         margin_scale: Factor of margins, the alpha of arXiv 2402.10571.
         filters: Pairs that are left out.
-        duplicates: Whether to keep or drop training pairs whose prompt occurred before, ignoring case and spaces.
+        duplicates: Whether to keep or drop training pairs whose prompt occurred before in any source, ignoring case and
+            spaces.
         leakage: Whether to keep or drop training pairs whose prompt is held out as well.
         reverse: Swap chosen and rejected, to train the negative one of two contrastive teachers.
         on_bad_row: Whether a row that cannot be used is an error, or is left out, counted and reported.

@@ -466,12 +466,39 @@ def test_repeated_and_leaked_prompts_are_counted_and_dropped(tmp_path):
     held_out = str(write(tmp_path / "h.jsonl", [{"prompt": "D", "chosen": "x", "rejected": "y"}]))
     counted = load_pairs(DataConfig(path, held_out_source=held_out))
     assert (len(counted.train), counted.repeated_prompts, counted.leaked_prompts) == (4, 1, 1)
-    assert counted.report["leaked_prompts"] == 1 and "1 with a held-out prompt" in counted.omissions
+    assert counted.report["leaked_prompts"] == 1
+    assert counted.omissions == "0 bad rows skipped, 1 with a held-out prompt kept"
     dropped = load_pairs(DataConfig(path, held_out_source=held_out, duplicates="drop", leakage="drop"))
     assert [row["prompt"][0]["content"] for row in dropped.train] == ["A b", "c"]
+    assert (dropped.repeated_prompts, dropped.leaked_prompts) == (0, 0)
+    left_out = "1 with a held-out prompt left out, 1 with a repeated prompt left out"
+    assert dropped.omissions == f"0 bad rows skipped, {left_out}"
+    # What is not trained on, for whatever reason, is not counted.
+    limited = load_pairs(DataConfig(path, held_out_source=held_out, limit=1, leakage="drop"))
+    assert (limited.repeated_prompts, limited.leaked_prompts) == (0, 0)
     # Prompts that differ in capitals and blanks alone are held out together.
     splits = load_pairs(DataConfig(path, held_out_fraction=0.5))
     assert splits.leaked_prompts == 0 and len(splits.held_out) in (2, 3)
+
+
+def test_prompts_of_two_sources_are_dropped_and_held_out_together(tmp_path):
+    def rows(name, numbers):
+        return [{"prompt": f"Question {i}?", "chosen": f"good {i} {name}", "rejected": "bad"} for i in numbers]
+
+    parts = [
+        MixedRows(str(write(tmp_path / name / "p.jsonl", rows(name, numbers))), name=name)
+        for name, numbers in (("a", range(40)), ("b", range(20, 60)))
+    ]
+    splits = load_pairs(DataConfig(sources=parts, held_out_fraction=0.3))
+    train, held_out = ([row["prompt"] for row in plain(part)] for part in (splits.train, splits.held_out))
+    assert len(train) + len(held_out) == 80 and len(held_out) == pytest.approx(24, abs=4)
+    assert not set(train) & set(held_out) and splits.leaked_prompts == 0
+    assert splits.repeated_prompts == len(train) - len(set(train)) > 0
+    dropped = load_pairs(DataConfig(sources=parts, held_out_fraction=0.3, duplicates="drop"))
+    prompts = [row["prompt"] for row in plain(dropped.train)]
+    assert len(prompts) == len(set(prompts)) and set(prompts) == set(train)
+    assert dropped.report["repeated_prompts_dropped"] == splits.repeated_prompts
+    assert f"{splits.repeated_prompts} with a repeated prompt left out" in dropped.omissions
 
 
 MIXTURES = {

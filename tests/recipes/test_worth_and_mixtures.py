@@ -54,7 +54,8 @@ def test_how_a_step_is_split_changes_nothing(world, plain, tmp_path, size):
 
 def test_a_mixture_tells_its_shares_and_the_accuracy_of_each_source(world, tmp_path, capsys):
     for name, count in (("one", 20), ("two", 30)):
-        write_pairs(tmp_path / f"{name}.jsonl", count)
+        rows = write_pairs(tmp_path / f"{name}.jsonl", count)
+        rows.write_text(rows.read_text().replace("Question", f"Question {name}"))  # no prompt is in both
     sources = ", ".join(
         f"{{source: {tmp_path}/{name}.jsonl, weight: {weight}}}" for name, weight in (("one", 1), ("two", 3))
     )
