@@ -20,8 +20,6 @@ all text in Unicode NFC, and a fingerprint that depends on their content, not on
 looked at column by column, as Arrow has them: a million would not fit into memory as Python objects.
 """
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,16 +30,25 @@ from typing import Any, NamedTuple, cast
 import datasets.config
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from prefkd.data.arrow import column, numbers, present, tables
+from prefkd.data.arrow import column, numbers, present
 from prefkd.data.layouts.unpaired import NAMES, paired
-from prefkd.data.mixtures import held_out_rows, mixture_sizes, repeated
+from prefkd.data.mixtures import repeated
 from prefkd.data.own_rows import own_reader, reader_fingerprint
 from prefkd.data.reading import Reader, formats_of, read_rows
 from prefkd.data.settings import DataConfig, Filters, MixedRows
 from prefkd.data.sources import open_source
+from prefkd.data.splits import (
+    has_held_out_prompt,
+    hold_out,
+    limited_part,
+    mixed_parts,
+    select,
+    together,
+    without_known_prompts,
+)
 from prefkd.errors import DataError
 from prefkd.files import fingerprint
 
@@ -175,17 +182,17 @@ def load_pairs(config: DataConfig) -> PairSplits:
         read["held out"] = _read_source(config.held_out, config)
         held_out = [_usable(read["held out"], config, bad, filtered)]
     else:
-        train, held_out = _hold_out(train, config.held_out_fraction, config.seed)
-    evaluated = _limited(_together(held_out), config.held_out_limit, config.seed)
-    train, leaked, again = _without_known_prompts(train, evaluated, config)
-    mixed = _together(_mixed(train, parts, config.seed))
+        train, held_out = hold_out(train, config.held_out_fraction, config.seed)
+    evaluated = limited_part(together(held_out), config.held_out_limit, config.seed)
+    train, leaked, again = without_known_prompts(train, evaluated, config)
+    mixed = together(mixed_parts(train, parts, config.seed))
     ties = sum(int(numbers(rows, "tie").sum()) for rows in read.values())
     if not len(mixed):
         gone = {"bad": len(bad), "without a preference": ties, "held out": len(evaluated)}
         gone |= {"with a held-out prompt": leaked, "with a repeated prompt": again}
         gone |= {f"left out by filters.{name}": count for name, count in filtered.items()}
         raise _nothing_left(config.label, gone)
-    mixed = _limited(mixed, config.limit, config.seed)
+    mixed = limited_part(mixed, config.limit, config.seed)
     if config.weight is not None and not numbers(mixed, "weight").any():
         raise DataError(
             f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learned"
@@ -204,7 +211,7 @@ def load_pairs(config: DataConfig) -> PairSplits:
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
         repeated_prompts=int(repeated(numbers(mixed, "key")).sum()),
-        leaked_prompts=int(_held(mixed, evaluated).sum()),
+        leaked_prompts=int(has_held_out_prompt(mixed, evaluated).sum()),
         repeated_prompts_dropped=again,
         leaked_prompts_dropped=leaked,
     )
@@ -289,7 +296,7 @@ def _usable(rows: Dataset, config: DataConfig, bad: list[BadRow], filtered: Coun
         if config.on_bad_row == "error":
             raise bad_rows_error(bad)
     kept = ~wrong & _passing(rows, config.filters, ~wrong, filtered)
-    usable = _select(rows.remove_columns(list(READING)), kept.nonzero()[0])
+    usable = select(rows.remove_columns(list(READING)), kept.nonzero()[0])
     if config.reverse:
         columns = usable.column_names
         usable = usable.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select_columns(columns)
@@ -312,92 +319,12 @@ def _passing(rows: Dataset, filters: Filters, usable: np.ndarray, filtered: Coun
     return left
 
 
-def _hold_out(parts: Sequence[Dataset], fraction: float, seed: int) -> tuple[list[Dataset], list[Dataset]]:
-    """Split each source by prompt. A prompt that is held out of one is held out of all."""
-    keys = np.concatenate([_held_out_keys(pairs, fraction, seed) for pairs in parts])
-    held_out = [np.isin(numbers(pairs, "key"), keys) for pairs in parts]
-    return tuple(
-        [_select(pairs, (held == part).nonzero()[0]) for pairs, held in zip(parts, held_out, strict=True)]
-        for part in (False, True)
-    )
-
-
-def _held_out_keys(pairs: Dataset, fraction: float, seed: int) -> np.ndarray:
-    """The prompts that a seeded hash puts first, until the fraction is reached."""
-    order = np.fromiter(
-        (
-            int(fingerprint(seed, json.dumps(prompt))[:16], 16)
-            for table in tables(pairs, ["prompt"])
-            for prompt in table["prompt"].to_pylist()
-        ),
-        dtype=np.uint64,
-        count=len(pairs),
-    )
-    keys = numbers(pairs, "key")
-    return keys[held_out_rows(keys, order, fraction)]
-
-
-def _without_known_prompts(
-    parts: Sequence[Dataset], held_out: Dataset, config: DataConfig
-) -> tuple[list[Dataset], int, int]:
-    """The training pairs of each source that `leakage` and `duplicates` leave, and how many each of the two drops."""
-    leaked = np.concatenate([_held(pairs, held_out) for pairs in parts]) & (config.leakage == "drop")
-    # A prompt counts once, whichever of the sources has it.
-    again = repeated(np.concatenate([numbers(pairs, "key") for pairs in parts])) & (config.duplicates == "drop")
-    kept = np.split(~(leaked | again), np.cumsum([len(pairs) for pairs in parts])[:-1])
-    left = [_select(pairs, places.nonzero()[0]) for pairs, places in zip(parts, kept, strict=True)]
-    return left, int(leaked.sum()), int((again & ~leaked).sum())
-
-
-def _mixed(train: Sequence[Dataset], parts: Sequence[MixedRows], seed: int) -> list[Dataset]:
-    """Of each source as many pairs as its limit and its weight allow."""
-    limited = [_limited(pairs, part.limit, seed) for pairs, part in zip(train, parts, strict=True)]
-    weights = [part.weight for part in parts if part.weight is not None]
-    if not weights:
-        return limited
-    for part, pairs in zip(parts, limited, strict=True):
-        if not len(pairs):
-            raise DataError(
-                f"{part.source}: no pairs are left for its share of the mixture; take it out of data.sources"
-            )
-    sizes = mixture_sizes([len(pairs) for pairs in limited], weights)
-    return [_limited(pairs, size, seed) for pairs, size in zip(limited, sizes, strict=True)]
-
-
 def _shares(train: Dataset, held_out: Dataset) -> dict[str, dict[str, float]]:
     trained, evaluated = _counts(column(train, "source")), _counts(column(held_out, "source"))
     return {
         name: {"pairs": trained[name], "share": round(trained[name] / len(train), 4), "held_out": evaluated[name]}
         for name in trained | evaluated
     }
-
-
-def _limited(pairs: Dataset, limit: int | None, seed: int) -> Dataset:
-    """A random part in the old order. With the same seed a smaller part lies in a larger one."""
-    if limit is None or limit >= len(pairs):
-        return pairs
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:limit]
-    return _select(pairs, np.sort(chosen))
-
-
-def _select(pairs: Dataset, rows: np.ndarray) -> Dataset:
-    if len(rows) == len(pairs):
-        return pairs
-    digest = hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
-    return pairs.select(rows, new_fingerprint=fingerprint(pairs._fingerprint, digest))
-
-
-def _together(parts: Sequence[Dataset]) -> Dataset:
-    if len(parts) == 1:
-        return parts[0]
-    whole = concatenate_datasets(list(parts))
-    whole._fingerprint = fingerprint(*(part._fingerprint for part in parts))
-    return whole
-
-
-def _held(pairs: Dataset, held_out: Dataset) -> np.ndarray:
-    """(n,) which pairs have a prompt that is held out."""
-    return np.isin(numbers(pairs, "key"), numbers(held_out, "key"))
 
 
 def _counts(values: Any) -> Counter[str]:
