@@ -55,7 +55,7 @@ from prefkd.files import fingerprint
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 5
+VERSION = 6
 
 COLUMNS = Features(
     {

@@ -746,6 +746,15 @@ def test_a_label_that_is_none_is_told_and_one_next_to_a_rival_is_no_label():
     assert list(paired([(1, named)], {"chosen": "response", "rejected": "worse"})) == [(1, named)]
 
 
+@pytest.mark.parametrize("field", ["tools", "functions"])
+def test_answers_under_different_tools_are_no_pair(field):
+    def row(number, name, good):
+        return number, {"prompt": "Why?", "completion": GOOD if good else BAD, "label": good, field: [{"name": name}]}
+
+    *pairs, (_, left) = paired([row(1, "look", True), row(2, "send", False), row(3, "look", False)])
+    assert [number for number, _ in pairs] == [3] and isinstance(left, NoPreference)
+
+
 def test_columns_name_an_answer_and_its_label(tmp_path):
     rows = [{"q": {"text": "Why?"}, "said": said, "ok": ok} for said, ok in ((GOOD, 1), (BAD, 0), ("Hm.", 1))]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

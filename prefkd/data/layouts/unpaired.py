@@ -20,7 +20,18 @@ TAGS = ("label", "kto_tag")
 RIVALS = ("chosen", "rejected", "rejected_response", "rejected_messages")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "-1": False}
 # Where a prompt may stand. Answers belong together where all of these are the same.
-PROMPT = ("prompt", "instruction", "question", "query", "input", "system", "history", *CONVERSATIONS)
+PROMPT = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "input",
+    "system",
+    "history",
+    "tools",
+    "functions",
+    *CONVERSATIONS,
+)
 
 
 class Judged(NamedTuple):
