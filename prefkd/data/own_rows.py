@@ -15,19 +15,20 @@ It gets each row as the file has it, a dictionary, and returns one `Pair`, or a 
 the row holds no preference. What it raises is told with the file and the row. `examples/04_own_format.py` shows more.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefkd.config import Component, bind, component_problems
+from prefkd.config import Component, bind, component_problems, import_dotpath
 from prefkd.config.components import source_file
 from prefkd.data.formats import Pair, read_pair
 from prefkd.data.layouts.candidates import NoPreference
 from prefkd.data.messages import Message, kind
+from prefkd.data.own_code import code_fingerprint, file_fingerprints
 from prefkd.data.sources import open_source
 from prefkd.errors import DataError, PrefkdError, first_line
-from prefkd.files import sha256
 
 CHECKED = 3
 Function = Callable[[Any], Any]
@@ -82,9 +83,12 @@ def reader_problems(component: Component, source: str, split: str) -> Iterator[s
 
 
 def reader_fingerprint(component: Component) -> list[Any]:
-    """What the pairs of a reader depend on: its settings and the file that it lies in."""
-    file = source_file(component["_component_"])
-    return [component, sha256(file) if file else None]
+    """What the pairs of a reader depend on: its settings, the files that they name, and its code."""
+    path = component["_component_"]
+    function, file = inspect.unwrap(import_dotpath(path)), source_file(path)
+    has_module = inspect.isroutine(function) or inspect.isclass(function)
+    module = function.__module__ if has_module else path.rpartition(".")[0]
+    return [component, file_fingerprints(component), code_fingerprint(module, file) if file else None]
 
 
 def _as_row(pair: Pair) -> dict[str, Any]:
