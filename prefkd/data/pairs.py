@@ -34,6 +34,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from prefkd.data.arrow import column, numbers, present
+from prefkd.data.layouts import LAYOUTS
 from prefkd.data.layouts.unpaired import NAMES, paired
 from prefkd.data.mixtures import repeated
 from prefkd.data.own_rows import own_reader, reader_fingerprint
@@ -177,6 +178,8 @@ def load_pairs(config: DataConfig) -> PairSplits:
     """
     parts, filtered, bad = config.parts, Counter[str](), list[BadRow]()
     read = {part.label: _read_source(part, config) for part in parts}
+    for part in parts:
+        _require_several_answers(part, read[part.label])
     train = [_usable(rows, config, bad, filtered) for rows in read.values()]
     if config.held_out is not None:
         read["held out"] = _read_source(config.held_out, config)
@@ -197,16 +200,12 @@ def load_pairs(config: DataConfig) -> PairSplits:
         raise DataError(
             f"{config.label}: no pair has a weight above 0 in '{config.weight}', so nothing could be learned"
         )
-    lists = (pc.list_flatten(column(rows, "unread")) for rows in read.values())  # pyright: ignore[reportAttributeAccessIssue]
-    unread = sum(map(_counts, lists), Counter[str]())
-    if unread:
-        logger.warning("%s: fields that hold something and are not read: %s", config.label, in_rows(unread))
     return PairSplits(
         train=mixed,
         held_out=evaluated,
         skipped=bad,
         formats=dict(sum((_counts(column(rows, "format")) for rows in read.values()), Counter[str]())),
-        unread=dict(unread),
+        unread=_unread_fields(list(read.values()), config.label),
         ties=ties,
         sources=_shares(mixed, evaluated),
         filtered=dict(filtered),
@@ -281,6 +280,23 @@ def _read_source(part: MixedRows, config: DataConfig) -> Dataset:
     return cast(Dataset, rows)
 
 
+def _require_several_answers(part: MixedRows, rows: Dataset) -> None:
+    """Refuse settings that choose among the answers of a row if all rows are pairs already."""
+    formats = _counts(column(rows, "format"))
+    if not formats or any(name in LAYOUTS for name in formats):
+        return
+    if part.minimum_gap:
+        raise DataError(
+            f"{part.source}: minimum_gap compares several answers of a row, and these rows are pairs already; use "
+            "filters.gap instead"
+        )
+    if part.pairing != MixedRows.pairing:
+        raise DataError(
+            f"{part.source}: pairing: {part.pairing} chooses among several answers of a row, and these rows are pairs "
+            "already; remove it"
+        )
+
+
 def _usable(rows: Dataset, config: DataConfig, bad: list[BadRow], filtered: Counter[str]) -> Dataset:
     """The rows that can be used.
 
@@ -325,6 +341,15 @@ def _shares(train: Dataset, held_out: Dataset) -> dict[str, dict[str, float]]:
         name: {"pairs": trained[name], "share": round(trained[name] / len(train), 4), "held_out": evaluated[name]}
         for name in trained | evaluated
     }
+
+
+def _unread_fields(sources: Sequence[Dataset], label: str) -> dict[str, int]:
+    """Fields with content that are not read, which is said -> how many rows have them."""
+    lists = (pc.list_flatten(column(rows, "unread")) for rows in sources)  # pyright: ignore[reportAttributeAccessIssue]
+    unread = dict(sum(map(_counts, lists), Counter[str]()))
+    if unread:
+        logger.warning("%s: fields that hold something and are not read: %s", label, in_rows(unread))
+    return unread
 
 
 def _counts(values: Any) -> Counter[str]:

@@ -41,7 +41,7 @@ class Rows:
         reader: A function of your own from a row to a `Pair` or several, `prefkd.data.own_rows`.
         pairing: From several answers with ranks or scores, make one pair of the best and the worst, one of the best and
             a random one, or all pairs.
-        minimum_gap: The least difference of their scores or ranks.
+        minimum_gap: The least difference of their scores or ranks. Rows that are pairs already have `filters.gap`.
         margin: By how much the better answer must win (`prefkd.data.worth`): a column, the difference of two
             (`score_chosen - score_rejected`), or `gap`, the gap that the layout of the rows has.
         subset: The configuration of a Hub data set, or the name of a folder in it (harmless-base, say).
@@ -212,6 +212,11 @@ class DataConfig(Rows):
         """Whether a setting asks for margins."""
         return any(part.margin is not None for part in self.parts)
 
+    @property
+    def _may_have_margins(self) -> bool:
+        """Whether there may be margins: a reader of the user's own gives them without a setting."""
+        return self.has_margins or any(part.reader is not None for part in self.parts)
+
     def problems(self) -> Iterator[Problem | str]:
         yield from self.row_problems()
         yield from self._source_problems()
@@ -230,6 +235,8 @@ class DataConfig(Rows):
             yield f"held_out_fraction: {self.held_out_fraction} is not a part of the data; use 0.1 for a tenth"
         if not 0 <= self.margin_scale < float("inf"):
             yield f"margin_scale: {self.margin_scale} would ask for less than a tie; use 0 or more"
+        elif self.margin_scale != DataConfig.margin_scale and not self._may_have_margins:
+            yield f"margin_scale: {self.margin_scale} scales margins, and there are none; set margin, or remove it"
         yield from size_problems(self, "limit", "held_out_limit")
         yield from size_problems(self, "max_length", "max_prompt_length", most=MOST_TOKENS)
         yield from size_problems(self, "workers", most=MOST_WORKERS)
@@ -261,6 +268,10 @@ class DataConfig(Rows):
         for name in ("columns", "reader", "subset", "revision"):
             if getattr(self, name):
                 yield f"{name}: belongs to each of sources; move it there"
+        if self.held_out_source is None:  # whose rows these describe
+            for name in ("format", "pairing", "minimum_gap", "split"):
+                if getattr(self, name) != getattr(Rows, name):
+                    yield f"{name}: belongs to each of sources; move it there"
         if self.held_out_split is not None and self.held_out_source is None:
             yield "held_out_split: belongs to one source; name a held_out_source, or leave both out"
         weighted = [part.weight is not None for part in self.sources]

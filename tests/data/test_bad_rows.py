@@ -90,6 +90,14 @@ SETTINGS = {
     "filters.length_ratio": ({"filters": Filters(length_ratio=0.5)}, "length_ratio: 0.5 is below 1"),
     "filters.length": ({"filters": Filters(length=0)}, "length: 0 is too small"),
     "margin_scale": ({"margin_scale": -1.0}, "margin_scale: -1.0 would ask for less than a tie"),
+    "margin_scale alone": ({"margin_scale": 7.0}, "margin_scale: 7.0 scales margins, and there are none; set margin"),
+    **{
+        f"{name} beside sources": (
+            {"source": None, "sources": [MixedRows("p.jsonl")], name: value},
+            f"{name}: belongs to each of sources; move it there",
+        )
+        for name, value in (("format", "hh"), ("pairing", "all"), ("minimum_gap", 3.0), ("split", "validation"))
+    },
     "format": ({"format": "nectr"}, "format: nectr is unknown; did you mean nectar?"),
     "reader": (
         {"reader": OWN},

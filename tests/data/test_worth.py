@@ -110,6 +110,19 @@ def test_filters_leave_out_and_count(tmp_path):
     assert len(load_pairs(DataConfig(path, **ALL)).train) == 6
 
 
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [({"minimum_gap": 5.0}, "use filters.gap instead"), ({"pairing": "all"}, "remove it")],
+)
+def test_a_choice_among_answers_is_refused_where_there_is_none(tmp_path, asked, remedy):
+    path, several = write(tmp_path / "p.jsonl", PLAIN), write(tmp_path / "s.jsonl", [ROWS["Nectar"][1]])
+    with pytest.raises(DataError, match=f"p.jsonl: {next(iter(asked))}.* of a row, and these rows are pairs.*{remedy}"):
+        load_pairs(DataConfig(path, **asked, **ALL))
+    # The held-out pairs of such rows may be pairs already.
+    splits = load_pairs(DataConfig(several, held_out_source=path, **asked | {"minimum_gap": 1.0}))
+    assert len(splits.held_out) == len(PLAIN)
+
+
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory):
     path = write(tmp_path_factory.mktemp("worth") / "p.jsonl", PLAIN)
