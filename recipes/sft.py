@@ -161,13 +161,19 @@ def setup(config: Config, ranks: Ranks) -> Run:
         {
             "model": f"{config.model.path}  {training.precision} on {device}",
             "trained": describe_learning(model, config.model, config.lora),
-            "answers": config.target,
+            "answers": describe_target(config),
             **data.description,
             "plan": describe_plan(config, len(data.steps), "answers", ranks),
             "output": config.output_dir,
         },
     )
     return run
+
+
+def describe_target(config: Config) -> str:
+    """Which answers of the data are learned: `data.reverse` swaps them before `target` is looked at."""
+    other = "rejected" if config.target == "chosen" else "chosen"
+    return f"REVERSED: {other}" if config.data.reverse else config.target
 
 
 def answer_lengths(config: Config, tokenized: Dataset, *, with_prompt: bool = False) -> list[int]:

@@ -73,6 +73,18 @@ def test_answers_that_are_cut_are_said(world, tmp_path, capsys, recipe, count):
     assert (report["pairs"], report["answers_cut"], report["formats"]) == (12, count, {"standard": 17})
 
 
+def test_it_says_which_answers_are_learned(world, tmp_path, capsys):
+    for number, (settings, said) in enumerate(
+        [
+            ([], "answers chosen"),
+            (["data.reverse=true"], "answers REVERSED: rejected"),
+            (["data.reverse=true", "target=rejected"], "answers REVERSED: chosen"),
+        ]
+    ):
+        run("sft", world, tmp_path / f"out{number}", "training.max_steps=1", *settings)
+        assert f"{said} data 12 pairs" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("answer", "weighted"), [("chosen", False), ("rejected", True)])
 def test_the_loss_is_that_of_transformers(world, tmp_path, capsys, answer, weighted):
     settings = ["training.batch_size=12", "training.microbatch_size=5", f"target={answer}"]
