@@ -21,7 +21,7 @@ from prefkd.errors import DataError, PrefkdError
 from prefkd.method.parent_tokens import find_parents_batch, keep_complete
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
-VERSION = 4
+VERSION = 5
 
 
 def align_pairs(
@@ -110,7 +110,8 @@ def cut_pair(
         is_cut: Whether the answers are not finished as they stand in the data.
 
     Raises:
-        DataError: An answer has no parent, none is left, or both answers have the same tokens on a side.
+        DataError: A prompt has no token, an answer has no parent, none is left, or both answers have the same tokens on
+            a side.
     """
     kept_prompts, room = dict(prompts), {}
     for side in SIDES:

@@ -19,7 +19,7 @@ from prefkd.data.workers import Shared, one_thread_in_workers
 from prefkd.errors import DataError
 
 # Part of every fingerprint: raise it when the same pairs come to give other tokens.
-VERSION = 2
+VERSION = 3
 
 
 def tokenize_pairs(
@@ -93,7 +93,7 @@ def cut_tokens(
         The pair; a rejected answer that is not there has no tokens.
 
     Raises:
-        DataError: An answer has no token, none is left, or both answers have the same.
+        DataError: The prompt or an answer has no token, none of an answer is left, or both answers have the same.
     """
     lengths = [len(ids) + len(side.end_ids) for ids in answers]
     kept_prompt, room = kept_lengths(len(prompt), lengths, limits)

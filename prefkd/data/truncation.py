@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from prefkd.errors import DataError
+
+NO_PROMPT = (
+    "the prompt has no tokens, and an answer is predicted from its last one; write a prompt, or take a template that "
+    "puts text around it"
+)
+
 
 class Limits(NamedTuple):
     """How long a prompt and one answer may be, in tokens of one side."""
@@ -29,7 +36,13 @@ def kept_lengths(prompt: int, answers: Sequence[int], limits: Limits) -> tuple[i
 
 
 def cut_prompt(ids: list[int], length: int, limits: Limits, bos_id: int | None) -> list[int]:
-    """The start or the end of a prompt; the BOS stays in either case."""
+    """The start or the end of a prompt; the BOS stays in either case.
+
+    Raises:
+        DataError: The prompt has no tokens: it is from the last of them that an answer is predicted.
+    """
+    if not ids:
+        raise DataError(NO_PROMPT)
     if len(ids) <= length:
         return ids
     if limits.truncation == "keep_start":

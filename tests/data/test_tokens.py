@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prefkd.data.mapping import NOTHING_LEFT, SAME_TOKENS
 from prefkd.data.pairs import DataConfig
 from prefkd.data.sides import ModelSide
-from prefkd.data.tokenizing import align_pairs
+from prefkd.data.tokenizing import align_pairs, cut_pair
 from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
 from prefkd.data.truncation import Limits
 from prefkd.errors import DataError
@@ -71,6 +71,26 @@ def test_an_answer_of_one_long_character_cannot_be_cut(side):
     assert len(answers[0]) > 2, "the tokenizer has a token for it"
     with pytest.raises(DataError, match=NOTHING_LEFT):
         cut_tokens([1], answers, offsets, side, Limits(2, 1, "keep_end"))
+
+
+def test_a_prompt_without_tokens_is_refused(side):
+    """Its answers would be predicted from whatever lies before it in the batch."""
+    answers, offsets = side.encode_responses(["yes", "no"])
+    with pytest.raises(DataError, match="the prompt has no tokens"):
+        cut_tokens([], answers, offsets, side, Limits(20, 10, "keep_end"))
+    both, parents = {"student": answers, "teacher": answers}, [np.array([[0, 1, 0, 1, 0, 1]])] * 2
+    for prompts in ({"student": [], "teacher": [1]}, {"student": [1], "teacher": [], "positive": [1], "negative": [1]}):
+        with pytest.raises(DataError, match="the prompt has no tokens"):
+            cut_pair(prompts, both, parents, {"student": side, "teacher": side}, Limits(20, 10, "keep_end"))
+
+
+def test_a_template_of_the_prompt_alone_needs_a_prompt(tmp_path):
+    bare = "{% for message in messages %}{{ message['content'] | trim }}{% endfor %}"
+    tokenizer = make_tokenizer("byte_level")
+    tokenizer.chat_template = bare
+    pairs = make_pairs([("yes", "no")], prompt=" ")
+    with pytest.raises(DataError, match=r"row 1 of pairs\.jsonl: the prompt has no tokens"):
+        tokenize_pairs(pairs, ModelSide(tokenizer), config=ROOMY)
 
 
 def test_no_pairs_give_no_rows(side):
