@@ -11,8 +11,9 @@
                     it; never found, but asked for, since most training needs a rival
 
 Messages are those of `prefkd.data.messages`, and may be text that spells them. A field "system" with text becomes the
-system message of any of them, and a field "tools" tells which tools can be called. What cannot be read is a `DataError`
-that names the field and what belongs there.
+system message of any of them, and a field "tools" tells which tools can be called. "chosen_finish" and
+"rejected_finish", of answers "finish", is "length" where an answer was cut, so that it gets no end. What cannot be read
+is a `DataError` that names the field and what belongs there.
 """
 
 import unicodedata
@@ -49,7 +50,7 @@ class Pair(NamedTuple):
             rival is the chosen one, and the rejected one is empty.
         tools: The tools that can be called, JSON schemas, or None.
         worth: Its weight, margin and gap.
-        cut: Whether an answer without a rival is not finished, so that nothing ends behind it.
+        cut: Whether the chosen and the rejected answer are not finished, so that nothing ends behind them.
     """
 
     prompt: list[Message]
@@ -57,7 +58,7 @@ class Pair(NamedTuple):
     rejected: Answer
     tools: list[dict[str, Any]] | None = None
     worth: Worth = Worth()
-    cut: bool = False
+    cut: tuple[bool, bool] = (False, False)
 
 
 def detect_format(row: Mapping[str, Any]) -> str:
@@ -106,6 +107,7 @@ def read_pair(row: Mapping[str, Any], row_format: str) -> Pair:
     check_context(row, FORMATS[row_format].reads, pair.prompt)
     check_prompt(pair.prompt)
     if row_format != ANSWERS_ALONE:
+        pair = pair._replace(cut=(is_cut(row, "chosen_finish"), is_cut(row, "rejected_finish")))
         check_answers(answer_text(pair.chosen), answer_text(pair.rejected))
     return pair
 
@@ -232,18 +234,18 @@ def read_answer(row: Mapping[str, Any]) -> Pair:
     answer = _text(row, "answer")
     if not answer.strip():
         raise DataError("field 'answer' is empty: expected an answer")
-    return Pair(messages, answer, "", cut=is_cut(row))
+    return Pair(messages, answer, "", cut=(is_cut(row), False))
 
 
-def is_cut(row: Mapping[str, Any]) -> bool:
+def is_cut(row: Mapping[str, Any], name: str = "finish") -> bool:
     """Whether a sampled answer was cut at its limit of tokens.
 
     Raises:
-        DataError: `finish` is neither of the two reasons for which an answer ends.
+        DataError: The field of this name is neither of the two reasons for which an answer ends.
     """
-    finish = row.get("finish")
-    if finish not in (None, "stop", "length"):
-        raise DataError(f"field 'finish' is {finish!r}: expected 'stop', or 'length' for an answer that was cut")
+    finish = row.get(name)
+    if has_content(finish) and finish not in ("stop", "length"):
+        raise DataError(f"field '{name}' is {finish!r}: expected 'stop', or 'length' for an answer that was cut")
     return finish == "length"
 
 
@@ -254,7 +256,7 @@ class _Format(NamedTuple):
     reads: frozenset[str]
 
 
-_COMMON = frozenset({"prompt", "chosen", "rejected", "system", "tools"})
+_COMMON = frozenset({"prompt", "chosen", "rejected", "chosen_finish", "rejected_finish", "system", "tools"})
 
 FORMATS: dict[str, _Format] = {
     "standard": _Format(read_standard, _COMMON),

@@ -94,4 +94,5 @@ def reader_fingerprint(component: Component) -> list[Any]:
 def _as_row(pair: Pair) -> dict[str, Any]:
     prompt: Any = [Message(role="user", content=pair.prompt)] if isinstance(pair.prompt, str) else pair.prompt
     row = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, "tools": pair.tools}
+    row |= {f"{name}_finish": "length" for name, is_cut in zip(("chosen", "rejected"), pair.cut, strict=True) if is_cut}
     return row | {name: value for name, value in pair.worth._asdict().items() if value is not None}

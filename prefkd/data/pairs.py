@@ -14,7 +14,7 @@ The data sets have the columns
     key        names the prompt, `prefkd.data.mixtures.prompt_key`
     length     characters of the prompt and the longer answer
     ratio      characters of the longer answer for one of the shorter
-    cut        whether an answer without a rival is not finished
+    chosen_is_cut, rejected_is_cut    whether an answer is not finished
 
 all text in Unicode NFC, and a fingerprint that depends on their content, not on where it lay or who read it. Rows are
 looked at column by column, as Arrow has them: a million would not fit into memory as Python objects.
@@ -79,7 +79,8 @@ KNOWN = Features(
         "key": Value("int64"),
         "length": Value("int64"),
         "ratio": Value("float32"),
-        "cut": Value("bool"),
+        "chosen_is_cut": Value("bool"),
+        "rejected_is_cut": Value("bool"),
     }
 )
 
@@ -315,7 +316,9 @@ def _usable(rows: Dataset, config: DataConfig, bad: list[BadRow], filtered: Coun
     usable = select(rows.remove_columns(list(READING)), kept.nonzero()[0])
     if config.reverse:
         columns = usable.column_names
-        usable = usable.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select_columns(columns)
+        swapped = {"chosen": "rejected", "chosen_is_cut": "rejected_is_cut"}
+        swapped |= {other: one for one, other in swapped.items()}
+        usable = usable.rename_columns(swapped).select_columns(columns)
     return usable
 
 

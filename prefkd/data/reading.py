@@ -134,7 +134,7 @@ def read_rows(file: str, rows: Rows, formats: FileFormats, reader: Reader) -> It
     """
     nothing: dict[str, Any] = {"prompt": [], "chosen": "", "rejected": "", "format": None, "unread": [], "tie": False}
     nothing |= {"weight": 1.0, "margin": 0.0, "gap": None, "calls": None, "key": 0, "length": 0, "ratio": 1.0}
-    nothing["cut"] = False
+    nothing |= {"chosen_is_cut": False, "rejected_is_cut": False}
     for number, row in rows:
         place = {"file": file, "row": number}
         try:
@@ -168,7 +168,8 @@ def _stored(pair: Pair) -> dict[str, Any]:
         "key": prompt_key(pair.prompt),
         "length": sum(len(turn["content"]) for turn in prompt) + max(lengths),
         "ratio": max(lengths) / min(lengths) if has_rival else 1.0,
-        "cut": pair.cut,
+        "chosen_is_cut": pair.cut[0],
+        "rejected_is_cut": pair.cut[1],
     }
 
 

@@ -83,7 +83,7 @@ def _align_batch(
     texts = [answer for pair in read.written.values() for answer in pair.answers]
     parents = find_parents_batch(student, teacher, texts)
 
-    def cut(place: int, there: slice, is_cut: bool) -> AlignedRow:
+    def cut(place: int, there: slice, is_cut: tuple[bool, bool]) -> AlignedRow:
         prompts = {name: ids[place] for name, ids in read.prompts.items()}
         answers = {side: read.responses[side][0][there] for side in SIDES}
         return cut_pair(prompts, answers, parents[there], sides, limits, is_cut)
@@ -97,7 +97,7 @@ def cut_pair(
     parents: Sequence[np.ndarray],
     sides: Mapping[str, ModelSide],
     limits: Limits,
-    is_cut: bool = False,
+    is_cut: tuple[bool, bool] = (False, False),
 ) -> AlignedRow:
     """Cut an aligned pair to its limits and add the end where nothing of an answer is missing.
 
@@ -107,19 +107,20 @@ def cut_pair(
         parents: (P, 6) of each of them, whole.
         sides: Student and teacher.
         limits: Maximum tokens of a prompt and an answer.
-        is_cut: Whether the answers are not finished as they stand in the data.
+        is_cut: Whether each of them is not finished as it stands in the data.
 
     Raises:
         DataError: A prompt has no token, an answer has no parent, none is left, or both answers have the same tokens on
             a side.
     """
-    kept_prompts, room = dict(prompts), {}
+    kept_prompts, room, whole = dict(prompts), {}, {}
     for side in SIDES:
         # The teacher reads the answers behind up to three prompts; the longest decides, so that all of them fit.
         readings = ["student"] if side == "student" else [name for name in prompts if name != "student"]
         longest = max(len(prompts[name]) for name in readings)
-        whole = [len(ids) + len(sides[side].end_ids) for ids in answers[side]]
-        kept_prompt, room[side] = kept_lengths(longest, whole, limits)
+        ends = [0 if unfinished else len(sides[side].end_ids) for unfinished in is_cut]
+        whole[side] = [len(ids) + end for ids, end in zip(answers[side], ends, strict=False)]  # there may be no rival
+        kept_prompt, room[side] = kept_lengths(longest, whole[side], limits)
         for name in readings:
             kept_prompts[name] = cut_prompt(prompts[name], kept_prompt, limits, sides[side].bos_id)
 
@@ -130,7 +131,7 @@ def cut_pair(
         kept = keep_complete(parents[i], *(min(len(answers[side][i]), room[side]) for side in SIDES))
         if not len(kept):
             raise DataError(NO_PARENT)
-        ends = not is_cut and all(len(answers[side][i]) + len(sides[side].end_ids) <= room[side] for side in SIDES)
+        ends = not is_cut[i] and all(whole[side][i] <= room[side] for side in SIDES)
         # Parents lie end to end, so that the ends of the last are the lengths of all together.
         _, characters, _, students, _, teachers = kept[-1].tolist()
         widths = (kept[:, 1::2] - kept[:, ::2]).T
@@ -151,7 +152,7 @@ def cut_pair(
 
     def reading(side: str) -> Reading:
         (chosen, rejected), owners = tokens[side]
-        first, second = [*(len(ids) + len(sides[side].end_ids) for ids in answers[side]), 0][:2]
+        first, second = [*whole[side], 0][:2]
         cut = len(prompts[side]) - len(kept_prompts[side]), first - len(chosen), second - len(rejected)
         return Reading(kept_prompts[side], (chosen, rejected), tuple(owners), cut)
 

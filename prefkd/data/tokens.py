@@ -64,7 +64,7 @@ def _tokenize_batch(rows: Mapping[str, list], shared_sides: Shared, limits: Limi
     side = shared_sides.value[ALONE]
     read = read_pairs(rows, {ALONE: side})
 
-    def cut(place: int, there: slice, is_cut: bool) -> Reading:
+    def cut(place: int, there: slice, is_cut: tuple[bool, bool]) -> Reading:
         answers, offsets = (part[there] for part in read.responses[ALONE])
         return cut_tokens(read.prompts[ALONE][place], answers, offsets, side, limits, is_cut)
 
@@ -77,7 +77,7 @@ def cut_tokens(
     offsets: Sequence[np.ndarray],
     side: ModelSide,
     limits: Limits,
-    is_cut: bool = False,
+    is_cut: tuple[bool, bool] = (False, False),
 ) -> Reading:
     """Cut a pair to its limits and add the end where nothing of an answer is missing.
 
@@ -87,7 +87,7 @@ def cut_tokens(
         offsets: (tokens, 2) the characters of each token of them. A character of several tokens is kept as a whole.
         side: How the model reads.
         limits: Maximum tokens of a prompt and an answer.
-        is_cut: Whether the answers are not finished as they stand in the data.
+        is_cut: Whether each of them is not finished as it stands in the data.
 
     Returns:
         The pair; a rejected answer that is not there has no tokens.
@@ -95,16 +95,17 @@ def cut_tokens(
     Raises:
         DataError: The prompt or an answer has no token, none of an answer is left, or both answers have the same.
     """
-    lengths = [len(ids) + len(side.end_ids) for ids in answers]
+    ends = [[] if unfinished else side.end_ids for unfinished in is_cut]
+    lengths = [len(ids) + len(end) for ids, end in zip(answers, ends, strict=False)]  # there may be no rival
     kept_prompt, room = kept_lengths(len(prompt), lengths, limits)
     left = []
-    for ids, characters, length in zip(answers, offsets, lengths, strict=True):
+    for ids, characters, length, end in zip(answers, offsets, lengths, ends, strict=False):
         if not ids:
             raise DataError(NO_TOKEN)
         kept = len(ids) if len(ids) <= room else whole_characters(characters, room)
         if not kept:
             raise DataError(NOTHING_LEFT)
-        left.append([*ids, *side.end_ids] if length <= room and not is_cut else ids[:kept])
+        left.append([*ids, *end] if length <= room else ids[:kept])
     chosen, rejected = [*left, []][:2]
     if chosen == rejected:
         raise DataError(SAME_TOKENS)

@@ -21,12 +21,12 @@ class _WrittenPair:
     Attributes:
         frames: Reading -> what stands around the answers: one for each side, and for each instruction of a contrast.
         answers: The chosen and the rejected answer, which is empty where there is none.
-        is_cut: Whether the answers are not finished as they stand in the data.
+        is_cut: Whether each answer is not finished as it stands in the data.
     """
 
     frames: dict[str, Frame]
     answers: tuple[str, str]
-    is_cut: bool
+    is_cut: tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class ReadPairs:
     prompts: dict[str, Any]
     responses: dict[str, Any]
 
-    def cut(self, cut: Callable[[int, slice, bool], Reading | AlignedRow], names: Iterable[str]) -> dict[str, list]:
+    def cut(
+        self, cut: Callable[[int, slice, tuple[bool, bool]], Reading | AlignedRow], names: Iterable[str]
+    ) -> dict[str, list]:
         """Columns of all pairs, and `problem`: why a row cannot be used, or None.
 
         Args:
-            cut: Makes a pair from its place in `prompts`, that of its answers in `responses`, and whether these are not
-                finished in the data. What it raises as a DataError is the problem.
+            cut: Makes a pair from its place in `prompts`, that of its answers in `responses`, and whether each of these
+                is not finished in the data. What it raises as a DataError is the problem.
             names: The columns.
         """
         for place, (i, pair) in enumerate(self.written.items()):
@@ -79,8 +81,9 @@ def read_pairs(
         try:
             answers = {name: rows[name][i] for name in ANSWERS}
             packed = rows["calls"][i] if "calls" in rows else None
-            is_cut = "cut" in rows and bool(rows["cut"][i])
-            written[i] = _write_pair(*unpack_calls(rows["prompt"][i], answers, packed), sides, contrast, is_cut)
+            first, second = (name in rows and bool(rows[name][i]) for name in ("chosen_is_cut", "rejected_is_cut"))
+            conversation = unpack_calls(rows["prompt"][i], answers, packed)
+            written[i] = _write_pair(*conversation, sides, contrast, (first, second))
         except DataError as error:
             found[i]["problem"] = str(error)
     try:
@@ -101,7 +104,7 @@ def _write_pair(
     tools: list[dict[str, Any]] | None,
     sides: Mapping[str, ModelSide],
     contrast: tuple[str, str] | None,
-    is_cut: bool,
+    is_cut: tuple[bool, bool],
 ) -> _WrittenPair:
     written = [answers[name] for name in ANSWERS if answers[name]]
     frames, (chosen, *rivals), thoughts = write_answers(messages, written, sides, tools)

@@ -1,5 +1,6 @@
 """Pairs as tokens of one model: whole where they fit, cut between characters where they do not."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefkd.data.mapping import NOTHING_LEFT, SAME_TOKENS
-from prefkd.data.pairs import DataConfig
+from prefkd.data.pairs import DataConfig, load_pairs
 from prefkd.data.sides import ModelSide
 from prefkd.data.tokenizing import align_pairs, cut_pair
 from prefkd.data.tokens import cut_tokens, tokenize_pairs, whole_characters
@@ -96,3 +97,22 @@ def test_a_template_of_the_prompt_alone_needs_a_prompt(tmp_path):
 def test_no_pairs_give_no_rows(side):
     empty = make_pairs([("yes", "no")]).select([])
     assert tokenize_pairs(empty, side, config=ROOMY).column_names[:3] == ["file", "row", "prompt"]
+
+
+def test_a_cut_answer_of_a_pair_has_no_end(tmp_path, side):
+    """Nothing ends where a limit of tokens stopped it, whichever of the two answers that is, and however it is read."""
+    pair = {"prompt": "Why?", "chosen": "Because it is", "rejected": "I was about to"}
+    rows = [pair | {"rejected_finish": "length"}, pair | {"prompt": "How?", "rejected_finish": "stop"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for reverse, cut, whole in ((False, "rejected", "chosen"), (True, "chosen", "rejected")):
+        config = DataConfig(f"{tmp_path}/pairs.jsonl", held_out_fraction=0.0, reverse=reverse)
+        pairs = load_pairs(config).train
+        for found, name in (
+            (tokenize_pairs(pairs, side, config=config), ""),
+            (align_pairs(pairs, side, side, config=config), "student_"),
+        ):
+            first, second = found
+            assert [*first[f"{name}{cut}"], *side.end_ids] == second[f"{name}{cut}"]
+            assert first[f"{name}{whole}"] == second[f"{name}{whole}"]
+            assert not any(row[f"{name}{part}_cut"] for row in (first, second) for part in (cut, whole))
+        assert (first[f"{cut}_ends"], first[f"{whole}_ends"], second[f"{cut}_ends"]) == (False, True, True)
