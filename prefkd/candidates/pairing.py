@@ -24,7 +24,7 @@ class PairingConfig:
         minimum_gap: Pairs whose scores differ by this much or less are dropped as ties.
         length_ratio: Pairs are dropped if one answer has more than so many times the characters of the other, so
             that length is not what is learned. None keeps all.
-        drop_cut: Leave out candidates that `max_new_tokens` ended.
+        drop_cut: Leave out candidates that `max_new_tokens` ended; else they can only be rejected, and have no end.
         seed: Seed of `best_random`.
     """
 
@@ -83,7 +83,8 @@ def make_pairs(
 
     Returns:
         The pairs, and how many prompts have none by reason: `fewer than two candidates`, `no answer above the
-        threshold`, `no answer below the threshold`, `tie`, `rankers disagree`, `lengths differ`.
+        threshold`, `no answer below the threshold`, `only cut answers`, `no answer worse than one that ended`, `tie`,
+        `rankers disagree`, `lengths differ`.
     """
     pairs, dropped = [], Counter()
     for question in questions:
@@ -129,8 +130,15 @@ def _choose(question: Question, usable: list[tuple[float, int]], config: Pairing
     """A pair, or why there is none. Of equal scores the first candidate counts."""
     if len(usable) < 2:
         return "fewer than two candidates"
-    best = max(usable, key=lambda one: (one[0], -one[1]))
-    worst = min(usable, key=lambda one: (one[0], one[1]))
+    # Nobody knows how a cut answer would have ended, so none is held up as an example.
+    ended = [one for one in usable if not question.candidates[one[1]].is_cut]
+    if not ended:
+        return "only cut answers"
+    best = max(ended, key=lambda one: (one[0], -one[1]))
+    others = [one for one in usable if one[1] != best[1] and one[0] <= best[0]]
+    if not others:
+        return "no answer worse than one that ended"
+    worst = min(others, key=lambda one: (one[0], one[1]))
     if config.kind == "above_threshold":
         assert config.threshold is not None, "the config says so"
         if best[0] < config.threshold:
@@ -138,7 +146,6 @@ def _choose(question: Question, usable: list[tuple[float, int]], config: Pairing
         if worst[0] >= config.threshold:
             return "no answer below the threshold"
     if config.kind == "best_random":
-        others = [one for one in usable if one[1] != best[1]]
         digest = hashlib.sha256(f"{config.seed} {question.messages}".encode()).digest()
         worst = others[int.from_bytes(digest[:8], "little") % len(others)]
     if best[0] - worst[0] <= config.minimum_gap:
@@ -148,7 +155,8 @@ def _choose(question: Question, usable: list[tuple[float, int]], config: Pairing
 
 def pair_rows(pairs: Sequence[RankedPair]) -> Iterator[dict[str, Any]]:
     """The pairs as rows of preference data, `prefkd.data.formats`: `standard`, or `conversational` if prompts are more
-    than a question; with chosen_score, rejected_score, margin, chosen_model, rejected_model."""
+    than a question; with chosen_score, rejected_score, margin, chosen_model, rejected_model, and chosen_finish and
+    rejected_finish, which is `length` for an answer that was cut."""
     are_questions = all(len(pair.question.messages) == 1 for pair in pairs)
     for pair in pairs:
         messages, (chosen, rejected) = pair.question.messages, pair.answers()
@@ -158,9 +166,10 @@ def pair_rows(pairs: Sequence[RankedPair]) -> Iterator[dict[str, Any]]:
                 "prompt": messages,
                 **{name: [_said(text)] for name, text in (("chosen", chosen), ("rejected", rejected))},
             }
-        models = [pair.question.candidates[number].model for number in (pair.chosen, pair.rejected)]
         row |= {"chosen_score": pair.scores[0], "rejected_score": pair.scores[1], "margin": pair.margin}
-        yield row | {"chosen_model": models[0], "rejected_model": models[1]}
+        both = {"chosen": pair.question.candidates[pair.chosen], "rejected": pair.question.candidates[pair.rejected]}
+        row |= {f"{name}_model": candidate.model for name, candidate in both.items()}
+        yield row | {f"{name}_finish": candidate.finish for name, candidate in both.items()}
 
 
 def _said(text: str) -> dict[str, str]:

@@ -30,6 +30,11 @@ class Candidate:
     model: str
     is_cut: bool
 
+    @property
+    def finish(self) -> str:
+        """How it ended, as rows of data say it."""
+        return "length" if self.is_cut else "stop"
+
 
 @dataclass(frozen=True)
 class Question:

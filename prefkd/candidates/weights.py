@@ -33,4 +33,4 @@ def weighted_rows(questions: Sequence[Question], scores: Scores, temperature: fl
         for number, score, weight in zip(scored, own, weights, strict=True):
             candidate = question.candidates[number]
             row = {"prompt": question.messages, "answer": candidate.answer, "model": candidate.model}
-            yield row | {"finish": "length" if candidate.is_cut else "stop", "score": score, "weight": weight}
+            yield row | {"finish": candidate.finish, "score": score, "weight": weight}

@@ -59,10 +59,28 @@ def test_which_two(settings, values, expected):
 
 def test_cut_answers_and_answers_of_other_lengths():
     assert chosen(PairingConfig(), 1.0, 2.0, 3.0, cut=(2,)) == [("b", "a")]
-    assert chosen(PairingConfig(drop_cut=False), 1.0, 2.0, 3.0, cut=(2,)) == [("c", "a")]
+    assert chosen(PairingConfig(drop_cut=False), 1.0, 2.0, 3.0, cut=(0, 2)) == [("b", "a")]
     long = {"answers": ("ab", "abcde")}
     assert chosen(PairingConfig(length_ratio=2.0), 1.0, 2.0, **long) == ["lengths differ"]
     assert chosen(PairingConfig(length_ratio=2.5), 1.0, 2.0, **long) == [("abcde", "ab")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "cut", "expected"),
+    [
+        ("best_worst", (1.0, 3.0, 2.0), (1,), [("c", "a")]),
+        ("best_worst", (1.0, 3.0, 2.0), (0, 1), [("c", "a")]),
+        ("best_worst", (1.0, 3.0), (0, 1), ["only cut answers"]),
+        ("best_worst", (1.0, 3.0, 2.0), (1, 2), ["no answer worse than one that ended"]),
+        ("best_worst", (1.0, 1.0), (0,), ["tie"]),
+        ("best_random", (1.0, 3.0, 2.0), (1,), [("c", "a")]),
+        ("all", (1.0, 3.0, 2.0), (1,), [("c", "a")]),
+        ("all", (1.0, 3.0, 2.0), (0, 2), [("b", "a"), ("b", "c")]),
+        ("all", (1.0, 3.0, 2.0), (0, 1, 2), ["only cut answers"]),
+    ],
+)
+def test_a_cut_answer_is_never_chosen(kind, values, cut, expected):
+    assert chosen(PairingConfig(kind, drop_cut=False), *values, cut=cut) == expected
 
 
 def test_what_no_pair_is_made_of_is_counted():
@@ -116,13 +134,13 @@ def test_every_prompt_gives_a_pair_or_a_reason(values, kind, gap):
 
 @pytest.mark.parametrize(("turns", "row_format"), [(1, "standard"), (2, "conversational")])
 def test_rows_are_read_as_the_same_pairs(turns, row_format):
-    one = question("q", "good", "bad", turns=turns)
+    one = question("q", "good", "bad", cut=(1,), turns=turns)
     scores = scored(one, 2.0, 1.0)
-    pairs, _ = make_pairs([one], scores, {"x": scores}, PairingConfig())
+    pairs, _ = make_pairs([one], scores, {"x": scores}, PairingConfig(drop_cut=False))
     [row] = pair_rows(pairs)
     assert detect_format(row) == row_format
     read = read_pair(row, row_format)
-    assert (read.prompt, read.chosen, read.rejected) == (one.messages, "good", "bad")
+    assert (read.prompt, read.chosen, read.rejected, read.cut) == (one.messages, "good", "bad", (False, True))
     assert (row["chosen_score"], row["rejected_score"], row["margin"]) == (2.0, 1.0, 1.0)
 
 
@@ -150,8 +168,8 @@ def test_ranked_answers_are_read_as_answers_without_a_rival():
     assert [(row["answer"], row["weight"], row["score"]) for row in rows] == [("x", 0, 1), ("y", 2, 3), ("z", 1, 2)]
     found = [read_pair(row, "answers") for row in rows]
     assert [(pair.chosen, pair.rejected, pair.cut) for pair in found] == [
-        ("x", "", False),
-        ("y", "", True),
-        ("z", "", False),
+        ("x", "", (False, False)),
+        ("y", "", (True, False)),
+        ("z", "", (False, False)),
     ]
     assert {row["weight"] for row in weighted_rows([one], scored(one, 2.0, 2.0), 1.0)} == {1.0}

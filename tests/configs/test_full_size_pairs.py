@@ -129,7 +129,9 @@ def test_pairs_of_own_answers(pair, world):
     """One of the rows is a tie, which is left out."""
     few = ["answers=3", "sampling.max_new_tokens=6", "models.student.dtype=float32"]
     assert main(["run", "sample", "--config", f"{pair}/sample", *few]) == 0
-    loose = ["pairing.drop_cut=false", "pairing.length_ratio=null", "contrast.teacher.dtype=float32"]
+    answers = Path(f"runs/{pair}/sample/candidates/student.jsonl")  # which models this small never end
+    answers.write_text(answers.read_text().replace('"finish": "length"', '"finish": "stop"'))
+    loose = ["pairing.length_ratio=null", "contrast.teacher.dtype=float32"]
     assert main(["run", "rank", "--config", f"{pair}/rank", *loose]) == 0
     lines = Path(f"runs/{pair}/rank/pairs.jsonl").read_bytes().splitlines()
     assert 0 < len(lines) <= 9
