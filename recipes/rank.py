@@ -104,12 +104,14 @@ class Run:
 
     Attributes:
         left_out: Candidates that are not ranked, by reason.
+        read_in_part: Candidates that a ranker did not read as a whole, by ranker.
     """
 
     ranks: Ranks
     display: Display
     questions: list[Question]
     left_out: Counter[str]
+    read_in_part: Counter[str] = field(default_factory=Counter)
 
 
 def load_data(config: Config, ranks: Ranks) -> tuple[list[Question], Counter[str]]:
@@ -148,10 +150,12 @@ def rank(config: Config, run: Run) -> dict[str, Scores]:
     questions, folder, ranks = run.questions, config.output_dir / "scores", run.ranks
     found: dict[str, Scores] = {}
     if config.contrast is not None:
-        found["contrast"] = rank_by_contrast(questions, config.contrast, folder / "contrast.jsonl", ranks, run.display)
+        path = folder / "contrast.jsonl"
+        found["contrast"] = rank_by_contrast(questions, config.contrast, path, ranks, run.display, run.read_in_part)
     if config.reward_model is not None:
         path = folder / "reward_model.jsonl"
-        found["reward_model"] = rank_by_reward_model(questions, config.reward_model, path, ranks, run.display)
+        ranker = rank_by_reward_model(questions, config.reward_model, path, ranks, run.display, run.read_in_part)
+        found["reward_model"] = ranker
     if config.judge is not None:
         found["judge"] = rank_by_judge(questions, config.judge, folder / "judge.jsonl", ranks)
     for name, function in config.functions.items():
@@ -165,7 +169,7 @@ def save(config: Config, run: Run, rankers: dict[str, Scores]) -> dict[str, obje
     pairs: list[RankedPair]
     pairs, dropped = make_pairs(run.questions, scores, rankers, config.pairing)
     left_out = run.left_out + unused_candidates(run.questions, scores, config.pairing)
-    numbers = ranking_numbers(run.questions, scores, rankers, pairs, left_out, dropped)
+    numbers = ranking_numbers(run.questions, scores, rankers, pairs, left_out, dropped, run.read_in_part)
     write_ranking_report(config.output_dir, numbers, pairs)
     run.display.console.print(ranking_table(numbers, pairs))
     files = {"report": "rank_report.html", "numbers": "rank_report.json", "scores": "scores"}

@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features
 
 from prefkd.candidates.reading import Question
 from prefkd.config.components import Component, bind
@@ -24,7 +24,8 @@ from prefkd.config.hints import MOST_TOKENS, size_problems
 from prefkd.data.collate import collate_pairs
 from prefkd.data.fingerprints import Fingerprint, folder_fingerprint
 from prefkd.data.messages import pack_calls
-from prefkd.data.pairs import COLUMNS, DataConfig
+from prefkd.data.pairs import COLUMNS, KNOWN, DataConfig
+from prefkd.data.rows import AlignedRow, row_name
 from prefkd.data.sides import ModelSide
 from prefkd.data.steps import Microbatch, pair_lengths, split_step
 from prefkd.data.tokenizing import align_pairs
@@ -58,7 +59,7 @@ class ContrastRankerConfig:
             does not decide.
         max_length: Maximum tokens of a prompt and an answer together.
         max_prompt_length: Maximum tokens of a prompt that is longer; its end is kept.
-        microbatch_size: Pairs of answers of one forward pass.
+        microbatch_size: Answers of one forward pass.
         chunk_size: Target tokens whose logits exist at one time; null = as many as the device has room for.
     """
 
@@ -80,12 +81,20 @@ class ContrastRankerConfig:
 
 
 def rank_by_contrast(
-    questions: Sequence[Question], config: ContrastRankerConfig, path: Path, ranks: Ranks, display: Display
+    questions: Sequence[Question],
+    config: ContrastRankerConfig,
+    path: Path,
+    ranks: Ranks,
+    display: Display,
+    read_in_part: Counter[str],
 ) -> Scores:
     """s(y) = sum over the parents P of y of log pi+(P) - log pi-(P), or this per character.
 
     It is the sum of the log-ratios that TIS-DPO makes token weights of (arXiv 2410.04350), here for whole answers: the
-    implicit reward of the pair of teachers.
+    implicit reward of the pair of teachers. An answer that was cut has no end, and so no score for it.
+
+    Args:
+        read_in_part: Gets the number of candidates that were truncated, under `contrast`.
 
     Returns:
         A candidate has no score if truncation leaves nothing of it, or a template refuses it.
@@ -102,17 +111,26 @@ def rank_by_contrast(
     parts |= {"side": side.fingerprint, "max_length": config.max_length, "prompt": config.max_prompt_length}
     records = Records(path, parts | {"candidates": _fingerprint(questions)}, ranks)
     if not records.finished:
-        aligned = _aligned(questions, side, config)
-        _read_pairs(aligned, teacher, config, records, ranks, display)
+        _read(_aligned(questions, side, config), teacher, config, records, ranks, display)
         records.finish()
-    lengths = {key: len(text) if config.per == "character" else 1 for key, text in _texts(questions)}
-    return {key: records.rows[name]["sum"] / lengths[key] for key in lengths if (name := _name(key)) in records.rows}
+    found = {key: records.rows[_name(key)] for key, _ in _texts(questions) if _name(key) in records.rows}
+    read_in_part["contrast"] += sum(row["truncated"] for row in found.values())
+    # What was read alone counts: the sum of an answer that was truncated is that of its beginning.
+    return {key: row["sum"] / (row["characters"] if config.per == "character" else 1) for key, row in found.items()}
 
 
 def rank_by_reward_model(
-    questions: Sequence[Question], config: RewardModelConfig, path: Path, ranks: Ranks, display: Display
+    questions: Sequence[Question],
+    config: RewardModelConfig,
+    path: Path,
+    ranks: Ranks,
+    display: Display,
+    read_in_part: Counter[str],
 ) -> Scores:
     """s(y) = what a reward model gives prompt and answer, `prefkd.evaluation.reward_model`.
+
+    Args:
+        read_in_part: Gets the number of conversations that were truncated, under `reward_model`.
 
     Raises:
         PrefkdError: The model cannot be loaded.
@@ -129,10 +147,14 @@ def rank_by_reward_model(
         on_all(ranks, lambda: loaded.append(RewardModel(config, ranks.device)))
 
         def score(batch: Sequence[tuple[tuple[str, int], str]]) -> list[dict[str, Any]]:
-            rewards = loaded[0].score([(messages[key[0]], text) for key, text in batch])
+            conversations = [(messages[key[0]], text) for key, text in batch]
+            rewards, truncated = loaded[0].score(conversations), loaded[0].truncated(conversations)
             if not all(map(math.isfinite, rewards)):
                 raise PrefkdError(f"{config.path}: a reward is not a finite number; use dtype: float32")
-            return [{"key": _name(key), "reward": reward} for (key, _), reward in zip(batch, rewards, strict=True)]
+            return [
+                {"key": _name(key), "reward": reward, "truncated": is_part}
+                for (key, _), reward, is_part in zip(batch, rewards, truncated, strict=True)
+            ]
 
         size = config.batch_size
         with display.progress(len(left)) as bar:
@@ -140,7 +162,9 @@ def rank_by_reward_model(
                 records.add(found)
                 bar.advance("reward model", steps=len(found))
     records.finish()
-    return {key: records.rows[_name(key)]["reward"] for key, _ in _texts(questions)}
+    rows = {key: records.rows[_name(key)] for key, _ in _texts(questions)}
+    read_in_part["reward_model"] += sum(row["truncated"] for row in rows.values())
+    return {key: row["reward"] for key, row in rows.items()}
 
 
 def rank_by_judge(questions: Sequence[Question], config: JudgeConfig, path: Path, ranks: Ranks) -> Scores:
@@ -235,36 +259,35 @@ def _name(key: tuple[str, int]) -> str:
 
 
 def _fingerprint(questions: Sequence[Question]) -> str:
-    return fingerprint("candidates", [(one.messages, [own.answer for own in one.candidates]) for one in questions])
+    answers = [(one.messages, [(own.answer, own.is_cut) for own in one.candidates]) for one in questions]
+    return fingerprint("candidates", answers)
 
 
 def _aligned(questions: Sequence[Question], side: ModelSide, config: ContrastRankerConfig) -> Dataset:
-    """The candidates of each question two by two, as pairs; of an odd number the last one together with the first."""
-    features = Features({**COLUMNS, "calls": Value("string")})
-    rows: dict[str, list[Any]] = {name: [] for name in features}
+    """Each candidate by itself, so that none costs another its score; its file and row are the parts of its name."""
+    features = Features({**COLUMNS, **{name: KNOWN[name] for name in ("chosen_is_cut", "calls")}})
+    rows: list[dict[str, Any]] = []
     for question in questions:
         texts = [{"role": turn["role"], "content": turn["content"]} for turn in question.messages]
-        calls = pack_calls(question.messages, {}, None)
-        answers = [candidate.answer for candidate in question.candidates]
-        for first in range(0, len(answers) if len(answers) > 1 else 0, 2):
-            second = first + 1 if first + 1 < len(answers) else 0
-            values = (texts, answers[first], answers[second], f"{question.key}:{first}:{second}", first, calls)
-            for name, value in zip(features, values, strict=True):
-                rows[name].append(value)
-    pairs = Dataset.from_dict(rows, features=features)
+        asked = {"prompt": texts, "calls": pack_calls(question.messages, {}, None), "file": question.key}
+        rows += [
+            {**asked, "row": number, "chosen": one.answer, "rejected": "", "chosen_is_cut": one.is_cut}
+            for number, one in enumerate(question.candidates)
+        ]
     data = DataConfig(
         "candidates",
         on_bad_row="skip",
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
     )
-    aligned = align_pairs(pairs, side, side, config=data, contrast=config.contrast.instructions)
+    answers = Dataset.from_list(rows, features=features)
+    aligned = align_pairs(answers, side, side, config=data, contrast=config.contrast.instructions)
     if not len(aligned):
-        raise PrefkdError("no two candidates for a prompt are left to be ranked; sample more answers, or longer ones")
+        raise PrefkdError("no candidate is left to be ranked; sample more answers, or longer ones")
     return aligned
 
 
-def _read_pairs(
+def _read(
     aligned: Dataset,
     teacher: Teacher,
     config: ContrastRankerConfig,
@@ -276,13 +299,8 @@ def _read_pairs(
     collate = partial(collate_pairs, aligned, share_prompt=(share, share))
     lengths = pair_lengths(aligned)
     longest_first = sorted(range(len(aligned)), key=lengths.__getitem__, reverse=True)
-    names = aligned["file"][:]
-
-    def keys(row: int) -> list[str]:
-        question, *numbers = names[row].split(":")
-        return [f"{question}:{number}" for number in numbers]
-
-    left = [row for row in longest_first if not all(key in records.rows for key in keys(row))]
+    keys = [row_name(place) for place in aligned.select_columns(["file", "row"])]
+    left = [row for row in longest_first if keys[row] not in records.rows]
     if not left:
         return
     probe = collate(Microbatch([0])).to(ranks.device).teacher
@@ -292,12 +310,11 @@ def _read_pairs(
     with display.progress(len(left)) as bar:
         for microbatch in planned:
             found = teacher.logprobs(collate(microbatch).to(ranks.device))
-            sums = (found["positive"] - found["negative"]).sum(-1).T.tolist()  # (B, 2)
+            sums = (found["positive"] - found["negative"])[0].sum(-1).tolist()  # (B,); there are no rivals
             counted = len(microbatch.rows) - microbatch.fillers
             own = [
-                {"key": key, "sum": value}
-                for row, values in zip(microbatch.rows[:counted], sums[:counted], strict=True)
-                for key, value in zip(keys(row), values, strict=True)
+                {"key": keys[row], "sum": value, **_extent(aligned[row])}
+                for row, value in zip(microbatch.rows[:counted], sums[:counted], strict=True)
             ]
             rows = [row for part in ranks.gather(own) for row in part]
             if not all(math.isfinite(row["sum"]) for row in rows):
@@ -305,6 +322,12 @@ def _read_pairs(
                     f"{config.teacher.label}: a log-prob is not a finite number; rank with dtype: float32"
                 )
             records.add(rows)
-            done += len(rows) // 2
+            done += len(rows)
             speed = done / (time.perf_counter() - began)
-            bar.advance(f"contrast, {speed:.1f} pairs/s", steps=len(rows) // 2)
+            bar.advance(f"contrast, {speed:.1f} answers/s", steps=len(rows))
+
+
+def _extent(row: Mapping[str, Any]) -> dict[str, Any]:
+    """How many characters of an answer the teacher reads, and whether it or its prompt is truncated."""
+    aligned = AlignedRow.of(row)
+    return {"characters": aligned.answers[0].characters, "truncated": any(aligned.teacher.cut)}

@@ -27,6 +27,7 @@ def ranking_numbers(
     pairs: Sequence[RankedPair],
     left_out: Counter[str],
     dropped: Counter[str],
+    read_in_part: Counter[str],
 ) -> dict[str, Any]:
     """All numbers of the report, ready for JSON.
 
@@ -35,12 +36,13 @@ def ranking_numbers(
         rankers: Scores of each ranker.
         left_out: Candidates that were not ranked, by reason.
         dropped: Prompts without a pair, by reason.
+        read_in_part: Candidates that a ranker did not read as a whole, by ranker.
 
     Returns:
         prompts, candidates, pairs; models: name -> candidates, chosen, rejected, mean_score; gap: percentiles of the
         margins; score_and_length: correlation of score and characters among the candidates of a prompt, from -1 to 1;
         characters: means of both answers, and the share of pairs whose chosen answer is longer; agreement: of each two
-        rankers the share of candidate pairs that both order alike; candidates_left_out, prompts_dropped.
+        rankers the share of candidate pairs that both order alike; candidates_left_out, prompts_dropped, read_in_part.
     """
     models: dict[str, Counter[str]] = {}
     totals: Counter[str] = Counter()
@@ -85,6 +87,7 @@ def ranking_numbers(
         },
         "candidates_left_out": dict(left_out),
         "prompts_dropped": dict(dropped),
+        "read_in_part": dict(+read_in_part),
     }
 
 
@@ -159,6 +162,9 @@ def ranking_table(numbers: Mapping[str, Any], pairs: Sequence[RankedPair]) -> Re
         facts.add_row("correlation of score and length", f"{numbers['score_and_length']:.2f}")
     for names, share in numbers["agreement"].items():
         facts.add_row(f"agreement of {names}", "–" if share is None else f"{share:.0%} of candidate pairs")
+    if numbers["read_in_part"]:
+        read = ", ".join(f"{count} by {ranker}" for ranker, count in numbers["read_in_part"].items())
+        facts.add_row("candidates read in part", f"{read}: they or their prompts have more tokens than max_length")
     for title, key in (("candidates left out", "candidates_left_out"), ("prompts without a pair", "prompts_dropped")):
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(numbers[key].items()))
         facts.add_row(title, counts or "none")

@@ -103,20 +103,22 @@ class RewardModel:
         Raises:
             DataError: The chat template refuses one.
         """
+        limited = {"truncation": True, "max_length": self.config.max_length}
+        encoded = self._encode(conversations, **limited, padding=True, return_tensors="pt")
+        return self.model(**encoded.to(self.model.device)).logits[:, self.config.label].float().tolist()
+
+    def truncated(self, conversations: Sequence[tuple[list[Message], str]]) -> list[bool]:
+        """Whether `score` reads the end of a conversation alone."""
+        encoded = self._encode(conversations, verbose=False)  # it would warn of the lengths that are looked for
+        return [len(ids) > self.config.max_length for ids in encoded["input_ids"]]
+
+    def _encode(self, conversations: Sequence[tuple[list[Message], str]], **how: Any) -> Any:
         if self.template is not None:
             written = [self.template.write(messages, answer) for messages, answer in conversations]
             texts: tuple[list[str], ...] = (written,)
         else:
             texts = [_prompt_text(messages) for messages, _ in conversations], [answer for _, answer in conversations]
-        encoded = self.tokenizer(
-            *texts,
-            add_special_tokens=self.template is None,
-            truncation=True,
-            max_length=self.config.max_length,
-            padding=True,
-            return_tensors="pt",
-        )
-        return self.model(**encoded.to(self.model.device)).logits[:, self.config.label].float().tolist()
+        return self.tokenizer(*texts, add_special_tokens=self.template is None, **how)
 
 
 def _prompt_text(messages: Sequence[Message]) -> str:

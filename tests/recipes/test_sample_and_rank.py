@@ -25,6 +25,7 @@ from tests.recipes.test_served_teacher import SECRET, assert_no_secret
 from tests.recipes.two_models import make_world, teacher_logprobs
 from tests.tiny import make_tokenizer
 
+INSTRUCTIONS = ("Give a helpful, honest and harmless answer.", "Give an unhelpful, dishonest and harmful answer.")
 ROWS = [{"prompt": f"Question {i}: what would you say{' about this' * (i % 3)}?"} for i in range(5)]
 
 
@@ -82,7 +83,7 @@ def candidates(folder: Path) -> dict[str, dict[str, dict]]:
 
 
 def rank(candidates: Path, out: Path, *overrides: str, options: tuple[str, ...] = (), code: int = 0) -> list[dict]:
-    config = write_config(out, f"{{output_dir: {out}, candidates: {candidates}, pairing: {{drop_cut: false}}}}")
+    config = write_config(out, f"{{output_dir: {out}, candidates: {candidates}}}")
     assert main(["run", *options, "rank", "--config", str(config), *overrides]) == code
     return read_lines(out / "pairs.jsonl") if code == 0 and (out / "pairs.jsonl").is_file() else []
 
@@ -98,6 +99,21 @@ def function(name: str) -> str:
 @pytest.fixture(scope="module")
 def sampled(world, tmp_path_factory) -> Path:
     return sample(world, tmp_path_factory.mktemp("sampled") / "out")
+
+
+@pytest.fixture(scope="module")
+def ended(sampled, tmp_path_factory) -> Path:
+    """The same, as if each answer had come to its end; models this small never end one."""
+    folder = tmp_path_factory.mktemp("ended") / "candidates"
+    shutil.copytree(sampled, folder)
+    for file in folder.glob("*.jsonl"):
+        file.write_text(file.read_text().replace('"finish": "length"', '"finish": "stop"'))
+    return folder
+
+
+def write_candidates(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps({"prompt": "Why?"} | row) + "\n" for row in rows))
+    return path
 
 
 def test_candidates(sampled):
@@ -178,10 +194,10 @@ def test_a_prompt_that_occurs_twice_is_answered_once():
     assert found == [Prompt("f:1", one, ["x", "y"]), Prompt("f:2", other, [])]
 
 
-def test_pairs_by_a_function(sampled, tmp_path, capsys):
-    pairs = rank(sampled, tmp_path / "out", function("length"))
+def test_pairs_by_a_function(ended, tmp_path, capsys):
+    pairs = rank(ended, tmp_path / "out", function("length"))
     answers: dict[str, set[str]] = {}
-    for rows in candidates(sampled).values():
+    for rows in candidates(ended).values():
         for row in rows.values():
             answers.setdefault(row["prompt"][0]["content"], set()).add(row["answer"])
     assert len(pairs) == 5
@@ -199,36 +215,73 @@ def test_pairs_by_a_function(sampled, tmp_path, capsys):
     assert "5 of 5 prompts" in capsys.readouterr().out
 
 
-def test_pairs_are_read_by_every_training_recipe(world, sampled, tmp_path):
-    rank(sampled, tmp_path / "out", function("length"))
+def test_pairs_are_read_by_every_training_recipe(world, ended, tmp_path):
+    rank(ended, tmp_path / "out", function("length"))
     read = load_pairs(DataConfig(f"{tmp_path}/out/pairs.jsonl", held_out_fraction=0.2))
     assert read.formats == {"standard": 5} and not read.unread
     two_models.run("tis_dpo_distill", world, tmp_path / "run", f"data.source={tmp_path}/out/pairs.jsonl")
 
 
 @pytest.mark.parametrize("per", ["sum", "character"])
-def test_the_contrast_is_that_of_the_teacher(world, sampled, tmp_path, per):
+def test_the_contrast_is_that_of_the_teacher(world, ended, tmp_path, per):
     contrast = f"contrast={{teacher: {{path: {world}/teacher, dtype: float32}}, per: {per}}}"
-    pairs = rank(sampled, tmp_path / "out", contrast)
+    pairs = rank(ended, tmp_path / "out", contrast)
     teacher = AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=torch.float32)
-    instructions = ("Give a helpful, honest and harmless answer.", "Give an unhelpful, dishonest and harmful answer.")
     assert pairs
     for pair in pairs:
         for name in ("chosen", "rejected"):
             with torch.no_grad():
                 plus, minus = (
                     teacher_logprobs(world, teacher, f"{pair['prompt']}\n\n{text}", pair[name].strip()).sum().item()
-                    for text in instructions
+                    for text in INSTRUCTIONS
                 )
             expected = (plus - minus) / (len(pair[name]) if per == "character" else 1)
             assert pair[f"{name}_score"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_scores_are_kept_and_two_processes_are_one(world, sampled, tmp_path, monkeypatch):
+def contrast_scores(world: Path, file: Path, out: Path, *settings: str) -> list[dict]:
+    teacher = f"teacher: {{path: {world}/teacher, dtype: float32}}"
+    rank(file, out, f"contrast={{{', '.join([teacher, *settings])}}}", "pairing.drop_cut=false")
+    return sorted(read_lines(out / "scores/contrast.jsonl"), key=lambda row: row["key"])
+
+
+def test_the_end_of_a_cut_answer_has_no_score(world, tmp_path):
+    rows = {"answer": "Because it is so."}, {"answer": "Nobody could"}, {"answer": "Yes."}
+    whole = write_candidates(tmp_path / "whole.jsonl", *rows)
+    cut = write_candidates(tmp_path / "cut.jsonl", rows[0], rows[1] | {"finish": "length"}, rows[2])
+    first, second = (contrast_scores(world, file, tmp_path / file.stem) for file in (whole, cut))
+    assert first[0]["sum"] == pytest.approx(second[0]["sum"], abs=1e-4)
+    lm = AutoModelForCausalLM.from_pretrained(world / "teacher", dtype=torch.float32)
+    with torch.no_grad():
+        plus, minus = (
+            teacher_logprobs(world, lm, f"Why?\n\n{text}", "Nobody could")[:-1].sum().item() for text in INSTRUCTIONS
+        )
+    assert second[1]["sum"] == pytest.approx(plus - minus, abs=1e-3) != first[1]["sum"]
+
+
+def test_a_score_per_character_counts_the_characters_that_were_read(world, tmp_path):
+    file = write_candidates(tmp_path / "c.jsonl", {"answer": "Boil them for a while. " * 20}, {"answer": "No."})
+    first, _ = contrast_scores(world, file, tmp_path / "out", "per: character, max_length: 60, max_prompt_length: 40")
+    pair = read_lines(tmp_path / "out/pairs.jsonl")[0]
+    score = pair["chosen_score"] if pair["chosen"].startswith("Boil") else pair["rejected_score"]
+    assert 0 < first["characters"] < 100 and score == pytest.approx(first["sum"] / first["characters"])
+    report = json.loads((tmp_path / "out/rank_report.json").read_text())
+    assert report["read_in_part"] == {"contrast": 1}
+
+
+def test_a_candidate_that_cannot_be_read_costs_no_other_its_score(world, tmp_path):
+    texts = ["same " * 30 + "one", "same " * 30 + "other", "yes", "no"]
+    file = write_candidates(tmp_path / "c.jsonl", *({"answer": text} for text in texts))
+    rows = contrast_scores(world, file, tmp_path / "out", "max_length: 40, max_prompt_length: 20")
+    assert [row["key"] for row in rows] == ["0:0", "0:1", "0:2", "0:3"]
+    assert rows[0]["sum"] == pytest.approx(rows[1]["sum"], abs=1e-4)
+
+
+def test_scores_are_kept_and_two_processes_are_one(world, ended, tmp_path, monkeypatch):
     contrast = f"contrast={{teacher: {{path: {world}/teacher, dtype: float32}}, microbatch_size: 2}}"
     reward = f"reward_model.path={world}/reward"
-    pairs = rank(sampled, tmp_path / "one", contrast, reward)
-    run_processes(lambda: rank(sampled, tmp_path / "two", contrast, reward))
+    pairs = rank(ended, tmp_path / "one", contrast, reward)
+    run_processes(lambda: rank(ended, tmp_path / "two", contrast, reward))
     two = read_lines(tmp_path / "two" / "pairs.jsonl")
     for one, other in zip(pairs, two, strict=True):
         assert one["chosen"] == other["chosen"] and one["margin"] == pytest.approx(other["margin"], abs=1e-4)
@@ -236,18 +289,18 @@ def test_scores_are_kept_and_two_processes_are_one(world, sampled, tmp_path, mon
     assert 0 <= report["agreement"]["contrast, reward_model"] <= 1
     monkeypatch.setattr("prefkd.models.teacher.load_frozen", None)
     monkeypatch.setattr("prefkd.candidates.rankers.RewardModel", None)
-    again = rank(sampled, tmp_path / "one", contrast, reward, "pairing.kind=best_random")
+    again = rank(ended, tmp_path / "one", contrast, reward, "pairing.kind=best_random")
     assert {pair["prompt"] for pair in again} <= {row["prompt"] for row in ROWS}
 
 
-def test_a_judge_ranks(sampled, tmp_path):
+def test_a_judge_ranks(ended, tmp_path):
     with judge_server() as server:
         judge = f"judge={{base_url: '{server.url}', model: j, api_key_variable: null}}"
-        pairs = rank(sampled, tmp_path / "out", judge)
+        pairs = rank(ended, tmp_path / "out", judge)
         asked = len(server.requests)
-        rank(sampled, tmp_path / "out", judge)
+        rank(ended, tmp_path / "out", judge)
         assert len(server.requests) == asked
-    by_length = rank(sampled, tmp_path / "length", function("length"))
+    by_length = rank(ended, tmp_path / "length", function("length"))
     assert [len(pair["chosen"]) for pair in pairs] == [len(pair["chosen"]) for pair in by_length]
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
 
@@ -269,8 +322,8 @@ def test_a_history_with_calls_of_tools_is_ranked(world, tmp_path):
     assert pair["prompt"][1]["tool_calls"][0]["function"] == CALL["function"]
 
 
-def test_rankers_that_disagree_give_no_pair(sampled, tmp_path, capsys):
-    rank(sampled, tmp_path / "out", function("length"), function("brevity"), code=2)
+def test_rankers_that_disagree_give_no_pair(ended, tmp_path, capsys):
+    rank(ended, tmp_path / "out", function("length"), function("brevity"), code=2)
     printed = capsys.readouterr().err
     assert "no prompt gives a pair (" in printed and "Traceback" not in printed
 
@@ -279,10 +332,10 @@ def leaves(answer: str, references: list[str]) -> float:
     raise SystemExit(3)
 
 
-def test_mistakes_of_rank(world, sampled, tmp_path, capsys, monkeypatch):
+def test_mistakes_of_rank(world, ended, tmp_path, capsys, monkeypatch):
     rank(tmp_path / "nowhere", tmp_path / "out", code=2)
-    rank(sampled, tmp_path / "out", "functions.judge={_component_: math.sqrt}", "functions.x=3", code=2)
-    rank(sampled, tmp_path / "out", function("length"), "pairing.kind=above_threshold", code=2)
+    rank(ended, tmp_path / "out", "functions.judge={_component_: math.sqrt}", "functions.x=3", code=2)
+    rank(ended, tmp_path / "out", function("length"), "pairing.kind=above_threshold", code=2)
     rank(
         sampled,
         tmp_path / "out",
@@ -293,18 +346,18 @@ def test_mistakes_of_rank(world, sampled, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
     rank(tmp_path / "bad.jsonl", tmp_path / "out", function("length"), code=2)
     contrast = f"contrast={{teacher: {{path: {world}/teacher}}, contrast: {{kind: none}}, max_length: 5}}"
-    rank(sampled, tmp_path / "out", contrast, code=2)
-    rank(sampled, tmp_path / "out", function("length"), "answer_temperature=0", code=2)
+    rank(ended, tmp_path / "out", contrast, code=2)
+    rank(ended, tmp_path / "out", function("length"), "answer_temperature=0", code=2)
     for name in ("nothing", "fails", "leaves"):
-        rank(sampled, tmp_path / "out", function(name), code=2)
+        rank(ended, tmp_path / "out", function(name), code=2)
     begun = tmp_path / "begun"
-    shutil.copytree(sampled, begun)
+    shutil.copytree(ended, begun)
     settings = begun / "student.settings.json"
     settings.write_text(settings.read_text().replace('"finished": true', '"finished": false'))
     rank(begun, tmp_path / "out", function("length"), code=2)
-    rank(sampled, tmp_path / "out", f"reward_model.path={world}/student", code=2)
+    rank(ended, tmp_path / "out", f"reward_model.path={world}/student", code=2)
     monkeypatch.setattr(RewardModel, "score", lambda model, conversations: [float("nan")] * len(conversations))
-    rank(sampled, tmp_path / "out", f"reward_model.path={world}/reward", code=2)
+    rank(ended, tmp_path / "out", f"reward_model.path={world}/reward", code=2)
     printed = capsys.readouterr().err
     for line in (
         f"candidates: {tmp_path}/nowhere does not exist; write it with recipe sample",
