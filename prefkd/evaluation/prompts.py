@@ -111,6 +111,15 @@ def prompts_fingerprint(prompts: list[Prompt]) -> str:
     return fingerprint("prompts", [(prompt.key, prompt.messages) for prompt in prompts])
 
 
+def read_references(row: Mapping[str, Any]) -> list[str]:
+    """What answers to a row are compared with. Blank text is none: all answers would contain it."""
+    value = row.get("references", row.get("reference"))
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError("field 'references' is neither a text nor a list of texts")
+    return [text for text in texts if text.strip()]
+
+
 def _read_row(key: str, row: Any) -> Prompt:
     if isinstance(row, DataError):
         raise row
@@ -138,7 +147,7 @@ def _read_row(key: str, row: Any) -> Prompt:
     check_context(row, READ, messages)
     check_prompt(messages)
     uid = row.get("uid")
-    return Prompt(key, messages, _references(row), None if uid is None else str(uid))
+    return Prompt(key, messages, read_references(row), None if uid is None else str(uid))
 
 
 def _read_pair(row: Mapping[str, Any], layout: str | None) -> tuple[Pair, bool]:
@@ -148,11 +157,3 @@ def _read_pair(row: Mapping[str, Any], layout: str | None) -> tuple[Pair, bool]:
     found = read_layout(decoded(row), layout)
     (best, worth), *_, (other, least) = sorted(found.answers, key=lambda answer: -answer[1])
     return read_pair(found.row | {"chosen": best, "rejected": other}, "conversational"), worth == least
-
-
-def _references(row: Mapping[str, Any]) -> list[str]:
-    value = row.get("references", row.get("reference"))
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError("field 'references' is neither a text nor a list of texts")
-    return texts

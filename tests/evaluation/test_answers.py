@@ -164,6 +164,14 @@ def test_prompts_come_in_several_forms(tmp_path):
     assert found[4].messages == [{"role": "user", "content": "Four?"}]
 
 
+def test_blank_text_is_no_reference(tmp_path):
+    """A CSV file fills what is absent with it, and every answer contains it."""
+    (tmp_path / "prompts.csv").write_text("prompt,reference\nOne?,1\nTwo?,\n")
+    assert [one.references for one in read_prompts(PromptsConfig(f"{tmp_path}/prompts.csv"))] == [["1"], []]
+    [prompt] = prompts_of(tmp_path, {"prompt": "Three?", "references": ["3", " "]})
+    assert prompt.references == ["3"]
+
+
 def test_prompts_of_every_layout_are_read(tmp_path):
     talk = "Hi\n<extra_id_1>Assistant\nYo.\n<extra_id_1>User\nWhy?"
     tie = {"prompt": talk, "response_1": "a", "response_2": "b", "preference_strength": 0}
