@@ -1,6 +1,7 @@
 """Candidates as recipe `sample` or anybody else wrote them: JSON lines -> prompts, each with its different answers.
 
-A row has `prompt` (text or messages) and `answer`; `model`, `finish` and `references` are read where they stand.
+A row has `prompt` (text or messages) and `answer`; `system`, `model`, `finish` and `references` are read where they
+stand.
 """
 
 import json
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefkd.data.formats import check_prompt, is_cut, normal
+from prefkd.data.formats import SAMPLED, check_context, check_prompt, is_cut, normal, with_system
 from prefkd.data.messages import Message, decode_messages, read_messages
 from prefkd.data.sources import is_unfinished
 from prefkd.errors import DataError, Problem
+from prefkd.evaluation.prompts import read_references
+
+READ = frozenset({"prompt", "answer", "system", "reference", *SAMPLED})
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def read_candidates(path: Path) -> tuple[list[Question], Counter[str]]:
 
     Returns:
         The prompts in the order in which they first occur, and how many candidates are left out by reason: `empty`,
-        `duplicate` (the same text as another candidate for the prompt).
+        `duplicate` (another candidate for the prompt has the same text, blanks apart).
 
     Raises:
         DataError: A row cannot be used; or there are none.
     """
     questions: dict[str, Question] = {}
+    texts: set[tuple[str, str]] = set()
     left_out: Counter[str] = Counter()
     for file in candidate_files(path):
         # As bytes: texts may hold line separators of Unicode, which do not end a line of JSON.
@@ -91,13 +96,16 @@ def read_candidates(path: Path) -> tuple[list[Question], Counter[str]]:
             except (DataError, ValueError) as error:
                 raise DataError(f"row {number} of {file}: {error}; fix the data") from error
             key = json.dumps(messages)
-            question = questions.setdefault(key, Question(str(len(questions)), messages, references))
-            if not candidate.answer.strip():
+            question = questions.setdefault(key, Question(str(len(questions)), messages, []))
+            question.references.extend([text for text in references if text not in question.references])
+            text = " ".join(candidate.answer.split())
+            if not text:
                 left_out["empty"] += 1
-            elif any(candidate.answer.strip() == other.answer.strip() for other in question.candidates):
+            elif (key, text) in texts:
                 left_out["duplicate"] += 1
             else:
                 question.candidates.append(candidate)
+                texts.add((key, text))
     if not questions:
         raise DataError(f"{path}: there are no rows in it; run recipe sample again")
     return [*questions.values()], left_out
@@ -113,12 +121,11 @@ def _read_row(row: Any) -> tuple[list[Message], list[str], Candidate]:
         messages = read_messages(prompt, "prompt")
     else:
         raise DataError("field 'prompt' is missing or neither text nor messages with 'role' and 'content'")
-    messages = normal(messages, "prompt")
+    messages = with_system(normal(messages, "prompt"), row.get("system"))
+    check_context(row, READ, messages)
     check_prompt(messages)
-    answer, references = row.get("answer"), row.get("references") or []
+    answer = row.get("answer")
     if not isinstance(answer, str):
         raise DataError("field 'answer' is missing or not text")
-    references = [references] if isinstance(references, str) else references
-    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-        raise DataError("field 'references' is neither a text nor a list of texts")
-    return messages, references, Candidate(normal(answer, "answer"), str(row.get("model") or ""), is_cut(row))
+    candidate = Candidate(normal(answer, "answer"), str(row.get("model") or ""), is_cut(row))
+    return messages, read_references(row), candidate

@@ -129,10 +129,10 @@ def describe(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         answers, prompts; tokens: mean, median, most; empty; cut (ended by max_new_tokens); duplicates (the same text as
-        an earlier answer to the same prompt). The last three are counts of answers.
+        an earlier answer to the same prompt, blanks apart). The last three are counts of answers.
     """
     tokens = np.array([row["tokens"] for row in rows])
-    texts = Counter((str(row["prompt"]), row["answer"]) for row in rows)
+    texts = Counter((str(row["prompt"]), " ".join(row["answer"].split())) for row in rows)
     return {
         "answers": len(rows),
         "prompts": len({str(row["prompt"]) for row in rows}),

@@ -16,7 +16,36 @@ def test_blank_lines_are_no_rows_and_texts_have_one_form(tmp_path):
     assert left_out == {"duplicate": 1}
 
 
+def read(path, *rows):
+    (path / "c.jsonl").write_text("".join(json.dumps({"prompt": "Hi"} | row) + "\n" for row in rows))
+    return read_candidates(path / "c.jsonl")
+
+
+def test_what_else_a_model_was_given_makes_another_prompt(tmp_path):
+    rows = [{"answer": "Yo", "system": "Be a pirate."}, {"answer": "Ho", "system": "Be a monk."}, {"answer": "Yo"}]
+    found, _ = read(tmp_path, *rows)
+    assert [question.messages[0]["content"] for question in found] == ["Be a pirate.", "Be a monk.", "Hi"]
+    assert [len(question.candidates) for question in found] == [1, 1, 1]
+
+
+def test_the_references_of_all_rows_of_a_prompt_count(tmp_path):
+    rows = [{"answer": "a"}, {"answer": "b", "references": ["x", ""]}, {"answer": "a", "references": ["x", "y"]}]
+    [question], left_out = read(tmp_path, *rows)
+    assert (question.references, left_out) == (["x", "y"], {"duplicate": 1})
+
+
+def test_answers_that_differ_in_blanks_alone_are_one(tmp_path):
+    rows = [{"answer": "one\n\n two"}, {"answer": " one two"}, {"answer": "onetwo"}]
+    [question], left_out = read(tmp_path, *rows)
+    assert [candidate.answer for candidate in question.candidates] == ["one\n\n two", "onetwo"]
+    assert left_out == {"duplicate": 1}
+
+
 BAD = {
+    "something else to read": (
+        {"prompt": "Q", "answer": "a", "history": [["x", "y"]]},
+        "field 'history' cannot be read, and the prompt is another without it",
+    ),
     "half a character": ({"prompt": "Q", "answer": "a\ud83d"}, "field 'answer' is broken: half a character"),
     "an empty prompt": ({"prompt": " ", "answer": "a"}, "the prompt is empty"),
     "an answer in the prompt": (
