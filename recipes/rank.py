@@ -29,7 +29,7 @@ from prefkd.candidates.rankers import (
     rank_by_judge,
     rank_by_reward_model,
 )
-from prefkd.candidates.reading import Question, candidate_problems, read_candidates
+from prefkd.candidates.reading import Question, candidate_files, candidate_problems, read_candidates
 from prefkd.candidates.report import ranking_numbers, ranking_table, write_ranking_report
 from prefkd.candidates.weights import weighted_rows
 from prefkd.config import save_config
@@ -137,6 +137,7 @@ def setup(config: Config, ranks: Ranks) -> Run:
         "rank",
         {
             "candidates": f"{sum(len(one.candidates) for one in questions)} for {len(questions)} prompts",
+            "of": ", ".join(file.name for file in candidate_files(config.candidates)),
             **{name: ranker for name, ranker in rankers.items() if ranker},
             "pairing": config.pairing.kind,
             "output": config.output_dir,

@@ -170,12 +170,14 @@ def test_mistakes_of_sample(world, sampled, tmp_path, capsys):
     shutil.copytree(sampled.parent, tmp_path / "before")
     before = candidates(sample(world, tmp_path / "before", "answers=2", code=2))
     assert before == candidates(sampled)
+    sample(world, tmp_path / "before", "~models.teacher", code=2)
     sample(world, tmp_path / "out", "models={}", "sampling.temperature=0", "answers=0", "prompts.source=nofile", code=2)
     sample(world, tmp_path / "out", "sampling.temperature=0", f"models.third.path={world}/nowhere", code=2)
     sample(world, tmp_path / "out", "sampling.max_new_tokens=510", code=2)
     printed = capsys.readouterr().err
     for line in (
         f"{tmp_path}/before/candidates/student.jsonl holds answers that were sampled with other settings (answers)",
+        f"models: {tmp_path}/before/candidates/teacher.jsonl holds answers of another one; remove it",
         "models: there are none",
         "answers: 0 ",
         "prompts.source: nofile does not exist",
