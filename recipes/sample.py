@@ -130,12 +130,13 @@ def sample(config: Config, run: Run) -> dict[str, dict[str, Any]]:
 
 def save(config: Config, run: Run, found: dict[str, dict[str, Any]]) -> dict[str, object]:
     """Report on the answers, and say what was written."""
-    shown = table("model", "answers", "tokens: mean", "median", "most", "empty", "cut", "duplicates")
+    shown = table("model", "answers", "tokens: mean", "median", "most", "empty", "cut", "duplicates", "prompts cut")
     for name, numbers in found.items():
         tokens = numbers["tokens"]
         counts = [f"{numbers[key]} ({numbers[key] / numbers['answers']:.0%})" for key in ("empty", "cut", "duplicates")]
         lengths = [f"{tokens['mean']:.1f}", f"{tokens['median']:.0f}", str(tokens["most"])]
-        shown.add_row(name, str(numbers["answers"]), *lengths, *counts)
+        prompts = f"{numbers['prompts_cut']} ({numbers['prompts_cut'] / numbers['prompts']:.0%})"
+        shown.add_row(name, str(numbers["answers"]), *lengths, *counts, prompts)
     run.display.console.print(shown)
     report = config.output_dir / "sample_report.json"
     write_json(report, found)

@@ -4,6 +4,7 @@ A row of <folder>/<model>.jsonl is
 
     key          prompt and number of the answer, file:row#number
     prompt       messages
+    prompt_cut   whether the model read only its end, since it has more than `max_prompt_length` tokens
     references   what an answer can be compared with; may be empty
     model        name of the model in the config
     number       which of its answers to the prompt, from 0
@@ -114,6 +115,7 @@ def _rows(
         yield {
             "key": key,
             "prompt": prompt.messages,
+            "prompt_cut": batch.is_cut[index],
             "references": prompt.references,
             "model": checkpoint.name,
             "number": batch.numbers[index],
@@ -129,7 +131,8 @@ def describe(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         answers, prompts; tokens: mean, median, most; empty; cut (ended by max_new_tokens); duplicates (the same text as
-        an earlier answer to the same prompt, blanks apart). The last three are counts of answers.
+        an earlier answer to the same prompt, blanks apart); prompts_cut (longer than max_prompt_length). The last is a
+        count of prompts, the three before it of answers.
     """
     tokens = np.array([row["tokens"] for row in rows])
     texts = Counter((str(row["prompt"]), " ".join(row["answer"].split())) for row in rows)
@@ -140,4 +143,5 @@ def describe(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "empty": sum(not row["answer"] for row in rows),
         "cut": sum(row["finish"] == "length" for row in rows),
         "duplicates": sum(count - 1 for count in texts.values()),
+        "prompts_cut": len({str(row["prompt"]) for row in rows if row.get("prompt_cut")}),
     }

@@ -38,7 +38,7 @@ from prefkd.errors import DataError
 
 ANSWERS_ALONE = "answers"  # name of the form of answers without a rival
 # What recipe sample says of an answer besides.
-SAMPLED = ("key", "references", "model", "number", "finish", "tokens", "seed")
+SAMPLED = ("key", "prompt_cut", "references", "model", "number", "finish", "tokens", "seed")
 
 
 class Pair(NamedTuple):

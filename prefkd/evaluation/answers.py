@@ -1,7 +1,7 @@
 """Answers of all checkpoints to the same prompts, and what functions, a reward model and a judge make of them.
 
-    <folder>/answers/<checkpoint>.jsonl     key, prompt, checkpoint, answer, settings
-    <folder>/rewards/<checkpoint>.jsonl     key, reward
+    <folder>/answers/<checkpoint>.jsonl     key, prompt, prompt_cut, checkpoint, answer, settings
+    <folder>/rewards/<checkpoint>.jsonl     key, reward, truncated
     <folder>/judge/<checkpoint>.jsonl       key, prompt, order, reply; against the baseline
     <folder>/alpaca_eval/<checkpoint>.json  what that tool reads; other tools of `write_for` in the same way
 
@@ -114,7 +114,14 @@ class AnswersTask:
             bar.advance(f"{self.name}: {checkpoint.name}, answered earlier", steps=self.size)
         else:
             self._answer(checkpoint, records, settings, bar)
-        self.answers[checkpoint.name] = {prompt.key: records.rows[prompt.key]["answer"] for prompt in self.prompts}
+        rows = [records.rows[prompt.key] for prompt in self.prompts]
+        self.answers[checkpoint.name] = {row["key"]: row["answer"] for row in rows}
+        cut = sum(row.get("prompt_cut", False) for row in rows)  # answers of an older version do not tell
+        if cut:
+            most = f"more than {self.config.sampling.max_prompt_length} tokens"
+            self._notes.append(
+                f"{self.name}, {checkpoint.name}: {cut} of {self.size} prompts have {most}; only their end was read"
+            )
 
     def score(self, attempts: Attempts) -> None:
         """Score all answers, and write them for the tools that are named."""
@@ -132,7 +139,7 @@ class AnswersTask:
         yield from self._scores
 
     def notes(self) -> Iterator[str]:
-        """What became of comparisons that are neither a win nor a loss."""
+        """What was not read as a whole, and what became of comparisons that are neither a win nor a loss."""
         yield from self._notes
 
     def _answer(self, checkpoint: Checkpoint, records: Records, settings: Fingerprint, bar: Bar) -> None:
@@ -148,11 +155,12 @@ class AnswersTask:
                 {
                     "key": prompt.key,
                     "prompt": prompt.messages,
+                    "prompt_cut": is_cut,
                     "checkpoint": checkpoint.name,
                     "answer": text,
                     "settings": settings,
                 }
-                for prompt, text in zip(batch.prompts, answers, strict=True)
+                for prompt, is_cut, text in zip(batch.prompts, batch.is_cut, answers, strict=True)
             ]
 
         for found in in_rounds(self.ranks, left, answer):
@@ -187,12 +195,16 @@ class AnswersTask:
                     if all(prompt.key in records.rows for prompt in batch):
                         continue
                     model = model or RewardModel(config, self.ranks.device)
-                    scores = model.score([(prompt.messages, answers[prompt.key]) for prompt in batch])
-                    records.add(
-                        {"key": prompt.key, "reward": reward} for prompt, reward in zip(batch, scores, strict=True)
-                    )
+                    records.add(_reward_rows(model, batch, answers))
                 records.finish()
-                rewards[checkpoint] = {prompt.key: records.rows[prompt.key]["reward"] for prompt in self.prompts}
+                rows = [records.rows[prompt.key] for prompt in self.prompts]
+                rewards[checkpoint] = {row["key"]: row["reward"] for row in rows}
+                truncated = sum(row.get("truncated", False) for row in rows)  # rewards of an older version do not tell
+                if truncated:
+                    self._notes.append(
+                        f"{self.name}, {checkpoint}: {truncated} of {self.size} conversations have more than "
+                        f"{config.max_length} tokens; the reward model read only their end"
+                    )
                 self._keep("reward", checkpoint, rewards[checkpoint], is_percent=False)
         for checkpoint, own_rewards in rewards.items():
             if self.baseline in rewards and checkpoint != self.baseline:
@@ -237,6 +249,12 @@ def _batches(prompts: list[Prompt], answers: dict[str, str], size: int) -> Itera
     """Prompts whose answers are of like length, in batches."""
     ordered = sorted(prompts, key=lambda prompt: len(answers[prompt.key]), reverse=True)
     return (ordered[first : first + size] for first in range(0, len(ordered), size))
+
+
+def _reward_rows(model: RewardModel, prompts: list[Prompt], answers: dict[str, str]) -> list[dict[str, Any]]:
+    conversations = [(prompt.messages, answers[prompt.key]) for prompt in prompts]
+    found = zip(prompts, model.score(conversations), model.truncated(conversations), strict=True)
+    return [{"key": prompt.key, "reward": reward, "truncated": is_part} for prompt, reward, is_part in found]
 
 
 def _alone(ranks: Ranks) -> Ranks:

@@ -62,12 +62,14 @@ class PromptBatch:
         prompts: The prompts.
         ids: The token ids of each.
         numbers: Which answer to its prompt is wanted, from 0.
+        is_cut: Whether the start of each prompt is missing, since it has more than `max_prompt_length` tokens.
     """
 
     number: int
     prompts: list[Prompt]
     ids: list[list[int]]
     numbers: list[int]
+    is_cut: list[bool]
 
     def seeds(self, seed: int) -> list[int]:
         """The seed of each answer, which follows from its prompt and its number."""
@@ -92,6 +94,7 @@ def plan_batches(
         problem = side.unreadable(ids)
         if problem:
             raise DataError(f"{prompt.key}: {problem}")
+    is_cut = [len(ids) > config.max_prompt_length for ids in encoded]
     encoded = [cut_prompt(ids, config.max_prompt_length, limits, side.bos_id) for ids in encoded]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if side.positions is not None and len(ids) + config.max_new_tokens > side.positions:
@@ -108,6 +111,7 @@ def plan_batches(
             [prompts[index] for index, _ in part],
             [encoded[index] for index, _ in part],
             [number for _, number in part],
+            [is_cut[index] for index, _ in part],
         )
         for batch, part in enumerate(parts)
     ]

@@ -73,6 +73,8 @@ def test_batches_are_of_like_length_and_hold_every_prompt_once(model):
 def test_long_prompts_keep_their_end(model):
     for batch in plan_batches(PROMPTS, model[1], SamplingConfig(max_prompt_length=6)):
         assert all(len(ids) <= 6 for ids in batch.ids)
+        assert all(batch.is_cut)
+    assert not any(is_cut for batch in plan_batches(PROMPTS, model[1], SamplingConfig()) for is_cut in batch.is_cut)
 
 
 def test_samples_depend_on_the_seed_alone(model):

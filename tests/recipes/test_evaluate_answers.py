@@ -112,6 +112,15 @@ def test_an_interrupted_run_goes_on(world, finished, tmp_path, monkeypatch):
     assert table(tmp_path / "out") == table(finished)
 
 
+def test_what_is_read_in_part_is_noted(world, tmp_path):
+    limits = ("answers.bench.sampling.max_prompt_length=6", "answers.bench.reward_model.max_length=6")
+    for _ in range(2):  # and once more from what is on disk
+        notes = evaluate(world, tmp_path / "out", *limits)["notes"]
+        assert "bench, one: 6 of 6 prompts have more than 6 tokens; only their end was read" in notes
+        reward = "bench, one: 6 of 6 conversations have more than 6 tokens; the reward model read only their end"
+        assert reward in notes
+
+
 def test_two_processes_are_one(world, finished, tmp_path):
     run_processes(lambda: evaluate(world, tmp_path / "out"))
     assert table(tmp_path / "out")["rows"] == table(finished)["rows"]

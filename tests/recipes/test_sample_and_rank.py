@@ -133,6 +133,17 @@ def test_candidates(sampled):
     assert (report["student"]["answers"], report["student"]["prompts"], report["student"]["cut"]) == (15, 5, cut)
 
 
+def test_long_prompts_are_counted(world, sampled, tmp_path):
+    cut = sample(world, tmp_path / "out", "sampling.max_prompt_length=48", "answers=1")
+    longer = {row["prompt"][0]["content"] for row in candidates(cut)["student"].values() if row["prompt_cut"]}
+    assert 0 < len(longer) < 5 and min(map(len, longer)) >= max(
+        len(row["prompt"]) for row in ROWS if row["prompt"] not in longer
+    )
+    report = json.loads((tmp_path / "out/sample_report.json").read_text())
+    assert report["student"]["prompts_cut"] == len(longer)
+    assert not any(row["prompt_cut"] for row in candidates(sampled)["student"].values())
+
+
 def test_a_batch_changes_nothing_and_neither_do_two_processes(world, sampled, tmp_path):
     one = candidates(sampled)
     assert candidates(sample(world, tmp_path / "larger", "sampling.batch_size=7")) == one
@@ -293,6 +304,13 @@ def test_scores_are_kept_and_two_processes_are_one(world, ended, tmp_path, monke
     monkeypatch.setattr("prefkd.candidates.rankers.RewardModel", None)
     again = rank(ended, tmp_path / "one", contrast, reward, "pairing.kind=best_random")
     assert {pair["prompt"] for pair in again} <= {row["prompt"] for row in ROWS}
+
+
+def test_conversations_that_a_reward_model_reads_in_part_are_counted(world, ended, tmp_path):
+    rank(ended, tmp_path / "out", f"reward_model={{path: {world}/reward, max_length: 30}}")
+    report = json.loads((tmp_path / "out/rank_report.json").read_text())
+    assert 0 < report["read_in_part"]["reward_model"] <= report["candidates"]
+    assert "candidates read in part by reward_model" in (tmp_path / "out/rank_report.html").read_text()
 
 
 def test_a_judge_ranks(ended, tmp_path):
