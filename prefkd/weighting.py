@@ -15,6 +15,7 @@ from prefkd.data.batches import PairBatch, ParentScores
 from prefkd.data.rows import ANSWERS
 from prefkd.data.scores import open_scores, scores_problems
 from prefkd.errors import Problem, nearest
+from prefkd.files import fingerprint
 from prefkd.method.weights import TRANSFORMS, importance_weights, transform_scores
 
 
@@ -28,7 +29,8 @@ class WeightConfig:
             `teacher.scores`, whichever contrast was scored.
         positive, negative: The two instructions of `prompt_pair`; `{prompt}` stands for the user's last message.
         method: `exp` is the paper's weight; the others are the transforms of the published code.
-        parameters: Arguments of the method, for `exp`: k, low, high.
+        parameters: Arguments of the method, for `exp`: k, low, high. `random` draws anew for each answer, from `seed`,
+            or 0, and the name of the answer, so that it has the same weights in every epoch and after a resume.
         reduce: A parent's score is the sum or the mean of its tokens' scores.
         eos_weight: Weight of the end of the answer. 1.0 makes uniform weights equal to DPO, 0.0 is the published code.
     """
@@ -42,11 +44,19 @@ class WeightConfig:
     reduce: Literal["sum", "mean"] = "sum"
     eos_weight: float = 1.0
 
-    def response_weights(self, log_ratio: Tensor, sign: float) -> Tensor:
-        """Weights (n,) of the parents of one response from their log-ratios (n,); mu = +1 if chosen, -1 if rejected."""
+    def response_weights(self, log_ratio: Tensor, sign: float, pair: str = "") -> Tensor:
+        """Weights (n,) of the parents of one response from their log-ratios (n,); mu = +1 if chosen, -1 if rejected.
+
+        Args:
+            pair: Names the pair that the response is of.
+        """
         if self.method == "exp":
             return importance_weights(log_ratio, sign, **self.parameters)
-        return transform_scores(sign * log_ratio, self.method, **self.parameters)  # score s = mu d
+        parameters = self.parameters
+        if self.method == "random":
+            seed = int(fingerprint(parameters.get("seed") or 0, pair, sign), 16)
+            parameters = parameters | {"seed": seed}
+        return transform_scores(sign * log_ratio, self.method, **parameters)  # score s = mu d
 
     @property
     def prompts(self) -> tuple[str, str] | None:
@@ -140,7 +150,8 @@ def parent_weights(config: WeightConfig, scores: ParentScores | None, batch: Pai
         else:
             for side, (answers, sign, counts) in enumerate(signed):
                 for pair, count in enumerate(counts):
-                    weights[side, pair, :count] = config.response_weights(answers[pair, :count], sign)
+                    own = config.response_weights(answers[pair, :count], sign, batch.names[pair])
+                    weights[side, pair, :count] = own
     return torch.where(batch.eos_mask, config.eos_weight, weights)
 
 
