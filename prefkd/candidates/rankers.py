@@ -299,7 +299,8 @@ def _read(
     collate = partial(collate_pairs, aligned, share_prompt=(share, share))
     lengths = pair_lengths(aligned)
     longest_first = sorted(range(len(aligned)), key=lengths.__getitem__, reverse=True)
-    keys = [row_name(place) for place in aligned.select_columns(["file", "row"])]
+    places: Any = aligned.select_columns(["file", "row"])
+    keys = [row_name(place) for place in places]
     left = [row for row in longest_first if keys[row] not in records.rows]
     if not left:
         return
