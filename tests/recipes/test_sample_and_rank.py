@@ -357,7 +357,7 @@ def test_mistakes_of_rank(world, ended, tmp_path, capsys, monkeypatch):
     rank(ended, tmp_path / "out", "functions.judge={_component_: math.sqrt}", "functions.x=3", code=2)
     rank(ended, tmp_path / "out", function("length"), "pairing.kind=above_threshold", code=2)
     rank(
-        sampled,
+        ended,
         tmp_path / "out",
         function("length"),
         "pairing={threshold: 1.0, minimum_gap: -1.0, length_ratio: 0.5}",
