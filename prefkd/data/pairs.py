@@ -56,7 +56,7 @@ from prefkd.files import fingerprint
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same files come to mean other pairs.
-VERSION = 6
+VERSION = 7
 
 COLUMNS = Features(
     {
