@@ -12,6 +12,9 @@ from filelock import FileLock
 
 # Before torch is imported: several tests run at a time, on models that one thread serves best.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is imported, too, and for the processes that tests start: runs compare to the last bit on a CPU alone.
+if not os.environ.get("PREFKD_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Before datasets is imported, and for the processes that tests start: caches that do not outlive them.
 _CACHE = tempfile.TemporaryDirectory(prefix="prefkd-tests-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name

@@ -19,7 +19,7 @@ TEXTS = [
 ]
 
 # Metrics that differ from run to run.
-SPEEDS = {"tokens_per_second", "processed_tokens_per_second", "waiting_for_data"}
+SPEEDS = {"tokens_per_second", "processed_tokens_per_second", "waiting_for_data", "mfu", "peak_memory_gib"}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}<|end|>{% endfor %}"
