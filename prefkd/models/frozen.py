@@ -106,7 +106,7 @@ def load_frozen(
         models.append(FrozenModel(base.freeze(), name))
     if planned:
         return models
-    exact = [_exact_logprobs(config, model, probe) for config, model in zip(configs, models, strict=True)]
+    exact = [_exact_logprobs(config, model, probe, ranks) for config, model in zip(configs, models, strict=True)]
     storage = {id(base): _store(config, base, ranks) for config, base in bases.values()}
     for config, model, logprobs in zip(configs, models, exact, strict=True):
         model.storage = storage[id(model.base)]
@@ -135,12 +135,12 @@ def should_split(config: TeacherConfig, exact_bytes: int, gpu_bytes: float) -> b
     return exact_bytes * SHARDED_SIZE[config.quantization] > LARGE * gpu_bytes
 
 
-def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch) -> Tensor | None:
-    """What a model says that is going to be quantized; None where there is only its outline."""
-    device = next(model.base.parameters()).device
-    if config.quantization == "none" or device.type == "meta":
+def _exact_logprobs(config: TeacherConfig, model: FrozenModel, probe: TokenBatch, ranks: Ranks) -> Tensor | None:
+    """What a model says that is going to be quantized; None for one that is going to be split, which lies on the CPU
+    of the main rank as yet: a large one would take minutes there, while the others wait."""
+    if config.quantization == "none" or is_split(config, ranks):
         return None
-    return model(probe.to(device))
+    return model(probe.to(ranks.device))
 
 
 def _store(config: TeacherConfig, base: LogprobModel, ranks: Ranks) -> str:
