@@ -1,5 +1,6 @@
 """What a step takes: tokens that are read, share of the GPU's arithmetic, memory; and a trace of a few steps."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -21,7 +22,10 @@ Batch = TypeVar("Batch")
 # Floating-point operations a second of dense products in bfloat16, by what a GPU is called; datasheets of NVIDIA.
 PEAKS = {
     "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
+    "H200 NVL": 835e12,
+    "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -128,7 +132,9 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
+    # In whole words, so that an RTX A1000 is no A100; and an H100 PCIe is more than an H100.
+    found = [known for known in PEAKS if re.search(rf"\b{known}\b", name)]
+    return PEAKS[max(found, key=len)] if found else None
 
 
 def trained_weights(model: LogprobModel) -> int:

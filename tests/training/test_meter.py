@@ -55,6 +55,25 @@ def test_a_step_is_counted_as_its_mask_lets_it_through(tmp_path, monkeypatch, sh
     assert "peak_memory_gib" not in found  # of a GPU alone
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpu_is_known_by_whole_words_of_its_name(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert meters.peak_flops(torch.device("cuda")) == peak
+
+
 def test_a_run_says_what_its_models_read(world, tmp_path):
     """The teacher reads each answer thrice here, under its own prompt and under two instructions."""
     metrics = two_models.run("tis_dpo_distill", world, tmp_path / "out", "training.max_steps=2")
