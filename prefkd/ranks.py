@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -185,6 +186,14 @@ def together(
         if failed is not None:
             raise PrefkdError(failed)
     return [result for result, _ in outcomes]
+
+
+def worker(device: torch.device) -> ThreadPoolExecutor:
+    """A thread of a process that works on a device. Left to itself, a new thread works on GPU 0, whichever is the
+    process's own, and takes the memory of a CUDA context there."""
+    if device.type != "cuda":
+        return ThreadPoolExecutor(1)
+    return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
 
 
 def _cause(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Joining processes: how long they wait for each other, and what is set for a GPU."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from prefkd.errors import PrefkdError
-from prefkd.ranks import join_ranks
+from prefkd.ranks import join_ranks, worker
 from tests.processes import run_processes
 
 
@@ -74,3 +75,13 @@ def test_attention_on_a_gpu_makes_no_plan_for_each_shape(monkeypatch, device, us
             assert torch.backends.cuda.cudnn_sdp_enabled() is uses_cudnn
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_a_thread_works_on_the_gpu_of_its_process(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append((device, threading.get_ident())))
+    for device in (torch.device("cuda", 3), torch.device("cpu")):
+        with worker(device) as thread:
+            thread.submit(lambda: seen.append(("work", threading.get_ident()))).result()
+    (chosen, where), (_, first), (_, _) = seen
+    assert chosen == torch.device("cuda", 3) and where == first != threading.get_ident()

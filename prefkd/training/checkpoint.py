@@ -14,7 +14,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -50,7 +50,7 @@ from prefkd.files import fingerprint, read_object, write_json
 from prefkd.models.contrast import weights_fingerprint
 from prefkd.models.load import LearnerConfig
 from prefkd.models.teacher import Teacher
-from prefkd.ranks import Ranks, together
+from prefkd.ranks import Ranks, together, worker
 from prefkd.training.best import FOLDER
 from prefkd.training.display import Display
 from prefkd.training.metrics import cut_back
@@ -148,7 +148,7 @@ class Checkpoints:
         chosen = config.training.async_checkpoints
         in_background = ranks.device.type == "cuda" if chosen == "auto" else chosen
         self._background = ranks.in_background() if in_background else None
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = worker(ranks.device)
         self._writing: Future[None] | None = None
         resume = config.training.resume
         own = sorted(self._folder.glob(STEPS), reverse=True) if resume == "auto" else []

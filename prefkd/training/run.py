@@ -1,7 +1,6 @@
 """What every training recipe has in its hands: pairs, which of them make each optimizer step, and what trains."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.shard import before_microbatch
-from prefkd.ranks import Ranks
+from prefkd.ranks import Ranks, worker
 from prefkd.training.aligned import AlignedPairs
 from prefkd.training.checkpoint import Checkpoints
 from prefkd.training.display import Display
@@ -173,7 +172,7 @@ def ahead(
         batch = make(microbatch)
         return batch.pin_memory() if device.type == "cuda" else batch
 
-    with ThreadPoolExecutor(1) as thread:
+    with worker(device) as thread:
         prepared = (thread.submit(prepare, microbatch) for microbatch in microbatches)
         upcoming = next(prepared, None)
         while upcoming is not None:
