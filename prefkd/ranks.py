@@ -158,10 +158,15 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         torch.cuda.set_device(own)
     # What lies in main memory, offloaded weights for instance, is summed by gloo.
     dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
+    ranks, is_done = Ranks(dist.get_rank(), dist.get_world_size(), own, node_size), False
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), own, node_size)
+        yield ranks
+        is_done = True
     finally:
-        dist.destroy_process_group()
+        # NCCL's end is a meeting. Where this rank alone has failed, the others wait for it elsewhere, so that it must
+        # just end: torchrun ends them then.
+        if is_done or not use_cuda or ranks.world_size == 1:
+            dist.destroy_process_group()
 
 
 def together(

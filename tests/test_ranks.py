@@ -1,6 +1,7 @@
 """Joining processes: how long they wait for each other, and what is set for a GPU."""
 
 import threading
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -43,6 +44,32 @@ def test_nccl_gets_the_same_patience(monkeypatch, backend):
     with pytest.raises(InterruptedError), join_ranks("cuda" if "nccl" in backend else "cpu"):
         pass
     assert asked["names"] == (backend,) and asked["timeout"] >= timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "fails", "leaves"),
+    [
+        ("cuda", 2, False, True),
+        ("cuda", 2, True, False),
+        ("cuda", 1, True, True),
+        ("cpu", 2, True, True),
+    ],
+)
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others(monkeypatch, device, processes, fails, leaves):
+    """They wait in a layer for this one, and would not come to the end of NCCL, which is a meeting of all."""
+    left = []
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, str(processes) if "SIZE" in name else "0")
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: processes)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    expected = pytest.raises(ZeroDivisionError) if fails else nullcontext()
+    with expected, join_ranks(device):
+        assert not (fails and 1 / 0)
+    assert left == [True] * leaves
 
 
 @pytest.mark.parametrize(

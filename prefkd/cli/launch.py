@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,8 @@ def main() -> int:
         if explanation is None or os.environ.get("PREFKD_DEBUG"):
             # Where another process failed first, this one has lost its partner: torchrun ends it while it waits here.
             time.sleep(1)
-            raise
+            traceback.print_exc()
+            return 1
         get_error_handler().record_exception(PrefkdError(explanation))
         return 2
     return 0
@@ -136,5 +138,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: threads of gloo sometimes abort a process whose work is done while the interpreter shuts down.
+    # Not sys.exit: threads of gloo sometimes abort a process whose work is done while the interpreter shuts down, and
+    # after a failure a thread or NCCL may wait for processes that wait for this one to end.
     os._exit(code)

@@ -110,6 +110,14 @@ def test_a_mistake_in_the_program_in_one_of_two_processes(folder):
     assert err.count("RuntimeError: a mistake in the program") == 1
 
 
+def test_a_process_ends_with_its_mistake_whatever_its_threads_wait_for(folder):
+    """As one that writes a checkpoint together with the other processes does."""
+    process = start(*RUN, *TWO, "act=stuck", "acting_rank=1")
+    _, err = process.communicate(timeout=150)
+    assert process.returncode == 1
+    assert err.count("RuntimeError: a mistake in the program") == 1
+
+
 @pytest.mark.parametrize("processes", [(), TWO])
 def test_interrupt(processes, folder):
     process = start(*RUN, *processes, "act=sleep")

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Training:
 @dataclass
 class Config:
     student: Model
-    act: Literal["finish", "user", "bug", "memory", "gpu", "full", "forbidden", "sleep", "show"] = "finish"
+    act: Literal["finish", "user", "bug", "stuck", "memory", "gpu", "full", "forbidden", "sleep", "show"] = "finish"
     acting_rank: int = 0
     training: Training = field(default_factory=Training)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -56,6 +57,9 @@ def main(config: Config) -> None:
         case "user":
             raise PrefkdError("pairs.jsonl, row 3: chosen is empty; delete the row")
         case "bug":
+            raise RuntimeError("a mistake in the program")
+        case "stuck":
+            threading.Thread(target=time.sleep, args=(300,)).start()
             raise RuntimeError("a mistake in the program")
         case "memory":
             raise MemoryError
