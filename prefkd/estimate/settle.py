@@ -9,6 +9,7 @@ from prefkd.config.fields import name_of, setting
 from prefkd.errors import PrefkdError
 from prefkd.estimate.memory import Card
 from prefkd.estimate.plan import Plan, make_plan
+from prefkd.estimate.reading import can_be_planned
 from prefkd.training.settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def settle(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | 
 
 def settle_for_run(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card) -> Any:
     """The config of a run that begins on a card. Where no plan can be made, activations are recomputed in full."""
+    if not can_be_planned(recipe):
+        return _with(config, KINDS[-1])
     try:
         return settle(recipe, name, config, ranks, card)[0]
     except PrefkdError as error:

@@ -169,6 +169,20 @@ def test_a_run_that_cannot_be_planned_begins_all_the_same(tmp_path, monkeypatch,
     assert "activation_checkpointing: full, since there is no plan" in caplog.text
 
 
+def test_a_recipe_that_names_no_models_begins_on_a_gpu_as_well(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass, field\nfrom pathlib import Path\n"
+        "from prefkd.training.settings import TrainingConfig\n\n"
+        "@dataclass\nclass Config:\n    out: Path\n"
+        "    training: TrainingConfig = field(default_factory=TrainingConfig)\n\n"
+        "def main(config):\n    config.out.write_text(config.training.activation_checkpointing)\n"
+    )
+    (tmp_path / "mine.yaml").write_text(f"out: {tmp_path}/out\n")
+    monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("one", 24))
+    assert main(["run", str(tmp_path / "mine.py"), "--config", str(tmp_path / "mine.yaml")]) == 0
+    assert (tmp_path / "out").read_text() == "full"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
