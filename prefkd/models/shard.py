@@ -100,7 +100,15 @@ def before_microbatch(model: LogprobModel, *, is_last: bool) -> None:
     else:
         model.set_requires_all_reduce(is_last)
     if model.sync_once:
+        model.set_reshard_after_forward(False)
         model.set_reshard_after_backward(is_last)
+
+
+def after_microbatches(model: LogprobModel) -> None:
+    """After the last microbatch of a step: what reads the model until the next one gathers layer by layer again."""
+    if isinstance(model, FSDPModule) and model.sync_once:
+        model.set_reshard_after_forward(True)
+        model.set_reshard_after_forward(False, recurse=False)  # the root's, as FSDP2 has it
 
 
 @cache

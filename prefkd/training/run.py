@@ -20,7 +20,7 @@ from prefkd.errors import PrefkdError
 from prefkd.files import write_json
 from prefkd.models.compiled import Recompilations
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.shard import before_microbatch
+from prefkd.models.shard import after_microbatches, before_microbatch
 from prefkd.ranks import Ranks, worker
 from prefkd.training.aligned import AlignedPairs
 from prefkd.training.checkpoint import Checkpoints
@@ -154,6 +154,8 @@ class TrainingRun(TrainingData):
             if split == "train" and torch.is_grad_enabled():
                 before_microbatch(learner_of(self), is_last=number == len(portions))
             yield batch
+        if split == "train" and torch.is_grad_enabled():
+            after_microbatches(learner_of(self))
         if new := self.recompilations.after_step():
             self.display.say(f"torch has compiled {new} more graph(s) for this step, which is slow while it lasts")
 

@@ -19,10 +19,10 @@ from prefkd.data.steps import Microbatch
 from prefkd.errors import PrefkdError
 from prefkd.models.checks import check_model
 from prefkd.models.frozen import is_split
-from prefkd.models.load import ModelConfig, TeacherConfig, load_causal_lm
+from prefkd.models.load import ModelConfig, TeacherConfig, decoder_layers, load_causal_lm
 from prefkd.models.logprob_model import LogprobModel
 from prefkd.models.quantize import quantize
-from prefkd.models.shard import before_microbatch, shard
+from prefkd.models.shard import after_microbatches, before_microbatch, shard
 from prefkd.ranks import Ranks, join_ranks
 from tests.models.architectures import ARCHITECTURES, random_pairs
 from tests.processes import run_processes
@@ -82,12 +82,13 @@ def test_every_architecture_is_the_same_in_two_processes(models):
             assert found[name] == pytest.approx(expected, rel=1e-4), name
 
 
-# Settings, and how often a group of weights then sums gradients over ranks and over nodes, in two microbatches.
+# Settings, how often a group of weights then sums gradients over ranks and over nodes in two microbatches, and how many
+# groups are gathered: the root for each of them, each of two layers forward and backward.
 WAYS = {
-    "split over all": ({}, (2, 0)),
-    "once a step": ({"sync_once": True}, (1, 0)),
-    "split over a node": ({"over": "node"}, (2, 1)),
-    "adapters": ({}, (1, 0)),
+    "split over all": ({}, (2, 0), 10),
+    "once a step": ({"sync_once": True}, (1, 0), 3),
+    "split over a node": ({"over": "node"}, (2, 1), 10),
+    "adapters": ({}, (1, 0), 10),
 }
 
 
@@ -98,6 +99,7 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **how: counts.update([name]) or function(*args, **how))
 
+    counted(_fsdp_param_group, "foreach_all_gather")
     counted(_fsdp_param_group, "foreach_reduce")
     counted(dist, "all_reduce")
     rows = random_pairs(100, seed=2)
@@ -113,20 +115,29 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
     def all_ways() -> dict[str, Any]:
         with join_ranks("cpu") as ranks:
             found = {}
-            for name, (how, _) in WAYS.items():
+            for name, (how, *_) in WAYS.items():
                 model = put_together(models["llama"], ranks)
                 model.lm.get_input_embeddings().requires_grad_(name != "adapters")
                 shard(model, ranks, **how)
                 counts.clear()
                 of_step = gradients(model, parts[ranks.rank :: ranks.world_size])
-                found[name] = of_step, (counts["foreach_reduce"], counts["all_reduce"])
+                met, gathered = (counts["foreach_reduce"], counts["all_reduce"]), counts["foreach_all_gather"]
+                after_microbatches(model)
+                counts.clear()
+                with torch.no_grad():
+                    model(parts[0])
+                layers = [value for layer in decoder_layers(model.lm) for value in layer.parameters()]
+                split = all(isinstance(value, DTensor) for value in layers)
+                found[name] = of_step, met, gathered, (counts["foreach_all_gather"], split)
         return found
 
     expected = gradients(put_together(models["llama"], Ranks(0, 1, CPU)), parts)
     groups = 3  # two layers, and the root
     for found in run_processes(all_ways, processes=4, nodes=2):
-        for name, (of_step, counted_here) in found.items():
-            assert counted_here == tuple(groups * count for count in WAYS[name][1]), name
+        for name, (of_step, met, gathered, evaluated) in found.items():
+            assert met == tuple(groups * count for count in WAYS[name][1]), name
+            assert gathered == WAYS[name][2], name
+            assert evaluated == (groups, True), name  # outside of a step no layer stays whole
             assert len(of_step) >= len(expected) - 1
             for weight, mean in of_step.items():  # FSDP2 takes that over ranks
                 torch.testing.assert_close(4 * mean, expected[weight], rtol=1e-5, atol=1e-5, msg=f"{name}: {weight}")
