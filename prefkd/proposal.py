@@ -274,4 +274,4 @@ def _plan(module: ModuleType, recipe: str, card: Card, keys: dict[str, Any]) -> 
         path = Path(folder) / "config.yaml"
         path.write_text(as_yaml(keys), encoding="utf-8")
         config = read_for_plan(module, recipe, path, ())
-    return make_plan(module, recipe, config, 1, card)
+    return make_plan(module, recipe, config, 1, card, counts_scores=False)

@@ -75,7 +75,7 @@ class Plan:
         models: The models and what is put on them.
         memory: Kind -> bytes on a rank.
         flops: Model -> floating-point operations of a step, over all ranks.
-        scores: The bytes of a score cache, and of what; None where no teacher is asked about pairs.
+        scores: The bytes of a score cache, and of what; None where no teacher is asked about pairs, or nobody asks.
     """
 
     recipe: str
@@ -93,12 +93,15 @@ class Plan:
         return sum(need.at_peak for need in self.memory.values())
 
 
-def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None = None) -> Plan:
+def make_plan(
+    recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None = None, *, counts_scores: bool = True
+) -> Plan:
     """Plan a run of a recipe.
 
     Args:
         ranks: Processes.
         card: The GPU of each, if it is known.
+        counts_scores: Whether it says how large a score cache is, for which it reads and aligns some pairs.
     """
     gpu_bytes = card.gib * GIB if card is not None else None
     outlines = load_outlines(recipe, config, gpu_bytes)
@@ -143,7 +146,7 @@ def make_plan(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card
         models=counted,
         memory=memory,
         flops=_flops(outlines, found, follows=setting(config, Refresh) is not None),
-        scores=_scores(config, outlines),
+        scores=_scores(config, outlines) if counts_scores else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,20 +19,24 @@ logger = logging.getLogger(__name__)
 KINDS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
-def settle(recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None) -> tuple[Any, Plan]:
+def settle(
+    recipe: ModuleType, name: str, config: Any, ranks: int, card: Card | None, *, counts_scores: bool = True
+) -> tuple[Any, Plan]:
     """A config without `activation_checkpointing: auto`, and its plan.
 
     Args:
         name: The recipe's name.
         ranks: Processes.
         card: The GPU of each. The choice that needs least memory is taken where it is not known, or nothing fits.
+        counts_scores: As in `make_plan`.
     """
+    plan_of = partial(make_plan, recipe, name, ranks=ranks, card=card, counts_scores=counts_scores)
     training = setting(config, TrainingConfig)
     if training is None or training.activation_checkpointing != "auto":
-        return config, make_plan(recipe, name, config, ranks, card)
+        return config, plan_of(config)
     for kind in KINDS if card is not None else KINDS[-1:]:
         config = _with(config, kind)
-        plan = make_plan(recipe, name, config, ranks, card)
+        plan = plan_of(config)
         if card is not None and card.fits(plan.peak):
             break
     return config, plan
@@ -42,7 +47,7 @@ def settle_for_run(recipe: ModuleType, name: str, config: Any, ranks: int, card:
     if not can_be_planned(recipe):
         return _with(config, KINDS[-1])
     try:
-        return settle(recipe, name, config, ranks, card)[0]
+        return settle(recipe, name, config, ranks, card, counts_scores=False)[0]
     except PrefkdError as error:
         logger.warning("activation_checkpointing: full, since there is no plan to settle it by: %s", error)
         return _with(config, KINDS[-1])

@@ -13,7 +13,7 @@ from prefkd.cli.main import main
 from prefkd.config import read_yaml
 from prefkd.errors import PrefkdError
 from prefkd.estimate.memory import CONTEXT, GAPS, GIB, WORKSPACES, Card
-from tests.recipes import single_model
+from tests.recipes import single_model, two_models
 from tests.tiny import make_model
 
 SETTINGS = """
@@ -158,8 +158,21 @@ def test_a_run_on_a_gpu_is_settled_by_its_plan(tmp_path, monkeypatch):
     assert read_yaml(tmp_path / "out" / "config.yaml")["training"]["activation_checkpointing"] == "full"
 
 
-def test_a_run_that_cannot_be_planned_begins_all_the_same(tmp_path, monkeypatch, caplog):
+def test_a_run_reads_its_pairs_once(tmp_path, monkeypatch):
+    """Its plan does not count the bytes of a score cache, for which it would read and align some."""
+
     def fail(*_: object) -> None:
+        raise AssertionError("pairs are read for the plan")
+
+    world = two_models.make_world(tmp_path)
+    monkeypatch.setattr("prefkd.estimate.memory.own_card", lambda: Card("a small one", 1e-6))
+    monkeypatch.setattr("prefkd.estimate.plan.load_pairs", fail)
+    two_models.run("tis_dpo_distill", world, tmp_path / "out", "training.max_steps=1")
+    assert read_yaml(tmp_path / "out" / "config.yaml")["training"]["activation_checkpointing"] == "full"
+
+
+def test_a_run_that_cannot_be_planned_begins_all_the_same(tmp_path, monkeypatch, caplog):
+    def fail(*_: object, **__: object) -> None:
         raise PrefkdError("no state can be counted")
 
     world = single_model.make_world(tmp_path)
