@@ -47,6 +47,10 @@ _PLAIN = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     _make_terminal_usable()
+    if not any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        # Texts vary in length, and the gaps that their tensors leave would take gigabytes. Torch reads it when it is
+        # imported, which has not happened yet.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
         sys.stdout.flush()  # a full disk is told of here, and not while Python ends

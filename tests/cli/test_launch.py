@@ -69,6 +69,21 @@ def test_debug_shows_the_trace_of_a_users_mistake(prefkd, monkeypatch):
     assert ended.err.endswith("error: pairs.jsonl, row 3: chosen is empty; delete the row\n")
 
 
+ALLOC = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+@pytest.mark.parametrize("own", [{}, {ALLOC[0]: "backend:native"}, {ALLOC[1]: "max_split_size_mb:64"}])
+def test_memory_of_a_gpu_is_not_lost_in_gaps_unless_told_otherwise(own):
+    """The allocator is told before torch is there; the processes of torchrun inherit it."""
+    said = (
+        "import os, sys; from prefkd.cli.main import main; assert 'torch' not in sys.modules; main(['--version']); "
+        f"print({{name: os.environ[name] for name in {ALLOC} if name in os.environ}})"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ALLOC} | own
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=environment)
+    assert ended.stdout.splitlines()[1] == str(own or {ALLOC[0]: "expandable_segments:True"})
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """`prefkd` in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
