@@ -51,6 +51,7 @@ def quantized_bytes(rows: int, columns: int, kind: str, dtype_bytes: int) -> flo
         case "nf4":
             return weights / 2 + weights / 64 + weights / 64 / 256 * 4  # a byte for 64 weights, 4 for 256 of these
         case "int4":
+            weights = math.ceil(rows / 8) * 8 * math.ceil(columns / 1024) * 1024  # it is padded to whole tiles
             return weights / 2 + weights / 128 * 4  # scale and zero point of 128 weights, 2 bytes each
     return weights * dtype_bytes
 

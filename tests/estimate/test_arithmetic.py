@@ -10,7 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from prefkd.config import build
 from prefkd.errors import PrefkdError
-from prefkd.estimate.memory import GIB, Card, find_card, score_cache_bytes, smallest_card, unpacking_bytes
+from prefkd.estimate.memory import (
+    GIB,
+    Card,
+    find_card,
+    quantized_bytes,
+    score_cache_bytes,
+    smallest_card,
+    unpacking_bytes,
+)
 from prefkd.estimate.models import group_bytes, teacher_bytes
 from prefkd.estimate.step import state_bytes
 from prefkd.estimate.tracking import MemoryTracker
@@ -82,6 +90,14 @@ def test_quantized_weights_take_what_they_take_in_torchao(tmp_path, kind, dtype)
         quantize(lm, kind)
     config = TeacherConfig(str(tmp_path / "model"), dtype=dtype, quantization=kind)
     assert teacher_bytes(config, outline(config), 1, None) == pytest.approx(stored_bytes(lm), rel=0.01)
+
+
+def test_int4_is_padded_to_whole_tiles():
+    """Its kernel needs a GPU to make one: 1,024 inputs, 8 outputs, as torchao's int4_tile_packed_to_4d_tensor.py."""
+    whole = quantized_bytes(2048, 1024, "int4", 2)
+    assert whole == 2048 * 1024 * (1 / 2 + 4 / 128)
+    assert quantized_bytes(2048, 896, "int4", 2) == quantized_bytes(2041, 1024, "int4", 2) == whole
+    assert quantized_bytes(8960, 1536, "int4", 2) == quantized_bytes(8960, 2048, "int4", 2)
 
 
 def test_cards():
