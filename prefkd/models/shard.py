@@ -75,7 +75,7 @@ def shard(
         }
         fully_shard(group, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
     model.sync_once = sync_once
-    model.sums_on_rank = sync_once or (not cpu_offload and _sums_for_nothing(model, shards))
+    model.sums_on_rank = sync_once or (ranks.world_size > 1 and not cpu_offload and _sums_for_nothing(model, shards))
 
 
 def _sums_for_nothing(model: LogprobModel, shards: int) -> bool:

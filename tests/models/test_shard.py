@@ -143,6 +143,26 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
                 torch.testing.assert_close(4 * mean, expected[weight], rtol=1e-5, atol=1e-5, msg=f"{name}: {weight}")
 
 
+def test_one_process_sums_its_gradient_where_the_optimizer_reads_it(models):
+    """A gradient beside it, summed until the last microbatch, would be as large once more."""
+
+    def step() -> list[torch.Tensor | None]:
+        with join_ranks("cpu") as ranks:
+            model = put_together(models["llama"], ranks)
+            shard(model, ranks)
+            for is_last in (False, True):
+                before_microbatch(model, is_last=is_last)
+                model(tokens()).sum().backward()
+                assert all(value.grad is not None for value in model.parameters()) and not model.sums_on_rank
+            return [value.grad.full_tensor() for value in model.parameters() if isinstance(value.grad, DTensor)]
+
+    plain = put_together(models["llama"], Ranks(0, 1, CPU))
+    for _ in range(2):
+        plain(tokens()).sum().backward()
+    ((*found,),) = run_processes(step, processes=1)
+    torch.testing.assert_close(found, [value.grad for value in plain.parameters()], rtol=1e-5, atol=1e-5)
+
+
 def test_a_process_holds_half_and_has_never_held_more_than_a_layer_beyond(tmp_path, monkeypatch):
     # Large enough for what else a process takes, some 10 MB, not to count.
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "head_dim": 96, "num_hidden_layers": 12}
