@@ -19,8 +19,8 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
     training, teacher = setting(config, TrainingConfig), setting(config, TeacherConfig)
     needs = {kind: need.at_peak for kind, need in plan.memory.items()}
     split = sum(needs.get(kind, 0) for kind in SPLIT)
-    whole = plan.peak - split
-    if training is not None and whole < card.usable and plan.peak > card.usable:
+    whole = plan.in_step - split
+    if training is not None and whole < card.usable and plan.in_step > card.usable:
         ranks = plan.ranks * 2
         while split * plan.ranks / ranks + whole > card.usable:
             ranks *= 2
@@ -32,13 +32,14 @@ def make_advice(plan: Plan, config: Any, card: Card) -> Iterator[str]:
                 (split * 0.9, f"{lora}={{}}: adapters learn, and need the optimizer's state for themselves alone")
             )
     learner, lora = setting(config, LearnerConfig), setting(config, LoraConfig)
-    if learner is not None and lora is not None and learner.quantization == "none":
+    can_be_read = card.fits(plan.loading)  # exactly, as it is before it is quantized
+    if can_be_read and learner is not None and lora is not None and learner.quantization == "none":
         found.append((needs["weights"] * 0.6, f"{name_of(config, learner)}.quantization=nf4"))
     if teacher is not None and needs.get("teacher"):
         name = name_of(config, teacher)
         if plan.ranks > 1 and teacher.placement == "replicate" and teacher.quantization in SHARDED_SIZE:
             found.append((needs["teacher"] * (1 - 1 / plan.ranks), f"{name}.placement=shard"))
-        if teacher.quantization == "none":
+        if can_be_read and teacher.quantization == "none":
             found.append((needs["teacher"] / 2, f"{name}.quantization=int8"))
             found.append((needs["teacher"] * 0.7, f"{name}.quantization=nf4, which is less exact"))
     activations = needs.get("activations", 0)

@@ -64,10 +64,15 @@ def teacher_bytes(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_byt
         gpu_bytes: Memory of the GPU that was named; `placement: auto` splits nothing where it is not known.
     """
     exact, (size, _) = stored_bytes(base), packed_bytes(base, config.quantization)
-    if ranks == 1 or not should_split(config, exact, gpu_bytes or math.inf):
+    if is_whole(config, base, ranks, gpu_bytes):
         return size
     parts = 0.0 if config.cpu_offload else sharded_bytes(size, ranks)
     return parts + size / exact * gathered_bytes(*group_bytes(base))
+
+
+def is_whole(config: TeacherConfig, base: LogprobModel, ranks: int, gpu_bytes: float | None) -> bool:
+    """Whether each rank has all of a frozen model; `gpu_bytes` is as in `teacher_bytes`."""
+    return ranks == 1 or not should_split(config, stored_bytes(base), gpu_bytes or math.inf)
 
 
 def unpacked_bytes(kind: Quantization, base: LogprobModel, *, learns: bool = False) -> int:

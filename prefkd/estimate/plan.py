@@ -16,6 +16,7 @@ from prefkd.estimate.memory import GIB, Card, gathered_bytes, score_cache_bytes
 from prefkd.estimate.models import (
     count,
     group_bytes,
+    is_whole,
     learner_bytes,
     teacher_bytes,
 )
@@ -25,7 +26,7 @@ from prefkd.models.flops import Pass, forward_flops, keys_attended, outer_weight
 from prefkd.models.keep_config import KeepConfig
 from prefkd.models.load import TeacherConfig, load_tokenizer
 from prefkd.models.logprob_model import LogprobModel
-from prefkd.models.quantize import tensor_bytes
+from prefkd.models.quantize import stored_bytes, tensor_bytes
 from prefkd.training.following import Refresh
 
 # Kinds of memory that FSDP2 splits over ranks, and that wait in main memory with training.cpu_offload.
@@ -73,7 +74,8 @@ class Plan:
         batch: The pairs that a rank reads at one time.
         step: The meaning of a step here.
         models: The models and what is put on them.
-        memory: Kind -> bytes on a rank.
+        memory: Kind -> bytes on a rank, in a step.
+        loading: Bytes on a rank while the models are loaded, before they are quantized and offloaded.
         flops: Model -> floating-point operations of a step, over all ranks.
         scores: The bytes of a score cache, and of what; None where no teacher is asked about pairs, or nobody asks.
     """
@@ -84,13 +86,19 @@ class Plan:
     step: str
     models: list[Counted]
     memory: dict[str, Need]
+    loading: float
     flops: dict[str, float]
     scores: tuple[float, str] | None
 
     @property
+    def in_step(self) -> float:
+        """Bytes on a rank at the fullest moment of a step."""
+        return sum(need.at_peak for need in self.memory.values())
+
+    @property
     def peak(self) -> float:
         """Bytes on a rank at the fullest moment."""
-        return sum(need.at_peak for need in self.memory.values())
+        return max(self.in_step, self.loading)
 
 
 def make_plan(
@@ -107,6 +115,7 @@ def make_plan(
     outlines = load_outlines(recipe, config, gpu_bytes)
     learner = outlines.learner
     memory: dict[str, Need] = {}
+    loading = _loading(config, outlines, ranks, gpu_bytes)
     if learner is not None:
         weights = learner_bytes(outlines.quantization, learner, ranks)
         state = state_bytes(config.optimizer, learner.parameters(), ranks)
@@ -145,6 +154,7 @@ def make_plan(
         step=f"{outlines.step_pairs} pairs",
         models=counted,
         memory=memory,
+        loading=loading,
         flops=_flops(outlines, found, follows=setting(config, Refresh) is not None),
         scores=_scores(config, outlines) if counts_scores else None,
     )
@@ -154,6 +164,21 @@ def as_json(plan: Plan, card: Card | None) -> str:
     """The numbers of a plan, bytes as they are, and whether it fits a GPU."""
     numbers = asdict(plan) | {"peak": plan.peak, "gpu": card and asdict(card), "fits": card and card.fits(plan.peak)}
     return json.dumps(numbers, indent=2) + "\n"
+
+
+def _loading(config: Any, outlines: Outlines, ranks: int, gpu_bytes: float | None) -> float:
+    """The most that a rank has while its models are loaded, each of which is read exactly first.
+
+    The model that learns comes first; one process has it on its device before it is quantized or offloaded. Those that
+    are only read are quantized when all of them are there, or put together in main memory where they are split.
+    """
+    exact = learns = 0.0
+    if outlines.learner is not None:
+        exact = stored_bytes(outlines.learner)
+        if not config.training.cpu_offload:
+            learns = learner_bytes(outlines.quantization, outlines.learner, ranks)
+    whole = sum(stored_bytes(base) for frozen, base in outlines.frozen if is_whole(frozen, base, ranks, gpu_bytes))
+    return max(exact if ranks == 1 else learns, learns + whole)
 
 
 def _counted(outlines: Outlines) -> list[Counted]:

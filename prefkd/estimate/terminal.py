@@ -63,7 +63,9 @@ def _memory(plan: Plan) -> Table:
     table = _table(unit, "at the peak", "at most")
     for kind, need in plan.memory.items():
         table.add_row(kind, f"{need.at_peak / size:,.2f}", f"{need.most / size:,.2f}")
-    table.add_row("total", Text(f"{plan.peak / size:,.2f}", "bold"), "")
+    table.add_row("total", Text(f"{plan.in_step / size:,.2f}", "bold"), "")
+    if plan.loading > plan.in_step:
+        table.add_row("while models load", Text(f"{plan.loading / size:,.2f}", "bold"), "")
     return table
 
 

@@ -52,6 +52,11 @@ def plan(world, tmp_path):
     return run
 
 
+def card_for(size: float) -> str:
+    """The GiB of a card that has just so much room."""
+    return str((size * 1.001 + CONTEXT + WORKSPACES) / (1 - GAPS) / GIB)
+
+
 def parameters(folder: Path) -> int:
     return sum(value.numel() for value in AutoModelForCausalLM.from_config(_config(folder)).parameters())
 
@@ -134,11 +139,28 @@ def test_activations_are_those_of_the_run_itself(plan, tmp_path):
 
 
 def test_it_warns_and_says_what_to_change(plan, capsys):
-    numbers = plan("tis_dpo_distill", "--gpu", "0.0005", "training.activation_checkpointing=none")
+    none = "training.activation_checkpointing=none"
+    room = card_for(plan("tis_dpo_distill", none)["loading"])
+    capsys.readouterr()
+    numbers = plan("tis_dpo_distill", "--gpu", room, none)
     printed = capsys.readouterr().out
     assert numbers["fits"] is False and "warning: does not fit" in printed
     for change in ("teacher.quantization=int8", "activation_checkpointing=full", "microbatch_size=1"):
         assert change in printed
+    plan("tis_dpo_distill", "--gpu", "0.0005", none)  # too small for the exact teacher, which is read first
+    assert "teacher.quantization" not in capsys.readouterr().out
+
+
+def test_what_is_quantized_is_read_exactly_first(plan):
+    """Whole, beside the student. In configs/test_one_card.py that is more than a step takes."""
+    exact = plan("score")
+    assert (
+        plan("score", "teacher.quantization=int8")["loading"] == exact["loading"] == exact["memory"]["teacher"]["most"]
+    )
+    found = plan("tis_dpo_distill", "teacher.quantization=int8")
+    assert found["loading"] == found["memory"]["weights"]["most"] + exact["loading"]
+    split = plan("score", "--nproc-per-node", "2", "teacher.placement=shard", "teacher.quantization=nf4")
+    assert split["loading"] == 0  # put together in main memory
 
 
 def test_auto_keeps_what_there_is_room_for(plan):
@@ -146,8 +168,7 @@ def test_auto_keeps_what_there_is_room_for(plan):
     kinds = ("none", "selective", "full")
     peaks = {kind: plan("sft", f"training.activation_checkpointing={kind}")["peak"] for kind in kinds}
     for kind in kinds:
-        gib = (peaks[kind] * 1.001 + CONTEXT + WORKSPACES) / (1 - GAPS) / GIB
-        assert plan("sft", "--gpu", str(gib))["peak"] == peaks[kind]
+        assert plan("sft", "--gpu", card_for(peaks[kind]))["peak"] == peaks[kind]
     assert plan("sft", "--gpu", "0.00001")["peak"] == plan("sft")["peak"] == peaks["full"]
 
 
@@ -225,9 +246,8 @@ def test_a_copied_recipe_with_fields_of_other_names(plan, world, tmp_path, capsy
     config, out = tmp_path / "mine.yaml", tmp_path / "mine.json"
     models = TWO.replace("student:", "pupil:").replace("teacher:", "coach:")
     config.write_text(SETTINGS.format(world=world, models=(models + TRAINING).format(world=world)))
-    assert (
-        main(["plan", str(tmp_path / "mine.py"), "--config", str(config), "--json", str(out), "--gpu", "0.0005"]) == 0
-    )
+    command = ["plan", str(tmp_path / "mine.py"), "--config", str(config), "--json", str(out)]
+    assert main([*command, "--gpu", card_for(shipped["loading"])]) == 0
     mine = json.loads(out.read_text())
     assert mine["memory"] == shipped["memory"] and mine["scores"] == shipped["scores"]
     assert {model["name"] for model in mine["models"]} == {"pupil", "teacher"}

@@ -29,7 +29,7 @@ def test_the_header_names_the_models_and_what_is_run():
     assert {run.config for run in runs(header(NAME))} == {f"{NAME}/{config}" for config in CONFIGS}
 
 
-def test_it_fits_at_full_size(tmp_path, monkeypatch):
+def test_it_fits_at_full_size(tmp_path, monkeypatch, capsys):
     """Under 22 GiB with pairs that fill `max_length`, and what its header says in GB."""
     monkeypatch.chdir(tmp_path)
     for hub_id, sizes in SIZES.items():
@@ -42,7 +42,10 @@ def test_it_fits_at_full_size(tmp_path, monkeypatch):
     plan = json.loads(Path("plan.json").read_text())
     assert "512 tokens of prompt and two answers of 512" in plan["batch"]
     assert plan["fits"] and plan["peak"] < 22 * GIB
-    assert f"  tis_dpo_distill         {math.ceil(plan['peak'] / 1e9)} GB: teacher 4.1, student 3.2, " in header(NAME)
+    in_step = sum(need["at_peak"] for need in plan["memory"].values())
+    assert f"  tis_dpo_distill         {math.ceil(in_step / 1e9)} GB: teacher 4.1, student 3.2, " in header(NAME)
+    assert plan["peak"] == plan["loading"] > in_step and "while models load" in capsys.readouterr().out
+    assert f"before, while the models load, {math.ceil(plan['loading'] / 1e9)} GB: the exact teacher" in header(NAME)
     gigabytes = {kind: need["most"] / 1e9 for kind, need in plan["memory"].items()}
     assert gigabytes["teacher"] == pytest.approx(4.1, abs=0.06) and gigabytes["weights"] == pytest.approx(3.2, abs=0.06)
 
