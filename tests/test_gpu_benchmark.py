@@ -30,6 +30,15 @@ def test_every_part_runs(tmp_path, monkeypatch):
         assert run.get("processed_tokens_per_second", run.get("seconds")) > 0 and "warnings" not in run
 
 
+def test_parts_that_need_no_models_make_none_and_write_where_they_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["gpu", "--smoke", "--only", "ceilings,head.compiled"])
+    load("__main__", monkeypatch).main()
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["errors"] == {} and set(found["results"]) == {"arguments", "environment", "ceilings", "head.compiled"}
+
+
 def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path, monkeypatch):
     found = measure(tmp_path / "out", monkeypatch, "--minutes", "0")
     assert set(found["results"]) == {"arguments"}

@@ -6,6 +6,7 @@ memory do.
 """
 
 import contextlib
+import faulthandler
 import gc
 import json
 import logging
@@ -47,6 +48,7 @@ from prefkd.models.varlen import varlen_attention  # noqa: E402
 GIB = 2**30
 PAIR = "mistral_7b_to_qwen2.5_1.5b"
 CARD = 24  # GiB of the small card that is played
+WITHOUT_MODELS = {"environment", "ceilings", "attention", "varlen", "head", "memory"}
 
 
 @dataclass
@@ -57,8 +59,8 @@ class Arguments:
     """Names of parts with commas between them, `training` for all that begin so; all if not given."""
     minutes: float = 7.8
     """Time after which the part that runs is ended; none begins that would take longer."""
-    out: Path = HERE / "out"
-    """Folder of results.json and log.txt."""
+    out: Path = Path(os.environ.get("OUT", HERE / "out"))
+    """Folder of results.json and log.txt; that of the variable OUT, if it is set."""
     smoke: bool = False
     """Tiny models on a CPU, to find mistakes before a GPU is there."""
 
@@ -109,14 +111,20 @@ class Bench:
         return 64 if self.smoke else 1024
 
     @property
+    def wanted(self) -> set[str]:
+        """The parts that are asked for, and what they need."""
+        named = set(self.arguments.only.split(","))
+        needs_models = {name.partition(".")[0] for name in named} - WITHOUT_MODELS
+        return named | {"environment"} | ({"models"} if needs_models else set())
+
+    @property
     def left(self) -> float:
         """Seconds that are left."""
         return self.arguments.minutes * 60 - (time.perf_counter() - self.began)
 
     def part(self, name: str, action: Callable[[], Any], *, needs: float) -> None:
         """Run a part that may fail; leave it out where fewer than `needs` seconds are left."""
-        only = self.arguments.only
-        if only and not {name, name.partition(".")[0]} & {*only.split(","), "environment", "models"}:
+        if self.arguments.only and not {name, name.partition(".")[0]} & self.wanted:
             return
         began = time.perf_counter()
         try:
@@ -190,20 +198,22 @@ class Bench:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
         names = ("processed_tokens_per_second", "mfu", "peak_memory_gib")
         measured = {name: statistics.median(line[name] for line in lines[2:]) for name in names if name in lines[0]}
+        if self.device.type == "cuda":
+            measured["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB  # from the last step on
         measured["first_step_tokens_per_second"] = lines[0]["processed_tokens_per_second"]
         return measured | ({"warnings": warnings.lines} if warnings.lines else {})
 
     def planned(self, recipe: str, config: str, *overrides: str) -> float:
-        """GiB that `prefkd plan` counts for the same run on the small card, to compare `peak_memory_gib` with."""
+        """GiB that `prefkd plan` counts for a step of this run on the small card, to compare `peak_memory_gib` with."""
         module: Any = catalog.load_recipe(catalog.find_recipe(recipe))
         settings = [f"output_dir={self.work}/planned", *self.data("full", self.length), *overrides]
         found = load_config(module.Config, catalog.find_run(recipe, config)[1], settings)
-        return make_plan(module, recipe, found, 1, Card("a small one", CARD)).peak / GIB
+        return make_plan(module, recipe, found, 1, Card("a small one", CARD), counts_scores=False).in_step / GIB
 
-    def whole(self, recipe: str, out: Path, *overrides: str, length: int) -> None:
+    def whole(self, recipe: str, out: Path, *overrides: str, pairs: str, length: int) -> None:
         """A whole run of a recipe, on texts cut to so many tokens."""
         module = catalog.load_recipe(catalog.find_recipe(recipe))
-        settings = [f"output_dir={out}", *self.data("full", length), *overrides]
+        settings = [f"output_dir={out}", *self.data(pairs, length), *overrides]
         with self.quiet():
             module.main(load_config(module.Config, catalog.find_run(recipe, PAIR)[1], settings))
 
@@ -211,7 +221,7 @@ class Bench:
         """Pairs of random words, cut to so many tokens."""
         return (
             *(f"data.source={self.work}/{name}.jsonl", "data.subset=null", "data.split=train", "data.workers=1"),
-            *("data.held_out_split=null", "data.held_out_fraction=0.02", "data.on_bad_row=skip"),
+            *("data.held_out_split=null", "data.held_out_fraction=0.05", "data.on_bad_row=skip"),
             *(f"data.max_length={length}", f"data.max_prompt_length={length // 2}"),
         )
 
@@ -312,6 +322,7 @@ def memory(bench: Bench) -> dict[str, float]:
     each weight in nf4 while it is unpacked."""
     if bench.device.type != "cuda":
         return {}
+    torch._C._cuda_clearCublasWorkspaces()  # which it keeps from the parts before
     clean()
     began = torch.cuda.memory_allocated()
     head(bench, compiled=False)
@@ -345,8 +356,9 @@ def models(bench: Bench) -> dict[str, float]:
         world.make_model(bench.work / f"tiny_{name}", tiny, device=torch.device("cpu"), seed=seed)
         world.make_model(bench.work / name, tiny if bench.smoke else full, device=bench.device, seed=seed)
     size = (200, 400) if bench.smoke else (6000, 8000)
-    world.write_pairs(bench.work / "full.jsonl", 60 if bench.smoke else 400, characters=size)
-    world.write_pairs(bench.work / "few.jsonl", 30 if bench.smoke else 66, characters=size, seed=1)
+    world.write_pairs(bench.work / "full.jsonl", 60 if bench.smoke else 150, characters=size)
+    world.write_pairs(bench.work / "few.jsonl", 30 if bench.smoke else 70, characters=size, seed=1)
+    world.write_pairs(bench.work / "short.jsonl", 40, characters=(200, 400), seed=2)
     (bench.work / "runs").mkdir()
     return {"seconds": time.perf_counter() - began}
 
@@ -361,7 +373,7 @@ def agreement(bench: Bench, recipe: str) -> dict[str, float]:
             *("training.precision=float32", "teacher.dtype=float32", f"training.device={device}"),
             *("optimizer.lr=1e-4", "lr_schedule.num_warmup_steps=0"),
         ]
-        bench.whole(recipe, out, *pair(bench, "tiny_"), *settings, length=64)
+        bench.whole(recipe, out, *pair(bench, "tiny_"), *settings, pairs="short", length=64)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
     return {"largest_difference": max(abs(one - other) for one, other in zip(*losses, strict=True))}
@@ -382,7 +394,9 @@ LADDER = {
 
 
 def training(bench: Bench, *settings: str) -> dict[str, Any]:
-    """Student alone, all weights: recipe dpo."""
+    """Student alone, all weights: recipe dpo, with the eight microbatches of a step that its config has."""
+    if not bench.smoke:
+        settings = ("training.batch_size=32", "training.max_steps=4", *settings)
     return bench.train("dpo", f"{PAIR}/dpo", f"model.path={bench.work}/student", "lora=null", *settings)
 
 
@@ -393,6 +407,8 @@ def teacher(bench: Bench, kind: Any) -> dict[str, Any]:
     if problem is not None:
         return {"refused": problem.text}
     settings = [*pair(bench), f"teacher.quantization={kind}"]
+    if kind not in ("none", "float8"):
+        settings.append("training.compile=false")  # it would take longer than all steps
     return bench.train("tis_dpo_distill", f"{PAIR}/tis_dpo_distill", *settings)
 
 
@@ -419,9 +435,9 @@ def live(bench: Bench) -> dict[str, Any]:
 
 def score(bench: Bench) -> dict[str, float]:
     """Recipe score on such a card."""
-    few, began = bench.data("few", bench.length), time.perf_counter()  # read as they are scored
+    began, device = time.perf_counter(), f"device={bench.device.type}"
     with small_card(bench):
-        bench.whole("score", bench.work / "scored", *pair(bench), *few, length=bench.length)
+        bench.whole("score", bench.work / "scored", *pair(bench), device, pairs="few", length=bench.length)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -447,8 +463,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=in_memory if roomy else None) as work:
         bench = Bench(arguments, Path(work), device, began)
         bench.results["arguments"] = asdict(arguments)
+        if not bench.smoke:  # a kernel that hangs hears no signal
+            faulthandler.dump_traceback_later(max(bench.left, 0) + 20, exit=True)
         for name, action, needs in parts(bench):
             bench.part(name, action, needs=needs)
+        faulthandler.cancel_dump_traceback_later()
         print(f"{len(bench.errors)} parts failed or were left out; results in {arguments.out}/results.json")
 
 

