@@ -155,8 +155,8 @@ def rank(config: Config, run: Run) -> dict[str, Scores]:
         found["contrast"] = rank_by_contrast(questions, config.contrast, path, ranks, run.display, run.read_in_part)
     if config.reward_model is not None:
         path = folder / "reward_model.jsonl"
-        ranker = rank_by_reward_model(questions, config.reward_model, path, ranks, run.display, run.read_in_part)
-        found["reward_model"] = ranker
+        rewards = rank_by_reward_model(questions, config.reward_model, path, ranks, run.display, run.read_in_part)
+        found["reward_model"] = rewards
     if config.judge is not None:
         found["judge"] = rank_by_judge(questions, config.judge, folder / "judge.jsonl", ranks)
     for name, function in config.functions.items():

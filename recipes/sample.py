@@ -68,7 +68,7 @@ class Config:
                 yield f"models.{name}: is the name of a file as well; use letters, digits, - and _"
         for file in sorted((self.output_dir / "candidates").glob("*.jsonl")):
             if file.stem not in self.models:  # recipe rank reads the whole folder
-                yield f"models: {file} holds answers of another one; remove it, or name another output_dir"
+                yield f"models: {file} is of a model that is not one of these; remove it, or use another output_dir"
         if self.answers > 1 and self.sampling.temperature == 0:
             yield f"sampling.temperature: 0 gives the same answer {self.answers} times; raise it, or use answers: 1"
         if self.device == "cuda" and not torch.cuda.is_available():

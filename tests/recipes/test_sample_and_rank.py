@@ -188,7 +188,7 @@ def test_mistakes_of_sample(world, sampled, tmp_path, capsys):
     printed = capsys.readouterr().err
     for line in (
         f"{tmp_path}/before/candidates/student.jsonl holds answers that were sampled with other settings (answers)",
-        f"models: {tmp_path}/before/candidates/teacher.jsonl holds answers of another one; remove it",
+        f"models: {tmp_path}/before/candidates/teacher.jsonl is of a model that is not one of these; ",
         "models: there are none",
         "answers: 0 ",
         "prompts.source: nofile does not exist",
