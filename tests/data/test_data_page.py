@@ -27,6 +27,7 @@ def home(tmp_path_factory):
     replies = [{"text": "a", "votes": 3}, {"text": "b", "votes": 1}]
     (folder / "votes.jsonl").write_text(json.dumps({"post": "Hi?", "replies": replies}) + "\n")
     (folder / "my.jinja").write_text(
+        "{% if enable_thinking %}Think.{% endif %}"
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )

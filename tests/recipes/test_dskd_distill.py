@@ -435,8 +435,8 @@ MISTAKES = {
     (objective("distillm2 skew: 1.0"),): "objective[0]: skew is 1.0, but must lie between 0 and 1",
     (objective("pad form: jsd"),): "objective[0].form: 'jsd' is not one of published, js, ranking, which "
     "prefkd.training.terms.pad asks for",
-    ("projectors.lr=0.0",): "projectors.lr: 0.0 would stop the projectors from learning; use a positive number, 1e-3 "
-    "say",
+    ("projectors.lr=0.0",): "projectors.lr: 0.0 would stop the projectors from learning; use a positive number, for "
+    "example 1e-3",
     ("projectors.path=no.file",): "projectors.path: no.file does not exist; name the projectors.safetensors of an "
     "earlier run",
 }  # fmt: skip
