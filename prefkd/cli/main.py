@@ -1,4 +1,4 @@
-"""The command `prefkd`: one verb each for finding, copying, checking, fetching and running."""
+"""The program `prefkd`: a command each for finding, copying, checking, fetching and running."""
 
 import io
 import os
@@ -30,9 +30,9 @@ from prefkd.errors import PrefkdError, nearest
 
 LEAST_WIDTH = 20  # characters of a terminal
 
-VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__.replace("_", "-"): verb
-    for verb in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
+COMMANDS: dict[str, Callable[..., None]] = {
+    command.__name__.replace("_", "-"): command
+    for command in (ls, cp, cat, new, validate, plan, download, inspect, run, pipeline, plot)
 }
 
 # What tyro says of an argument, and how prefkd says it.
@@ -79,36 +79,36 @@ def _make_terminal_usable() -> None:
 
 def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
     """The call that a command line asks for."""
-    verb, *rest = arguments or ["--help"]
-    if verb in ("-h", "--help"):
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
         return partial(say, _overview())
-    if verb == "--version":
+    if command == "--version":
         return partial(say, prefkd.__version__)
-    if verb not in VERBS:
-        raise PrefkdError(f"there is no verb {verb}{nearest(verb, VERBS)} (`prefkd --help` explains them)")
+    if command not in COMMANDS:
+        raise PrefkdError(f"there is no command {command}{nearest(command, COMMANDS)} (`prefkd --help` explains them)")
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            return tyro.cli(_deferred(VERBS[verb]), prog=f"prefkd {verb}", args=_overrides_last(rest))
+            return tyro.cli(_deferred(COMMANDS[command]), prog=f"prefkd {command}", args=_overrides_last(rest))
     except SystemExit as end:
         if not end.code:  # the help was asked for
             raise
-        problem = _unknown_option(verb, rest) or _in_one_line(printed.getvalue())
-        raise PrefkdError(f"{problem} (`prefkd {verb} --help` explains)") from None
+        problem = _unknown_option(command, rest) or _in_one_line(printed.getvalue())
+        raise PrefkdError(f"{problem} (`prefkd {command} --help` explains)") from None
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:16}{_first_line(verb)}" for name, verb in VERBS.items())
-    return f"{_first_line(prefkd)}\n\n{verbs}\n\n`prefkd VERB --help` explains a verb, with examples."
+    commands = "\n".join(f"  {name:16}{_first_line(command)}" for name, command in COMMANDS.items())
+    return f"{_first_line(prefkd)}\n\n{commands}\n\n`prefkd COMMAND --help` explains a command, with examples."
 
 
 def _first_line(documented: Any) -> str:
     return (documented.__doc__ or "").partition("\n")[0]
 
 
-def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """A function of the same signature that only binds its arguments, so that parsing ends before the verb starts."""
-    return wraps(verb)(lambda *args, **kwargs: partial(verb, *args, **kwargs))
+def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A function of the same signature that only binds its arguments, so that parsing ends before it starts."""
+    return wraps(command)(lambda *args, **kwargs: partial(command, *args, **kwargs))
 
 
 def _overrides_last(arguments: Sequence[str]) -> list[str]:
@@ -116,10 +116,10 @@ def _overrides_last(arguments: Sequence[str]) -> list[str]:
     return sorted(arguments, key=lambda text: bool(re.match(r"~[\w.\[\]-]+$|\w[\w.\[\]-]*=", text)))
 
 
-def _unknown_option(verb: str, arguments: Sequence[str]) -> str | None:
-    """What to say of the first option that the verb's help does not know; tyro would rather miss a required one."""
+def _unknown_option(command: str, arguments: Sequence[str]) -> str | None:
+    """What to say of the first option that the command's help does not know; tyro would rather miss a required one."""
     with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
-        tyro.cli(_deferred(VERBS[verb]), args=["--help"])
+        tyro.cli(_deferred(COMMANDS[command]), args=["--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
     options = (text.partition("=")[0] for text in arguments if text.startswith("--"))
     return next((f"there is no option {name}{nearest(name, known)}" for name in options if name not in known), None)

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
-from prefkd.cli.main import VERBS
+from prefkd.cli.main import COMMANDS
 
 HEAVY = {"torch", "transformers", "datasets", "torchtune", "huggingface_hub"}
 
@@ -20,18 +20,18 @@ def test_nothing_heavy_is_imported(arguments):
     assert "tyro" in imported and not imported & HEAVY
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_shows_examples(verb, prefkd):
-    ended = prefkd(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_verb_shows_examples(command, prefkd):
+    ended = prefkd(command, "--help")
     assert ended.code == 0
-    assert f"\n    prefkd {verb}" in ended.out
+    assert f"\n    prefkd {command}" in ended.out
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_overview_names_all_verbs(arguments, prefkd):
     ended = prefkd(*arguments)
     assert ended.code == 0
-    assert all(f"\n  {verb} " in ended.out for verb in VERBS)
+    assert all(f"\n  {command} " in ended.out for command in COMMANDS)
 
 
 def test_the_version_is_that_of_the_package(prefkd):

@@ -1,4 +1,4 @@
-"""Odd command lines and broken files, for every verb: an error in lines of its own and exit code 2, never a trace."""
+"""Odd command lines and broken files, for each command: an error in lines of its own, exit code 2, never a trace."""
 
 import shutil
 from contextlib import chdir
@@ -73,20 +73,20 @@ CONFIGS = (
     *("tag.yaml", "documents.yaml", "key.yaml", "deep.yaml", "folder.yaml", "pairs.jsonl", "sound", "\x00", "", "~"),
 )
 COMMANDS = [
-    *((verb, "sft", "--config", config) for verb in RUN for config in CONFIGS),
-    *((verb, "sft", "--config", "sft.yaml", "model.path=half") for verb in ("run",)),
-    *((verb, "sft", "--config", "sft.yaml", "model.path=no_tokenizer") for verb in ("run", "validate")),
-    *((verb, "sft", "--config", "sft.yaml", "model.path=broken_tokenizer") for verb in ("run", "validate")),
-    *((verb, "sft", "--config", "sft.yaml", "model.path=words") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "model.path=") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "optimizer=") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "lora=yes") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "training=3") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "=3") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "ü=3") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "training.max_steps=${oc.env:NOWHERE}") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "output_dir=${output_dir}") for verb in RUN),
-    *((verb, "sft", "--config", "sft.yaml", "~model") for verb in RUN),
+    *((command, "sft", "--config", config) for command in RUN for config in CONFIGS),
+    *((command, "sft", "--config", "sft.yaml", "model.path=half") for command in ("run",)),
+    *((command, "sft", "--config", "sft.yaml", "model.path=no_tokenizer") for command in ("run", "validate")),
+    *((command, "sft", "--config", "sft.yaml", "model.path=broken_tokenizer") for command in ("run", "validate")),
+    *((command, "sft", "--config", "sft.yaml", "model.path=words") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "model.path=") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "optimizer=") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "lora=yes") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "training=3") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "=3") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "ü=3") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "training.max_steps=${oc.env:NOWHERE}") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "output_dir=${output_dir}") for command in RUN),
+    *((command, "sft", "--config", "sft.yaml", "~model") for command in RUN),
     *(("run", recipe, "--config", "sft.yaml") for recipe in ("binary.py", "exits.py", "plain.py", "sft.yaml", "sound")),
     ("run", "sft"),
     ("run",),
