@@ -1,4 +1,4 @@
-"""The code that a function of the user's own depends on: its module, and what that imports from beside it."""
+"""The code that a function of the user's own depends on: its module, and what that imports from its own folder."""
 
 import ast
 import importlib.util

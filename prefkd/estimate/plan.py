@@ -167,7 +167,7 @@ def as_json(plan: Plan, card: Card | None) -> str:
 
 
 def _loading(config: Any, outlines: Outlines, ranks: int, gpu_bytes: float | None) -> float:
-    """The most that a rank has while its models are loaded, each of which is read exactly first.
+    """The most that a rank has while its models are loaded. Each is read exactly first.
 
     The model that learns comes first; one process has it on its device before it is quantized or offloaded. Those that
     are only read are quantized when all of them are there, or put together in main memory where they are split.

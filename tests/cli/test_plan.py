@@ -152,7 +152,7 @@ def test_it_warns_and_says_what_to_change(plan, capsys):
 
 
 def test_what_is_quantized_is_read_exactly_first(plan):
-    """Whole, beside the student. In configs/test_one_card.py that is more than a step takes."""
+    """Whole, next to the student. In configs/test_one_card.py that is more than a step takes."""
     exact = plan("score")
     assert (
         plan("score", "teacher.quantization=int8")["loading"] == exact["loading"] == exact["memory"]["teacher"]["most"]

@@ -1,4 +1,4 @@
-"""What a reader of the user's own depends on: a change of it makes other pairs, and a change beside it does not."""
+"""What a reader of the user's own depends on: a change of it makes other pairs, one of other files does not."""
 
 import importlib
 import sys

@@ -144,7 +144,7 @@ def test_ranks_wait_with_gradients_for_the_last_microbatch(models, monkeypatch):
 
 
 def test_one_process_sums_its_gradient_where_the_optimizer_reads_it(models):
-    """A gradient beside it, summed until the last microbatch, would be as large once more."""
+    """A second gradient, summed until the last microbatch, would take as much memory again."""
 
     def step() -> list[torch.Tensor | None]:
         with join_ranks("cpu") as ranks:

@@ -19,7 +19,7 @@ def start(recipe: str, settings: str, out: Path, *overrides: str, options: tuple
 
 
 def write_config(out: Path, text: str) -> Path:
-    """A config beside the folder of its run, whole at all times, since several processes write and read it at once."""
+    """A config next to the folder of its run, whole at all times, since several processes write and read it at once."""
     config = out.parent / f"{out.name}.yaml"
     unfinished = config.with_suffix(f".{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
